@@ -1,0 +1,39 @@
+"""Shared by all tests: `scripts/` on the import path, and a way to run a stage as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+
+@pytest.fixture
+def run_stage(tmp_path):
+    """run_stage("20_train_sft.py", "--max-length", 64): the real command, from a folder outside the repo.
+
+    `check=True` fails the test where the exit code is not 0, and shows what the stage printed.
+    """
+
+    def run(
+        script: str | Path, *args, env: dict | None = None, check: bool = True, timeout: float = 600
+    ) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / script), *map(str, args)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), **(env or {})},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=timeout,
+        )
+        assert not check or done.returncode == 0, (
+            f"{script} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+        return done
+
+    return run

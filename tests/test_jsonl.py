@@ -1,0 +1,244 @@
+"""A JSONL file is read whole or not at all, and every fault is named with its line and its mend."""
+
+import json
+import math
+
+import pytest
+from common.jsonl import (
+    DataError,
+    JsonlAppender,
+    count_lines,
+    iter_problems,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    validate_row,
+    write_json,
+    write_jsonl,
+)
+
+
+def user(text="写一首[五言绝句]"):
+    return {"role": "user", "content": text}
+
+
+def assistant(text="床前明月光，疑是地上霜。"):
+    return {"role": "assistant", "content": text}
+
+
+SFT = {"prompt": [user()], "completion": [assistant()], "meta": {"form": "五绝"}}
+PAIR = {"prompt": [user()], "chosen": [assistant("好")], "rejected": [assistant("坏")], "meta": {}}
+PROMPT = {"prompt": [user()], "meta": {"form": "五绝"}}
+STYLE = {"input": "用户问题：你好\n回答：你好", "label": "诚实", "label_english": "honesty", "metadata": {}}
+GENERATION = {
+    "id": "ab12#0",
+    "prompt_id": "ab12",
+    "sample": 0,
+    "seed": 1,
+    "prompt": [user()],
+    "completion": "",
+    "reference": None,
+    "model": "sft",
+    "finish_reason": "stop",
+    "tokens": 0,
+    "meta": {},
+}
+GOOD = {"sft": SFT, "preference": PAIR, "prompts": PROMPT, "style": STYLE, "generation": GENERATION}
+LINE = json.dumps(SFT, ensure_ascii=False).encode() + b"\n"
+
+
+@pytest.mark.parametrize("schema", GOOD)
+def test_a_good_row_of_every_schema_passes(schema):
+    assert validate_row(GOOD[schema], schema) == []
+
+
+def test_system_turn_and_several_turns_pass():
+    row = {
+        "prompt": [{"role": "system", "content": "你是诗人"}, user(), assistant(), user()],
+        "completion": [assistant(), user("再来"), assistant()],
+    }
+    assert validate_row(row, "sft") == []
+
+
+@pytest.mark.parametrize(
+    "schema, change, reason",
+    [
+        ("sft", {"prompt": ...}, "'prompt' is missing"),
+        ("sft", {"completion": ...}, "'completion' is missing"),
+        ("sft", {"prompt": "写诗"}, "prompt is a string"),
+        ("sft", {"prompt": []}, "no turns"),
+        ("sft", {"prompt": ["写诗"]}, "prompt[0] is a string"),
+        ("sft", {"prompt": [{"content": "写诗"}]}, "has no role"),
+        ("sft", {"prompt": [{"role": "human", "content": "写诗"}]}, "unknown role 'human'"),
+        ("sft", {"prompt": [{"role": "user"}]}, "has no content"),
+        ("sft", {"prompt": [user(None)]}, "content is a null"),
+        ("sft", {"prompt": [user(" \n")]}, "the text is empty"),
+        ("sft", {"prompt": [user(), assistant()]}, "last turn of prompt is assistant"),
+        ("sft", {"prompt": [user(), user()]}, "prompt[1] is user where assistant is due"),
+        ("sft", {"prompt": [user(), {"role": "system", "content": "x"}, user()]}, "prompt[1] is system"),
+        ("sft", {"completion": [assistant("　")]}, "the answer is empty"),
+        ("sft", {"completion": [user()]}, "completion[0] is user where assistant is due"),
+        ("sft", {"completion": [assistant(), user()]}, "last turn of completion is not assistant"),
+        ("sft", {"completion": [assistant(), assistant()]}, "completion[1] is assistant where user is due"),
+        ("sft", {"meta": []}, "meta is a list"),
+        ("preference", {"rejected": ...}, "'rejected' is missing"),
+        ("preference", {"rejected": [assistant(" 好")]}, "chosen and rejected are equal"),
+        ("prompts", {"meta": ...}, "'meta' is missing"),
+        ("style", {"label": ""}, "label is empty"),
+        ("style", {"label_english": 3}, "label_english is a whole number"),
+        ("generation", {"reference": ...}, "reference must be"),
+        ("generation", {"sample": True}, "sample is a true/false"),
+        ("generation", {"tokens": -1}, "tokens is -1"),
+        ("generation", {"id": "ab12#7"}, "is not prompt_id#sample"),
+    ],
+)
+def test_a_faulty_row_is_named_with_a_mend(schema, change, reason):
+    row = {key: value for key, value in {**GOOD[schema], **change}.items() if value is not ...}
+    found = validate_row(row, schema)
+    assert len(found) == 1
+    assert reason in found[0][0] and found[0][1]
+
+
+@pytest.mark.parametrize(
+    "raw, reason, mend",
+    [
+        (b"\xef\xbb\xbf" + LINE, ":1: a byte order mark", "sed"),
+        (LINE.decode().encode("utf-16"), ":1: the file is UTF-16", "iconv"),
+        (LINE + LINE.decode().encode("gbk"), ":2: not UTF-8, probably gbk", "iconv -f GB18030"),
+        (LINE + LINE.replace("光".encode(), b"\xe5\x85"), ":2: broken UTF-8", "delete the line"),
+        (LINE + LINE[:30] + b"\n" + LINE, ":2: broken JSON at column", "one object a line"),
+        (LINE + b"{'a': 1}\n", ":2: broken JSON", "json.dumps"),
+        (LINE + LINE.strip() + LINE, ":2: broken JSON at column", "one object a line"),
+        (b'{"a": NaN}\n', ":1: NaN is not JSON", "null"),
+        (b'{"a": -Infinity}\n', ":1: -Infinity is not JSON", "null"),
+        (b'{"a": 1e999}\n', "too large", "null"),
+        (b'{"a": ' + b"1" * 5000 + b"}\n", "5000 digits", "string"),
+        (b'[{"a": 1}]\n', "JSON list, not an object", "lines of their own"),
+        (b"3\n", "JSON whole number", "{...}"),
+        (b"[" * 100_000 + b"\n", "nested too deeply", "flat"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}\n', "'c' stands twice", "keep one"),
+        (b'{"a": "\\ud800"}\n', "surrogate", "whole character"),
+        (b'{"a": "x\\u0000"}\n', "control character U+0000", "delete"),
+        (b'{"a": "x\x00"}\n', "control character U+0000 at column", "delete"),
+        (b'{"a": "x\ty"}\n', "control character U+0009 at column", "\\t"),
+        (LINE + b'{"a": "' + b"x" * 10_000_000 + b'"}\n', ":2: the line has 10.0 MB", "limit of 1.0 MB"),
+        (LINE + b'{"prompt": []}\n', ":2: prompt has no turns", "fill it in"),
+        (b"", "the file holds no rows", "run the stage"),
+        (b"\n \n", "the file holds no rows", "run the stage"),
+    ],
+)
+def test_a_broken_file_is_refused_with_line_reason_and_mend(tmp_path, raw, reason, mend):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(raw)
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path, "sft")
+    assert str(path) in str(caught.value)
+    assert reason in str(caught.value)
+    assert "mend: " in str(caught.value) and mend in str(caught.value)
+
+
+@pytest.mark.parametrize("name, reason", [("gone.jsonl", "no such file"), (".", "is a folder")])
+def test_a_file_that_is_none_is_refused(tmp_path, name, reason):
+    with pytest.raises(DataError, match=reason):
+        read_jsonl(tmp_path / name)
+
+
+def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{\n" * 50)
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "50 problems" and lines[-1] == "... and 30 more" and len(lines) == 22
+    assert len(caught.value.problems) == 50
+
+
+def test_crlf_and_empty_lines_are_read_and_reported(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINE.replace(b"\n", b"\r\n") * 2 + b"\n" + LINE)
+    assert read_jsonl(path, "sft") == [SFT] * 3
+    out = capsys.readouterr().out
+    assert "2 lines end in CRLF: read as LF" in out and "1 empty lines" in out
+    assert [problem.level for problem in iter_problems(path, "sft")] == ["notice", "notice"]
+
+
+def test_a_last_line_without_a_line_end_is_a_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINE + LINE.strip())
+    assert len(read_jsonl(path)) == count_lines(path) == 2
+
+
+def test_what_is_written_is_read_back_and_readable(tmp_path):
+    path = tmp_path / "new" / "rows.jsonl"
+    rows = [{"text": "明月\u2028光\n𠮷😀"}, {"n": 0.1}]
+    assert write_jsonl(path, iter(rows)) == 2
+    assert read_jsonl(path) == rows
+    assert "明月" in path.read_text(encoding="utf-8") and b"\r" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "\ud800"])
+def test_a_row_that_json_cannot_hold_leaves_the_old_file(tmp_path, bad):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}])
+    with pytest.raises(ValueError, match="row 2"):
+        write_jsonl(path, [{"a": 1}, {"a": bad}])
+    assert read_jsonl(path) == [{"a": 1}]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_json_round_trip_and_refusal(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"诗": [1, None]})
+    assert read_json(path) == {"诗": [1, None]}
+    with pytest.raises(ValueError):
+        write_json(path, {"a": math.nan})
+    path.write_text('{"a": NaN}', encoding="utf-8")
+    with pytest.raises(DataError, match="NaN is not JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match="gone"):
+        read_json(tmp_path / "gone.json")
+
+
+def test_sha256_is_the_usual_one(tmp_path):
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_appending_goes_on_after_whole_rows_and_cuts_a_torn_one(tmp_path, capsys):
+    path = tmp_path / "new" / "rows.jsonl"
+    with JsonlAppender(path) as file:
+        assert file.done == set()
+        assert file.write({"id": "a", "text": "月"}) and file.write({"id": "b"})
+    with open(path, "ab") as file:
+        file.write('{"id": "c", "text": "月'.encode()[:-1])
+    with JsonlAppender(path) as file:
+        assert "cut a torn last line of 23 bytes" in capsys.readouterr().out
+        assert file.done == {"a", "b"}
+        assert not file.write({"id": "a", "text": "again"})
+        assert file.write({"id": "c"})
+    assert [row["id"] for row in read_jsonl(path)] == ["a", "b", "c"]
+
+
+def test_a_file_with_nothing_but_a_torn_long_line_starts_empty(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"x" * 200_000)
+    with JsonlAppender(path) as file:
+        file.write({"id": 1})
+    assert read_jsonl(path) == [{"id": 1}]
+
+
+@pytest.mark.parametrize("lines", [b'{"id": "a"}\n{"id": "a"}\n', b'{"x": 1}\n', b"{\n"])
+def test_appending_to_a_damaged_file_is_refused(tmp_path, lines):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines)
+    with pytest.raises(DataError):
+        JsonlAppender(path)
+    assert path.read_bytes() == lines
+
+
+def test_rows_written_are_on_disk_before_the_next(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with JsonlAppender(path, key="prompt_id") as file:
+        file.write({"prompt_id": "a"})
+        assert count_lines(path) == 1

@@ -1,0 +1,171 @@
+"""Settings come from one dataclass, and mistakes on the command line end in one clear line."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from common.settings import ROOT, UserError, read_settings, resolve_model
+
+STAGE = '''\
+"""Write verse.
+
+Reads   a model
+Writes  poems
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings
+
+
+@dataclass
+class Settings:
+    # Data
+    task: str = "poems"  # writing job
+    max_length: int = 256  # tokens of prompt and answer together
+    output_dir: Path = Path("checkpoints/{task}/sft")  # folder to write
+    overwrite: bool = False  # replace what is there
+
+
+def main(settings):
+    if settings.max_length < 0:
+        raise UserError("max_length is negative; mend: give tokens")
+    if settings.max_length == 0:
+        raise KeyboardInterrupt
+    print("诗", settings)
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))
+'''
+
+
+@dataclass
+class Settings:
+    task: str = "poems"  # writing job
+    run: str = "base"  # name
+    model: str = "checkpoints/{task}/sft_merged"  # model
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows
+    val_file: Path | None = None  # rows
+    output_file: Path = Path("results/{task}/generations/{run}.jsonl")  # rows
+    extra: tuple[Path, ...] = (Path("data/{task}"),)  # folders
+    stream: bool = True  # as it comes
+
+
+@pytest.fixture
+def stage(tmp_path, run_stage):
+    script = tmp_path / "90_stage.py"
+    script.write_text(STAGE, encoding="utf-8")
+    return lambda *args, **kw: run_stage(script, *args, check=False, **kw)
+
+
+def test_defaults_are_taken_from_the_repo_root_with_marks_filled_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(Settings, ["--task", "weibo"])
+    assert settings.train_file == ROOT / "processed_data/weibo/sft_train.jsonl"
+    assert settings.output_file == ROOT / "results/weibo/generations/base.jsonl"
+    assert settings.extra == (ROOT / "data/weibo",)
+    assert settings.model == "checkpoints/weibo/sft_merged"
+    assert settings.val_file is None
+
+
+@pytest.mark.parametrize("flag", ["--train-file", "--train_file"])
+def test_a_path_given_as_a_flag_is_taken_from_where_the_user_stands(tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(Settings, [flag, "my/{task}.jsonl"]).train_file == tmp_path / "my/poems.jsonl"
+    assert read_settings(Settings, [f"{flag}=my.jsonl"]).train_file == tmp_path / "my.jsonl"
+
+
+def test_a_flag_that_repeats_the_default_still_counts_as_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = read_settings(Settings, ["--train-file", "processed_data/{task}/sft_train.jsonl"])
+    assert given.train_file == tmp_path / "processed_data/poems/sft_train.jsonl"
+
+
+def test_unknown_marks_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(Settings, ["--val-file", "a{b}.jsonl"]).val_file == tmp_path / "a{b}.jsonl"
+
+
+def test_booleans_have_a_yes_and_a_no():
+    assert read_settings(Settings, ["--no-stream"]).stream is False
+    assert read_settings(Settings, ["--stream"]).stream is True
+
+
+def test_help_shows_the_docstring_and_every_setting_with_default_and_meaning(stage):
+    done = stage("--help")
+    assert done.returncode == 0
+    assert "Reads   a model\nWrites  poems" in done.stdout
+    for words in ("--max-length INT", "tokens of prompt and answer together", "(default: 256)", "--no-overwrite"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--max-lenght", "3"], "error: unknown flag --max-lenght; did you mean --max-length?"),
+        (["--outptu-dir=x"], "error: unknown flag --outptu-dir; did you mean --output-dir?"),
+        (["--zzz"], "error: unknown flag --zzz; did you mean --"),
+        (["stray"], "error: unexpected word stray"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_and_runs_nothing(stage, args, message):
+    done = stage(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_value_of_the_wrong_type_names_the_flag(stage):
+    done = stage("--max-length", "many")
+    assert done.returncode == 2
+    assert "--max-length" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(stage):
+    done = stage("--max-length", "-1")
+    assert (done.returncode, done.stderr) == (2, "error: max_length is negative; mend: give tokens\n")
+
+
+def test_an_interrupt_ends_without_a_traceback(stage):
+    done = stage("--max-length", "0")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_chinese_is_printed_whatever_the_locale(stage):
+    done = stage(env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""})
+    assert done.stdout.startswith("诗")
+
+
+def test_a_model_folder_is_looked_for_where_the_user_stands_and_then_in_the_repo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("scripts") == str(ROOT / "scripts")
+    (tmp_path / "scripts").mkdir()
+    assert resolve_model("scripts") == str(tmp_path / "scripts")
+    (tmp_path / "checkpoints/poems").mkdir(parents=True)
+    assert resolve_model("checkpoints/{task}", task="poems") == str(tmp_path / "checkpoints/poems")
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "gpt2"])
+def test_a_hub_id_passes_unchanged(name):
+    assert resolve_model(name) == name
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "checkpoints/gone/sft", "data/gone", "a/b/c", ""])
+def test_what_can_only_be_a_folder_and_is_missing_is_an_error(name):
+    with pytest.raises(UserError, match="no such model folder.*mend"):
+        resolve_model(name)
+
+
+def test_the_plumbing_imports_quickly():
+    code = "import sys, common.settings, common.jsonl, common.runs; print(*sys.modules)"
+    start = time.perf_counter()
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 0.7
+    assert not {"torch", "numpy", "transformers", "tyro"} & set(done.stdout.split())
