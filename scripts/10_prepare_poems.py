@@ -36,9 +36,9 @@ class Settings:
     max_prompts: int = 2000  # RL training prompts, 0 = all
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")
-    seed: int = 42
-    overwrite: bool = False
+    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
+    seed: int = 42  # of the faults in rejected poems
+    overwrite: bool = False  # replace what an earlier run left in output_dir
 
 
 def row_id(text: str) -> str:

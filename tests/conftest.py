@@ -12,6 +12,17 @@ SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also run what needs a browser or vLLM")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        for item in items:
+            if "all" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --all"))
+
+
 @pytest.fixture
 def run_stage(tmp_path):
     """run_stage("20_train_sft.py", "--max-length", 64): the real command, from a folder outside the repo.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from common.settings import ROOT, UserError, read_settings, resolve_model
 
 STAGE = '''\
@@ -167,5 +168,5 @@ def test_the_plumbing_imports_quickly():
     start = time.perf_counter()
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 0.7
+    assert time.perf_counter() - start < 1.5  # 0.15 s on an idle machine
     assert not {"torch", "numpy", "transformers", "tyro"} & set(done.stdout.split())

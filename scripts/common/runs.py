@@ -112,10 +112,12 @@ def begin_run(
         return _begin(*arguments)
 
     # Several processes: the first decides, or the others would take its new record for an unfinished run.
+    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    is_main, run, outcome = PartialState().is_main_process, None, [None]
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    is_main, run, outcome = PartialState(cpu=use_cpu).is_main_process, None, [None]
     if is_main:
         try:
             run = _begin(*arguments)

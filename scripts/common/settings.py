@@ -80,11 +80,12 @@ def _set_up_process() -> None:
 
 
 def _show_error(kind, error, traceback) -> None:
+    # sys.__stderr__: torch.distributed swaps sys.stderr while a hook runs, and loses what is printed before an exit.
     if issubclass(kind, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.__stderr__, flush=True)
         sys.exit(2)
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=sys.__stderr__, flush=True)
         sys.exit(130)
     sys.__excepthook__(kind, error, traceback)
 

@@ -1,0 +1,25 @@
+# Sourced by the other files here: goes to the repo's root and puts .venv with requirements.txt on the path.
+# PYTHON names the interpreter (3.11 or newer); TORCH_INDEX_URL an index to take torch from, so that a laptop need not pull CUDA.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python="${PYTHON:-python3}"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $python is older than Python 3.11; mend: PYTHON=python3.12 bash runs/..." >&2; exit 2; }
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+export PATH="$PWD/.venv/bin:$PATH"
+
+# install FILE: pip install -r FILE, once for each content of it
+install() {
+  local stamp=".venv/installed-$(basename "$1")"
+  cmp -s "$1" "$stamp" && return
+  echo "installing $1"
+  python -m pip install --quiet --disable-pip-version-check -r "$1"
+  cp "$1" "$stamp"
+}
+
+if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
+  echo "installing torch"
+  python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+fi
+install requirements.txt
+export TOKENIZERS_PARALLELISM=false

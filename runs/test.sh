@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint and tests in .venv. --all adds what needs a browser (installed by it where apt-get can); without it such tests are skipped
+# visibly. Further words go to pytest: bash runs/test.sh -k merge
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+install requirements-dev.txt
+
+words=()
+for word in "$@"; do
+  words+=("$word")
+  if [ "$word" = --all ] && ! command -v chromium >/dev/null; then
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-cjk >/dev/null
+  fi
+done
+ruff check .
+python -m pytest -q ${words[@]+"${words[@]}"}

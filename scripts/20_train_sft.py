@@ -1,0 +1,150 @@
+"""Supervised fine-tuning with LoRA: the model learns to answer as the completions do, and to stop.
+
+Loss on the answer and its eos only. Rows are grouped by length into micro-batches of equal cost, so that little is padding; there is
+no gradient checkpointing unless asked; weights are bfloat16 where the hardware multiplies in it. After a kill the same command goes
+on from the newest whole checkpoint.
+
+Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
+Writes  checkpoints/{task}/sft: adapter, tokenizer, learning_curve.png, log_history.json, TensorBoard logs, run.json
+Run     python scripts/20_train_sft.py
+        python scripts/20_train_sft.py --model Qwen/Qwen3-0.6B --lora-r 8 --lora-alpha 32 --lr 2e-4 --batch-size 4 --accumulation 8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import read_settings, resolve_model
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = "data/tiny_qwen3"  # base model: a folder or a hub id
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows to learn from
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # rows that decide when to stop
+    enable_thinking: bool = False  # passed to the chat template of models that think
+    max_length: int = 512  # tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so
+
+    # --- LoRA
+    lora_r: int = 64  # rank
+    lora_alpha: int = 128  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # on the input of the update
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers adapted
+
+    # --- optimisation
+    epochs: float = 1.0  # passes over the training rows
+    max_steps: int = -1  # optimizer steps, -1 = by epochs
+    lr: float = 2e-3  # peak; cosine to 0
+    warmup_share: float = 0.03  # of all steps
+    weight_decay: float = 0.0  # AdamW's, on the adapter
+    batch_size: int = 32  # rows in a micro-batch, on average: long rows come in smaller ones
+    accumulation: int = 2  # micro-batches per optimizer step
+    dtype: str = "auto"  # auto, float32, bfloat16
+    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+
+    # --- watching
+    eval_steps: int = 100  # steps between evaluations and checkpoints
+    eval_rows: int = 512  # validation rows used, 0 = all
+    patience: int = 4  # evaluations without a better loss before stopping, 0 = never
+    probe_count: int = 64  # samples drawn at each evaluation to see whether they stop; four times as many at the end
+    probe_tokens: int = 96  # new tokens given to each sample
+    report_to: str = "tensorboard"  # any reporter of transformers, or none
+
+    # --- run
+    output_dir: Path = Path("checkpoints/{task}/sft")  # adapter and run record
+    seed: int = 42  # of data order, LoRA initialisation and samples
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+def main(settings: Settings) -> None:
+    from common.checks import check_rows, require_clean
+    from common.jsonl import read_jsonl, write_json
+    from common.runs import begin_run, set_seed
+
+    model_path = resolve_model(settings.model, settings.task)
+    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)) as run:
+        from peft import LoraConfig
+        from transformers import EarlyStoppingCallback
+        from trl import SFTConfig, SFTTrainer
+
+        from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint
+        from common.probes import StopProbe, plot_learning_curve, stop_rate
+
+        set_seed(settings.seed)
+        tokenizer = load_tokenizer(model_path)
+        require_clean(check_rows(settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length))
+        train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
+        val = val[: settings.eval_rows or None]
+        model = load_model(model_path, tokenizer, settings.dtype)
+        print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
+
+        config = SFTConfig(
+            output_dir=str(settings.output_dir),
+            max_length=settings.max_length,
+            completion_only_loss=True,
+            assistant_only_loss=True,  # the answer up to its eos, without the template's newline behind it
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            learning_rate=settings.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup_share,
+            weight_decay=settings.weight_decay,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulation,
+            train_sampling_strategy="batch_rebalance",
+            bf16=str(model.dtype) == "torch.bfloat16",
+            gradient_checkpointing=settings.gradient_checkpointing,
+            eval_strategy="steps",
+            eval_steps=settings.eval_steps,
+            save_steps=settings.eval_steps,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            logging_steps=10,
+            report_to=settings.report_to,
+            seed=settings.seed,
+        )
+        lora = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets),
+            task_type="CAUSAL_LM",
+        )
+        probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
+        callbacks = [StopProbe(tokenizer, val, settings.probe_count, *probe)]
+        if settings.patience:
+            callbacks.append(EarlyStoppingCallback(settings.patience))
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=chat_dataset(train, ("prompt", "completion"), settings.enable_thinking),
+            eval_dataset=chat_dataset(val, ("prompt", "completion"), settings.enable_thinking),
+            processing_class=tokenizer,
+            peft_config=lora,
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+
+        trainer.save_model(str(settings.output_dir))
+        log = trainer.state.log_history
+        write_json(settings.output_dir / "log_history.json", log)
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"})
+        losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+        stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * settings.probe_count, *probe)
+        print(f"validation loss {losses[0]:.4f} -> {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped")
+        run.figure("steps", trainer.state.global_step)
+        run.figure("train_loss", next((entry["loss"] for entry in reversed(log) if "loss" in entry), None))
+        run.figure("eval_loss", min(losses))
+        run.figure("stopped", stopped)
+        run.figure("samples", samples[:2])
+        run.finish(f"python scripts/22_merge_adapter.py --task {settings.task}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

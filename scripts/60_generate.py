@@ -1,0 +1,143 @@
+"""Generate texts with any model or adapter: for a prompt file, for one prompt, or for prompts typed in.
+
+Prompts are batched by length on one fixed plan: a run that was killed goes on where it stopped and writes the rows it would have
+written. Sample k of every prompt is drawn with seed + k.
+
+Reads   --model, --adapter; --prompts-file: rows with "prompt" (messages) and "meta"
+Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model, finish_reason, tokens, meta)
+Run     python scripts/60_generate.py --adapter checkpoints/poems/sft
+        python scripts/60_generate.py --adapter checkpoints/poems/sft --prompt "写一首[五言绝句] 要求4句 主题为: 山水、自然、宁静"
+        python scripts/60_generate.py --model checkpoints/poems/sft_merged --interactive
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, resolve_model
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = "data/tiny_qwen3"  # folder or hub id
+    adapter: str = ""  # LoRA folder on top of the model; empty = none
+    name: str = ""  # run name; empty = the folder's name, "base" for the model as it ships
+    enable_thinking: bool = False  # passed to the chat template of models that think
+    dtype: str = "auto"  # auto, float32, bfloat16
+
+    # --- prompts: a file, one prompt, or typed in
+    prompts_file: Path = Path("processed_data/{task}/prompts_test.jsonl")  # rows with "prompt"
+    max_prompts: int = 0  # first prompts of the file, 0 = all
+    prompt: str = ""  # one prompt: the answers are printed, nothing is written
+    interactive: bool = False  # read prompts from the keyboard until an empty line
+
+    # --- sampling
+    num_samples: int = 1  # per prompt
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # most likely tokens to draw from, 0 = all
+    top_p: float = 1.0  # probability mass to draw from
+    max_new_tokens: int = 96  # an answer that is longer ends with finish_reason "length"
+    batch_tokens: int = 32768  # tokens in a batch, prompts and answers
+
+    # --- run
+    output_file: Path = Path("results/{task}/generations/{name}.jsonl")  # {name} is the run name
+    seed: int = 42  # of sample 0; sample k uses seed + k
+    overwrite: bool = False  # replace what an earlier run left in output_file
+
+
+def run_name(settings: Settings) -> str:
+    """sft for checkpoints/poems/sft, base for a model that no stage trained."""
+    folder = Path(settings.adapter or settings.model)
+    return folder.name if "checkpoints" in folder.parts else "base"
+
+
+def show_answers(settings: Settings, model, tokenizer, prompt: str) -> None:
+    from common.generation import render_prompt, sample
+
+    texts = [render_prompt(tokenizer, [{"role": "user", "content": prompt}], settings.enable_thinking)] * settings.num_samples
+    for _, text, reason, tokens in sample(model, tokenizer, texts, seed=settings.seed, **sampling(settings)):
+        print(f"{text}\n[{reason}, {tokens} tokens]")
+
+
+def sampling(settings: Settings) -> dict:
+    return {
+        name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "batch_tokens")
+    }
+
+
+def main(settings: Settings) -> None:
+    model_path = resolve_model(settings.model, settings.task)
+    adapter = resolve_model(settings.adapter, settings.task) if settings.adapter else None
+    one_by_one = bool(settings.prompt or settings.interactive)
+    if not one_by_one and not settings.prompts_file.exists():
+        raise UserError(f"{settings.prompts_file}: no such file; mend: run the prepare stage, or use --prompt or --interactive")
+
+    from common.generation import prompt_id, render_prompt, sample
+    from common.jsonl import JsonlAppender, read_jsonl
+    from common.models import load_model, load_tokenizer
+    from common.runs import begin_run
+
+    if one_by_one:
+        tokenizer = load_tokenizer(model_path)
+        model = load_model(model_path, tokenizer, settings.dtype, adapter)
+        if settings.prompt:
+            show_answers(settings, model, tokenizer, settings.prompt)
+        while settings.interactive:
+            print("prompt> ", end="", flush=True)
+            line = sys.stdin.readline().strip()
+            if not line:
+                return
+            show_answers(settings, model, tokenizer, line)
+        return
+
+    name = settings.name or run_name(settings)
+    output_file = Path(str(settings.output_file).replace("{name}", name))
+    inputs = {"model": model_path, "adapter": adapter, "prompts_file": settings.prompts_file}
+    with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate", ignore=("batch_tokens",)) as run:
+        rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
+        tokenizer = load_tokenizer(model_path)
+        model = load_model(model_path, tokenizer, settings.dtype, adapter)
+        ids = [prompt_id(row) for row in rows]
+        if len(set(ids)) < len(ids):
+            raise UserError(f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; mend: remove them")
+        texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
+        started, tokens_written, stopped = time.time(), 0, 0
+        with JsonlAppender(output_file, key="id") as output:
+            for number in range(settings.num_samples):
+
+                def finished(indices: list[int], number=number) -> bool:
+                    return all(f"{ids[index]}#{number}" in output.done for index in indices)
+
+                for index, text, reason, tokens in sample(
+                    model, tokenizer, texts, seed=settings.seed + number, skip=finished, **sampling(settings)
+                ):
+                    meta = dict(rows[index].get("meta", {}))
+                    output.write(
+                        {
+                            "id": f"{ids[index]}#{number}",
+                            "prompt_id": ids[index],
+                            "sample": number,
+                            "seed": settings.seed + number,
+                            "prompt": rows[index]["prompt"],
+                            "completion": text,
+                            "reference": meta.pop("reference", None),
+                            "model": name,
+                            "finish_reason": reason,
+                            "tokens": tokens,
+                            "meta": meta,
+                        }
+                    )
+                    tokens_written, stopped = tokens_written + tokens, stopped + (reason == "stop")
+                print(f"sample {number + 1} of {settings.num_samples}: {len(output.done)} rows, {tokens_written / (time.time() - started):.0f} tokens/s")
+        run.figure("rows", len(output.done))
+        run.figure("tokens_per_second", tokens_written / (time.time() - started))
+        run.finish(f"python scripts/70_score.py --task {settings.task}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,179 @@
+"""Score what the models wrote: one row a text, and a table with 95 % bootstrap intervals.
+
+The metrics are those of scripts/tasks/<task>.py, the same functions that stages 33, 50 and 51 use as rewards, and with
+them: whether the text stopped by itself, its characters, and its NLL per character under a frozen base model. A value
+that does not apply is null and never counts as 0. Metrics of a whole set (distinct-2) are taken over one text a prompt;
+their bounds are the least and greatest such set. The golden texts of the same prompts are scored too.
+
+Reads   results/{task}/generations/*.jsonl (stage 60)
+Writes  results/{task}/scores/<run>.jsonl, <run>.reference.jsonl (golden texts), <run>.run.json with the table
+Run     python scripts/70_score.py
+        python scripts/70_score.py --generations results/poems/generations/sft.jsonl --nll-model ""
+"""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, resolve_model
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: a module in scripts/tasks
+    generations: tuple[Path, ...] = (Path("results/{task}/generations"),)  # files, folders or globs of JSONL
+
+    # --- NLL per character
+    nll_model: str = "data/tiny_qwen3"  # frozen base model, folder or hub id; "" = off
+    dtype: str = "float32"  # of its weights: float32 makes figures comparable between machines; auto, bfloat16
+    token_budget: int = 8192  # padded tokens a batch
+    enable_thinking: bool = False  # passed to the chat template of models that think
+
+    # --- table
+    bootstrap: int = 2000  # resamples behind each interval
+
+    # --- run
+    output_dir: Path = Path("results/{task}/scores")
+    seed: int = 42  # of the resampling
+    overwrite: bool = False  # score again what has been scored
+
+
+def find_generations(patterns: tuple[Path, ...]) -> list[Path]:
+    """The generation files that `patterns` name. A file whose run has not finished is left out, aloud."""
+    from common.jsonl import read_json
+
+    files: dict[str, Path] = {}
+    for pattern in patterns:
+        matches = [pattern] if pattern.exists() else [Path(name) for name in glob.glob(str(pattern))]
+        found = [file for path in matches for file in (path.glob("*.jsonl") if path.is_dir() else [path])]
+        if not found:
+            raise UserError(f"no generation file at {pattern}; mend: run scripts/60_generate.py, or name another")
+        for file in sorted(found):
+            if files.setdefault(file.stem, file) != file:
+                raise UserError(f"two files for the run {file.stem}: {files[file.stem]}, {file}; mend: rename one")
+    for name, file in list(files.items()):
+        record = file.with_name(f"{name}.run.json")
+        if record.exists() and read_json(record).get("status") != "done":
+            print(f"notice: {file} is left out: its run has not finished; run stage 60 again to go on with it")
+            del files[name]
+    if not files:
+        raise UserError("no finished generation file; mend: run scripts/60_generate.py to its end")
+    return list(files.values())
+
+
+def golden_rows(rows: list[dict]) -> list[dict]:
+    """One row for each prompt that has a golden text, with that text as the completion."""
+    golden = {row["prompt_id"]: row for row in rows if row["reference"] is not None}
+    return [{**row, "id": id, "sample": 0, "completion": row["reference"]} for id, row in golden.items()]
+
+
+def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
+    """metric -> one value a row, None where it does not apply."""
+    from common.scoring import measure_texts
+
+    columns = measure_texts(task, rows)
+    columns["characters"] = [float(len(row["completion"])) for row in rows]
+    if nll is not None:
+        columns["nll_per_character"] = nll(rows)
+    return columns
+
+
+def score_row(row: dict, index: int, columns: dict, model: str | None) -> dict:
+    """One line of a score file. A golden text was not generated, so nothing is said about how it ended."""
+    return {
+        "id": row["id"],
+        "prompt_id": row["prompt_id"],
+        "model": model or row["model"],
+        "finish_reason": None if model else row["finish_reason"],
+        "scores": {name: values[index] for name, values in columns.items()},
+    }
+
+
+def score_table(task, rows: list[dict], columns: dict, bootstrap: int, seed: int) -> dict[str, dict]:
+    """metric -> mean, low, high and how many texts it applies to, or how many sets it was taken over."""
+    from common.scoring import measure_sets
+    from common.statistics import bootstrap_mean
+
+    prompts = [row["prompt_id"] for row in rows]
+    table = {}
+    for name, values in columns.items():
+        texts = sum(value is not None for value in values)
+        table[name] = {**bootstrap_mean(values, prompts, bootstrap, seed)._asdict(), "texts": texts}
+    return {**table, **measure_sets(task, rows)}
+
+
+def print_table(tables: dict[str, dict]) -> None:
+    """Rows are metrics, columns runs: it fits a terminal."""
+    from common.tables import NONE, interval, markdown_table
+
+    def cell(table: dict, name: str) -> str:
+        return interval([table[name][key] for key in ("mean", "low", "high")]) if name in table else NONE
+
+    metrics = list(dict.fromkeys(name for table in tables.values() for name in table))
+    print(markdown_table(["metric", *tables], [[n, *(cell(table, n) for table in tables.values())] for n in metrics]))
+
+
+def main(settings: Settings) -> None:
+    from common.jsonl import read_json, read_jsonl, write_jsonl
+    from common.runs import begin_run
+    from common.scoring import load_task
+
+    task = load_task(settings.task)
+    model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None
+    files = {path: read_jsonl(path, "generation") for path in find_generations(settings.generations)}
+    loaded = []  # model and tokenizer, once a file needs them
+
+    def frozen_nll(rows: list[dict]) -> list[float | None]:
+        from common.likelihood import nll_per_character
+        from common.models import load_model, load_tokenizer
+
+        if not loaded:
+            tokenizer = load_tokenizer(model_path)
+            loaded.extend((load_model(model_path, tokenizer, settings.dtype), tokenizer))
+        values = nll_per_character(*loaded, rows, settings.token_budget, settings.enable_thinking)
+        if too_long := sum(value is None and row["completion"] != "" for row, value in zip(rows, values, strict=True)):
+            print(f"notice: {too_long} texts are longer than the context of {settings.nll_model}: no NLL")
+        return values
+
+    nll = frozen_nll if model_path else None
+
+    tables = {}
+    for path, rows in files.items():
+        output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
+        inputs = {"generations": path, "nll_model": model_path, "metrics": Path(task.__file__)}
+        try:
+            run = begin_run(
+                output,
+                settings,
+                inputs,
+                settings.overwrite,
+                "70_score",
+                resumable=False,
+                ignore=("generations", "output_dir", "token_budget"),
+                also=(golden_output,),
+            )
+        except SystemExit:  # already done: the next file
+            tables[path.stem] = read_json(output.with_suffix(".run.json"))["figures"]["table"]
+            continue
+        with run:
+            columns = score_rows(task, rows, nll)
+            columns["stopped"] = [float(row["finish_reason"] == "stop") for row in rows]
+            golden = golden_rows(rows)
+            for out, texts, model, values in (
+                (golden_output, golden, "reference", score_rows(task, golden, nll) if golden else {}),
+                (output, rows, None, columns),
+            ):
+                if texts:
+                    write_jsonl(out, [score_row(row, i, values, model) for i, row in enumerate(texts)])
+            tables[path.stem] = score_table(task, rows, columns, settings.bootstrap, settings.seed)
+            run.figure("table", tables[path.stem])
+            run.figure("texts", len(rows))
+            run.figure("prompts", len({row["prompt_id"] for row in rows}))
+            run.finish()
+    print_table(tables)
+    print(f"next: python scripts/72_compare.py --task {settings.task}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,315 @@
+"""Everything side by side: one table of all runs, what each stage bought and cost, plots, and one offline HTML page.
+
+Every figure is taken over the prompts that all runs share. The first row is the golden texts of those prompts, scored
+by the same metrics. A change is measured against the run that a stage starts from (PARENTS; for other names the run
+before it), on the same prompts, paired. Minutes and memory are those of the stage's own run.json.
+
+Reads   results/{task}/generations/<run>.jsonl (stage 60), results/{task}/scores/<run>.jsonl (stage 70),
+        checkpoints/{task}/<run>/run.json where there is one
+Writes  results/{task}/compare.md, compare.html (one file, opens without a network), compare_*.png, compare.run.json
+Run     python scripts/72_compare.py
+        python scripts/72_compare.py --runs base sft sft_merged dpo --examples 30 --overwrite
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.settings import UserError, read_settings
+
+GOLDEN = "reference"
+# The chain, and the run that each stage starts from (the nearest of its ancestors that is there).
+PARENTS = {
+    "base": None,
+    "sft": "base",
+    "sft_merged": "sft",
+    "dpo": "sft_merged",
+    "dpo_merged": "dpo",
+    "grpo": "sft_merged",
+    "dpo_grpo": "dpo_merged",
+    "ppo": "sft_merged",
+}
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: a module in scripts/tasks
+    generations: Path = Path("results/{task}/generations")  # folder of <run>.jsonl
+    scores: Path = Path("results/{task}/scores")  # folder of <run>.jsonl
+    checkpoints: Path = Path("checkpoints/{task}")  # folder of <run>/run.json: what each stage cost
+    runs: tuple[str, ...] = ()  # names in the order of the rows, () = all: the chain first, others by name
+
+    # --- figures
+    metrics: tuple[str, ...] = ()  # columns of the tables and plots, () = all
+    bootstrap: int = 2000  # resamples behind each interval
+    examples: int = 12  # prompts shown side by side
+
+    # --- run
+    output: Path = Path("results/{task}/compare")  # path of the report without its ending
+    seed: int = 42  # of the resampling and of the choice of examples
+    overwrite: bool = False
+
+
+@dataclass
+class Entry:
+    """One row of the table: a run, or the golden texts. rows[i] and scores[i] are of one text."""
+
+    name: str
+    rows: list[dict]
+    scores: list[dict]
+    figures: dict = field(default_factory=dict)  # metric -> Estimate
+
+    def column(self, metric: str) -> list[float | None]:
+        return [scores.get(metric) for scores in self.scores]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [row["prompt_id"] for row in self.rows]
+
+
+# --- reading
+
+
+def choose_runs(settings: Settings) -> list[str]:
+    there = [path.stem for path in settings.generations.glob("*.jsonl")]
+    if not there:
+        raise UserError(f"no generation file in {settings.generations}; mend: run scripts/60_generate.py")
+    if missing := [name for name in settings.runs if name not in there]:
+        raise UserError(f"no generations of {', '.join(missing)}; mend: use names from {', '.join(sorted(there))}")
+    if GOLDEN in (settings.runs or there):
+        raise UserError(f"a run is called {GOLDEN}, the name of the golden texts; mend: rename its files")
+    chain = list(PARENTS)
+    return list(dict.fromkeys(settings.runs)) or sorted(
+        there, key=lambda name: (chain.index(name) if name in chain else len(chain), name)
+    )
+
+
+def load_run(settings: Settings, name: str) -> tuple[Entry, dict[str, dict], str | None]:
+    """The run, the golden texts' scores by prompt, and which model its NLL is under (None: not measured, or unknown).
+
+    Raises UserError where the scores are missing or those of another text.
+    """
+    from common.jsonl import read_json, read_jsonl, sha256_file
+
+    generations, scores = settings.generations / f"{name}.jsonl", settings.scores / f"{name}.jsonl"
+    command = (
+        f"python scripts/70_score.py --task {settings.task} --generations {generations} --output-dir {settings.scores}"
+    )
+    if not scores.is_file():
+        raise UserError(f"the run {name} has no scores ({scores}); mend: {command}")
+    rows = read_jsonl(generations, "generation")
+    by_id = {row["id"]: row["scores"] for row in read_jsonl(scores)}
+    record_path = scores.with_suffix(".run.json")
+    inputs = read_json(record_path)["inputs"] if record_path.is_file() else {}
+    scored = inputs.get("generations", {}).get("sha256")
+    if set(by_id) != {row["id"] for row in rows} or (scored and scored != sha256_file(generations)):
+        raise UserError(f"{generations} has changed since it was scored; mend: {command} --overwrite")
+    reference = scores.with_name(f"{name}.reference.jsonl")
+    golden = {row["prompt_id"]: row["scores"] for row in read_jsonl(reference)} if reference.is_file() else {}
+    nll_model = inputs.get("nll_model", {})
+    return (
+        Entry(name, rows, [by_id[row["id"]] for row in rows]),
+        golden,
+        nll_model.get("sha256") or nll_model.get("hub_id"),
+    )
+
+
+def keep_common(entries: list[Entry]) -> list[str]:
+    """Cut every run down to the prompts that all have; what to tell the reader about it."""
+    sets = [set(entry.prompts) for entry in entries]
+    common = set.intersection(*sets)
+    if not common:
+        raise UserError("the runs have no prompt in common; mend: name runs over one prompt file with --runs")
+    notes = []
+    if any(prompts != common for prompts in sets):
+        sizes = ", ".join(f"{entry.name} {len(prompts)}" for entry, prompts in zip(entries, sets, strict=True))
+        notes.append(f"The runs have different prompts ({sizes}): compared on the {len(common)} that all of them have.")
+    for entry in entries:
+        kept = [i for i, row in enumerate(entry.rows) if row["prompt_id"] in common]
+        entry.rows, entry.scores = [entry.rows[i] for i in kept], [entry.scores[i] for i in kept]
+    return notes
+
+
+def golden_entry(entries: list[Entry], scores: dict[str, dict]) -> Entry | None:
+    """The golden texts of the common prompts, or None where there are none."""
+    texts = {row["prompt_id"]: row for entry in entries for row in entry.rows if row["reference"] is not None}
+    rows = [{**texts[id], "completion": texts[id]["reference"], "sample": 0} for id in texts if id in scores]
+    return Entry(GOLDEN, rows, [scores[row["prompt_id"]] for row in rows]) if rows else None
+
+
+# --- figures
+
+
+def measure(entry: Entry, task, settings: Settings, metrics: list[str], prompts: int) -> None:
+    from common.scoring import measure_sets
+    from common.statistics import Estimate, bootstrap_mean
+
+    for name in metrics:
+        entry.figures[name] = bootstrap_mean(entry.column(name), entry.prompts, settings.bootstrap, settings.seed)
+    if len(set(entry.prompts)) == prompts:  # sets of another size say something else
+        for name, figure in measure_sets(task, entry.rows).items():
+            entry.figures[name] = Estimate(figure["mean"], figure["low"], figure["high"])
+
+
+def parent_of(name: str, names: list[str]) -> str | None:
+    """The run that `name` is measured against: the nearest ancestor that is there, else the run before it."""
+    ancestor = PARENTS.get(name)
+    while ancestor is not None and ancestor not in names:
+        ancestor = PARENTS[ancestor]
+    before = names[names.index(name) - 1] if names.index(name) else None
+    return ancestor if name in PARENTS else before
+
+
+def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[str], settings: Settings) -> dict:
+    """metric -> Estimate of entry minus parent. Metrics of a whole set have a difference but no interval."""
+    from common.statistics import Estimate, bootstrap_difference
+
+    changes = {}
+    for name in metrics:
+        pair = (parent.column(name), parent.prompts, entry.column(name), entry.prompts)
+        changes[name] = bootstrap_difference(*pair, settings.bootstrap, settings.seed)
+    for name in set_metrics:
+        before, after = (run.figures.get(name, Estimate(None, None, None)).mean for run in (parent, entry))
+        changes[name] = Estimate(None if None in (before, after) else after - before, None, None)
+    return changes
+
+
+def cost_of(record: dict | None) -> list[str]:
+    """Minutes, peak memory and device of the stage that made a run's model, from its run.json."""
+    from common.tables import NONE
+
+    keys = ("wall_seconds", "peak_memory_mib", "peak_gpu_memory_mib", "device")
+    seconds, memory, gpu, device = ((record or {}).get(key) for key in keys)
+    peak = f"{memory} MiB" + (f" + {gpu} MiB GPU" if gpu else "") if memory else NONE
+    return [NONE if seconds is None else f"{seconds / 60:.1f}", peak, device or NONE]
+
+
+# --- the report
+
+
+def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
+    """Prompts drawn by the seed, each with the golden text and the first sample of every run."""
+    import random
+
+    from common.report import card, prompt_text
+
+    mark = getattr(task, "mark", lambda text, meta: [])
+    first = [{row["prompt_id"]: i for i, row in reversed(list(enumerate(entry.rows)))} for entry in entries]
+    prompts = sorted(first[-1])  # the last entry is a run: it has every common prompt
+    examples = []
+    for id in random.Random(settings.seed).sample(prompts, min(settings.examples, len(prompts))):
+        cards = []
+        for entry, index in zip(entries, first, strict=True):
+            if id in index:
+                row, scores = entry.rows[index[id]], entry.scores[index[id]]
+                golden, text = entry.name == GOLDEN, row["completion"]
+                stopped = golden or row["finish_reason"] == "stop"
+                cards.append(card(entry.name, text, mark(text, row["meta"]), scores, golden, stopped))
+        examples.append({"prompt": prompt_text(row["prompt"]), "cards": cards})
+    return examples
+
+
+def make_tables(entries: list[Entry], names: list[str], columns: list[str], changes: dict, costs: dict) -> list:
+    from common.report import Table
+    from common.statistics import Estimate
+    from common.tables import NONE
+
+    unknown = Estimate(None, None, None)
+    rows = [[entry.name, *(entry.figures.get(column, unknown) for column in columns)] for entry in entries]
+    tables = [Table("Every run", ["run", *columns], rows, golden=GOLDEN)]
+    rows = []
+    for name in names:
+        if name in changes or name in costs:
+            parent, bought = changes.get(name, (NONE, {}))
+            rows.append([name, parent, *(bought.get(column, unknown) for column in columns), *cost_of(costs.get(name))])
+    if rows:
+        header = ["run", "against", *columns, "minutes", "peak memory", "device"]
+        tables.append(Table("What each stage bought, and what it cost", header, rows, changes=True))
+    return tables
+
+
+def main(settings: Settings) -> None:
+    from common.jsonl import read_json
+    from common.runs import begin_run
+    from common.scoring import load_task
+
+    task = load_task(settings.task)
+    names = choose_runs(settings)
+    loaded = [load_run(settings, name) for name in names]
+    entries = [entry for entry, _, _ in loaded]
+    if len({nll_model for _, _, nll_model in loaded if nll_model}) > 1:
+        raise UserError(f"NLL under different models; mend: score all runs with one --nll-model ({settings.scores})")
+    notes = keep_common(entries)
+    metrics = list(dict.fromkeys(name for entry in entries for scores in entry.scores for name in scores))
+    set_metrics = list(getattr(task, "SET_METRICS", {}))
+    columns = [name for name in metrics + set_metrics if name in settings.metrics or not settings.metrics]
+    if unknown := set(settings.metrics) - set(columns):
+        raise UserError(f"no metric {', '.join(sorted(unknown))}; mend: use {', '.join(metrics + set_metrics)}")
+
+    stem = settings.output.name.removesuffix(".md").removesuffix(".html")
+    report, page, bars, boxes = (
+        settings.output.with_name(stem + ending) for ending in (".md", ".html", "_metrics.png", "_nll.png")
+    )
+    records = {name: settings.checkpoints / name / "run.json" for name in names}
+    records = {name: path for name, path in records.items() if path.is_file()}
+    inputs = {f"generations {name}": settings.generations / f"{name}.jsonl" for name in names}
+    inputs |= {f"scores {name}": settings.scores / f"{name}.jsonl" for name in names}
+    inputs |= {f"cost {name}": path for name, path in records.items()}
+    with begin_run(
+        report,
+        settings,
+        inputs,
+        settings.overwrite,
+        "72_compare",
+        resumable=False,
+        ignore=("generations", "scores", "checkpoints", "output"),
+        also=(page, bars, boxes),
+    ) as run:
+        from common.plots import plot_bars, plot_boxes
+        from common.report import write_markdown, write_page
+
+        golden = golden_entry(entries, {id: scores for _, texts, _ in loaded for id, scores in texts.items()})
+        everything = [golden, *entries] if golden else entries
+        prompts = len(set(entries[0].prompts))
+        for entry in everything:
+            measure(entry, task, settings, metrics, prompts)
+        changes = {}  # run -> (what it is measured against, metric -> Estimate)
+        by_name = dict(zip(names, entries, strict=True))
+        for name in names:
+            if parent := parent_of(name, names):
+                changes[name] = (parent, change(by_name[name], by_name[parent], metrics, set_metrics, settings))
+        costs = {name: read_json(path) for name, path in records.items()}
+        tables = make_tables(everything, names, columns, changes, costs)
+
+        texts = ", ".join(f"{entry.name} {len(entry.rows)}" for entry in entries)
+        notes = [
+            f"{prompts} prompts; texts: {texts}. Mean [95 % interval]: prompts are resampled, not texts. – : does not "
+            "apply, or not measured. Changes are paired by prompt; bold where the interval excludes 0.",
+            *notes,
+        ]
+        if set_metrics:
+            notes.append(
+                f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "
+                "They fall as prompts are added: compare them within this table only."
+            )
+        images = {"Metrics": bars}
+        plot_bars({c: {e.name: e.figures[c] for e in everything if c in e.figures} for c in columns}, bars, GOLDEN)
+        nll = {entry.name: [v for v in entry.column("nll_per_character") if v is not None] for entry in everything}
+        if nll := {name: values for name, values in nll.items() if values}:
+            images["NLL per character under the frozen base"] = boxes
+            plot_boxes(nll, boxes, "nats per character under the frozen base")
+        content = (f"{settings.task}: {len(entries)} runs side by side", notes, tables, images)
+        examples = examples_of(everything, task, settings)
+        write_markdown(report, *content, examples)
+        write_page(page, *content, examples)
+
+        run.figure("table", {entry.name: entry.figures for entry in everything})
+        run.figure("changes", {name: {"against": parent, **bought} for name, (parent, bought) in changes.items()})
+        run.figure("prompts", prompts)
+        run.finish()
+        print("\n\n".join([*notes, *(table.markdown() for table in tables)]))
+        print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,62 @@
+"""How likely a frozen model finds a text: NLL per character, comparable between tokenizers."""
+
+from common.batching import length_batches
+from common.generation import render_prompt
+
+
+def nll_per_character(
+    model, tokenizer, rows: list[dict], token_budget: int = 8192, enable_thinking: bool = False
+) -> list[float | None]:
+    """Nats per character of each row's completion given its prompt, in the order of `rows`.
+
+    rows: {"prompt": messages, "completion": string, or messages that end in an assistant turn}. The prompt goes through
+        the chat template with a generation prompt; the end of the turn is not counted.
+    token_budget: padded tokens a batch, rows x longest row.
+
+    None for an empty completion, and for a row longer than the model's context. The model stays in the mode it was in.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    texts, prompts, answers = [], [], []  # characters; token ids before and of the completion
+    for row in rows:
+        turns, text = row["prompt"], row["completion"]
+        if not isinstance(text, str):
+            turns, text = turns + text[:-1], text[-1]["content"]
+        prompt = render_prompt(tokenizer, turns, enable_thinking)
+        texts.append(text)
+        prompts.append(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        answers.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    context = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    kept = [i for i, length in enumerate(lengths) if answers[i] and length <= context]
+    values: list[float | None] = [None] * len(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in length_batches([lengths[i] for i in kept], token_budget, seed=0):
+            indices = [kept[i] for i in batch]
+            longest = max(lengths[i] for i in indices)
+            first = min(len(prompts[i]) for i in indices) - 1  # the first position whose prediction is needed
+            # Padding stands on the right, where a causal model cannot see it.
+            ids = torch.full((len(indices), longest), tokenizer.pad_token_id or 0)  # [rows, longest]
+            mask = torch.zeros_like(ids)
+            labels = torch.full_like(ids, -100)  # [rows, longest], the token that position t predicts
+            for row, i in enumerate(indices):
+                ids[row, : lengths[i]] = torch.tensor(prompts[i] + answers[i])
+                mask[row, : lengths[i]] = 1
+                labels[row, len(prompts[i]) - 1 : lengths[i] - 1] = torch.tensor(answers[i])
+            ids, mask, labels = (tensor.to(model.device) for tensor in (ids, mask, labels[:, first:]))
+            positions = torch.arange(first, longest, device=model.device)
+            with torch.no_grad():
+                output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=positions)
+                wanted = labels != -100
+                # Slices keep the float32 copy of [tokens, vocabulary] small.
+                parts = zip(output.logits[wanted].split(1024), labels[wanted].split(1024), strict=True)
+                losses = torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in parts])
+            for i, loss in zip(indices, losses.split(wanted.sum(1).tolist()), strict=True):
+                values[i] = loss.sum().item() / len(texts[i])
+    finally:
+        model.train(was_training)
+    return values

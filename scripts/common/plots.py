@@ -1,0 +1,60 @@
+"""Plots of several runs side by side. Labels are Latin only: no machine is sure to have a Chinese font."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+GOLDEN, PLAIN = "#c9a227", "#4878a8"
+
+
+def pyplot():
+    """matplotlib.pyplot, drawing to files only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def latin(name: str) -> str:
+    return name.encode("ascii", "replace").decode().replace("_", " ")
+
+
+def plot_bars(panels: dict[str, dict[str, Sequence[float | None]]], path: Path, golden: str = "") -> None:
+    """A PNG with one panel per metric: panels[metric][run] = (mean, low, high), bounds may be None. A metric whose name
+    is not Latin gets no panel. The run called `golden` has a colour of its own."""
+    plt = pyplot()
+    names = [name for name in panels if name.isascii()]
+    runs = list(dict.fromkeys(run for name in names for run in panels[name]))
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    size = (3.2 * columns + 1, lines * (0.9 + 0.3 * len(runs)))
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        for place, run in enumerate(runs):
+            mean, low, high = panels[name].get(run, (None, None, None))
+            if mean is not None:
+                bounds = None if low is None else [[mean - low], [high - mean]]
+                color = GOLDEN if run == golden else PLAIN
+                axes.barh(place, mean, xerr=bounds, color=color, height=0.7, error_kw={"capsize": 2, "lw": 1})
+        axes.set_title(latin(name), fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.set_yticks(range(len(runs)), [latin(run) for run in runs])
+    grid[0, 0].invert_yaxis()  # the axes are shared: once turns all of them
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_boxes(values: dict[str, list[float]], path: Path, label: str) -> None:
+    """A PNG with one horizontal box per run: the middle half, with whiskers from 5 % to 95 % of the texts."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.4 * len(values)), layout="constrained")
+    axes.boxplot(list(values.values()), orientation="horizontal", whis=(5, 95), sym="", widths=0.6)
+    axes.set_yticks(range(1, len(values) + 1), [latin(run) for run in values])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label} (box: middle half; whiskers: 5 % to 95 % of the texts)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

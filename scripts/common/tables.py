@@ -1,0 +1,34 @@
+"""Tables as Markdown, and numbers as a table shows them."""
+
+import html
+import re
+from collections.abc import Sequence
+
+NONE = "–"  # does not apply, or not known: never shown as 0
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column stands left, the others right. Cells are taken as they are: see `escape`."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Any text as one Markdown cell that shows it as it is: no markup, no HTML, no line end."""
+    text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"\s*\n\s*", " / ", text.strip())
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Three digits behind the point, one from 10 on; None as a dash. With `sign` a plus is written too."""
+    if value is None:
+        return NONE
+    return f"{value:{'+' if sign else ''}.{1 if abs(value) >= 10 else 3}f}"
+
+
+def interval(estimate: Sequence[float | None], sign: bool = False) -> str:
+    """mean [low, high], or the mean alone where there are no bounds."""
+    mean, low, high = estimate
+    if low is None or high is None:
+        return number(mean, sign)
+    return f"{number(mean, sign)} [{number(low, sign)}, {number(high, sign)}]"
