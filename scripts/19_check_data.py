@@ -1,8 +1,8 @@
 """Check training files before a run: what would waste it, with line, reason and mend.
 
 Schema, encoding, roles, empty and equal texts, duplicates, rows shared by train and val, token counts, answers that
-lose their end at --max-length, and whether the tokenizer can teach a model to stop. docs/CHECKS.md lists the checks; the
-training stages call the same ones.
+lose their end at --max-length, and whether the tokenizer can teach a model to stop. The training stages call the same
+checks; docs/CHECKS.md lists them.
 Exit code 0: no errors; 1: errors; 2: the check itself could not run.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17), the tokenizer of --model

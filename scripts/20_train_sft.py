@@ -69,14 +69,16 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)) as run:
         from peft import LoraConfig
         from transformers import EarlyStoppingCallback
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
 
         from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint
-        from common.probes import StopProbe, plot_learning_curve, stop_rate
+        from common.plots import plot_learning_curve
+        from common.probes import StopProbe, stop_rate
+        from common.trainers import LeanSFTTrainer
 
         set_seed(settings.seed)
         tokenizer = load_tokenizer(model_path)
-        require_clean(check_rows(settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length))
+        require_clean(check_rows(settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking))
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
         val = val[: settings.eval_rows or None]
         model = load_model(model_path, tokenizer, settings.dtype)
@@ -107,6 +109,7 @@ def main(settings: Settings) -> None:
             metric_for_best_model="eval_loss",
             logging_steps=10,
             report_to=settings.report_to,
+            dataloader_pin_memory=model.device.type == "cuda",
             seed=settings.seed,
         )
         lora = LoraConfig(
@@ -120,7 +123,7 @@ def main(settings: Settings) -> None:
         callbacks = [StopProbe(tokenizer, val, settings.probe_count, *probe)]
         if settings.patience:
             callbacks.append(EarlyStoppingCallback(settings.patience))
-        trainer = SFTTrainer(
+        trainer = LeanSFTTrainer(
             model=model,
             args=config,
             train_dataset=chat_dataset(train, ("prompt", "completion"), settings.enable_thinking),

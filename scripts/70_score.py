@@ -79,7 +79,7 @@ def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
     return columns
 
 
-def score_row(row: dict, index: int, columns: dict, model: str | None) -> dict:
+def score_row(row: dict, index: int, columns: dict, model: str | None = None) -> dict:
     """One line of a score file. A golden text was not generated, so nothing is said about how it ended."""
     return {
         "id": row["id"],
@@ -138,7 +138,7 @@ def main(settings: Settings) -> None:
 
     nll = frozen_nll if model_path else None
 
-    tables = {}
+    tables, golden_scores = {}, {}  # the runs share their prompts: a golden text is scored once
     for path, rows in files.items():
         output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
         inputs = {"generations": path, "nll_model": model_path, "metrics": Path(task.__file__)}
@@ -160,12 +160,14 @@ def main(settings: Settings) -> None:
             columns = score_rows(task, rows, nll)
             columns["stopped"] = [float(row["finish_reason"] == "stop") for row in rows]
             golden = golden_rows(rows)
-            for out, texts, model, values in (
-                (golden_output, golden, "reference", score_rows(task, golden, nll) if golden else {}),
-                (output, rows, None, columns),
-            ):
-                if texts:
-                    write_jsonl(out, [score_row(row, i, values, model) for i, row in enumerate(texts)])
+            new = [row for row in golden if (row["id"], row["completion"]) not in golden_scores]
+            if new:
+                values = score_rows(task, new, nll)
+                for i, row in enumerate(new):
+                    golden_scores[row["id"], row["completion"]] = score_row(row, i, values, "reference")
+            if golden:
+                write_jsonl(golden_output, [golden_scores[row["id"], row["completion"]] for row in golden])
+            write_jsonl(output, [score_row(row, i, columns) for i, row in enumerate(rows)])
             tables[path.stem] = score_table(task, rows, columns, settings.bootstrap, settings.seed)
             run.figure("table", tables[path.stem])
             run.figure("texts", len(rows))

@@ -98,7 +98,7 @@ def load_run(settings: Settings, name: str) -> tuple[Entry, dict[str, dict], str
     if not scores.is_file():
         raise UserError(f"the run {name} has no scores ({scores}); mend: {command}")
     rows = read_jsonl(generations, "generation")
-    by_id = {row["id"]: row["scores"] for row in read_jsonl(scores)}
+    by_id = {row.get("id"): row["scores"] for row in read_jsonl(scores) if isinstance(row.get("scores"), dict)}
     record_path = scores.with_suffix(".run.json")
     inputs = read_json(record_path)["inputs"] if record_path.is_file() else {}
     scored = inputs.get("generations", {}).get("sha256")
@@ -283,10 +283,13 @@ def main(settings: Settings) -> None:
 
         texts = ", ".join(f"{entry.name} {len(entry.rows)}" for entry in entries)
         notes = [
-            f"{prompts} prompts; texts: {texts}. Mean [95 % interval]: prompts are resampled, not texts. – : does not "
-            "apply, or not measured. Changes are paired by prompt; bold where the interval excludes 0.",
+            f"{prompts} prompts; texts: {texts}. Mean [95 % interval]: prompts are resampled, not texts; where all are "
+            "0 or all 1, the exact binomial bound. – : does not apply, or not measured. Changes are paired by prompt; "
+            "bold where the interval excludes 0.",
             *notes,
         ]
+        if golden and len(golden.rows) < prompts:
+            notes.append(f"Only {len(golden.rows)} of the prompts have a golden text: that row is over those.")
         if set_metrics:
             notes.append(
                 f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "

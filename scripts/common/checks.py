@@ -121,8 +121,7 @@ def check_rows(
         findings += read_rows(file, schema)
         files.append(file)
     data = Data(files, schema, tokenizer, max_length, enable_thinking)
-    contract = check_tokenizer(data)
-    findings += contract
+    findings += check_tokenizer(data)
     # Without a chat template nothing can be counted.
     if schema == "style" or tokenizer.chat_template:
         for file in files:
@@ -288,15 +287,23 @@ def check_tokenizer(data: Data) -> list[Finding]:
             mend = "take the tokenizer of an instruct model, or set tokenizer.chat_template"
             found.append(("the tokenizer has no chat template", mend))
         elif tokenizer.eos_token is not None:
-            turns = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你也好"}]
-            ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
-            while ids and ids[-1] != tokenizer.eos_token_id and not tokenizer.decode(ids[-1:]).strip():
-                ids.pop()  # a line end behind eos is layout
-            if not ids or ids[-1] != tokenizer.eos_token_id:
-                reason = f"the chat template does not end the assistant's turn with eos {tokenizer.eos_token}"
-                found.append((reason, "make eos the token that ends a turn (Qwen: '<|im_end|>')"))
+            found += _check_turn_end(tokenizer)
     name = show_path(tokenizer.name_or_path or "tokenizer")
     return [Finding("error", name, 0, reason, mend) for reason, mend in found]
+
+
+def _check_turn_end(tokenizer) -> list[tuple[str, str]]:
+    turns = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你也好"}]
+    try:
+        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
+    except Exception as error:  # as in measure: a template may raise anything
+        return [(f"the chat template refuses a question and its answer: {error}", "take the model's own template")]
+    while ids and ids[-1] != tokenizer.eos_token_id and not tokenizer.decode(ids[-1:]).strip():
+        ids.pop()  # a line end behind eos is layout
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        return []
+    reason = f"the chat template does not end the assistant's turn with eos {tokenizer.eos_token}"
+    return [(reason, "make eos the token that ends a turn (Qwen: '<|im_end|>')")]
 
 
 def check_equal_texts(data: Data) -> Iterator[Finding]:

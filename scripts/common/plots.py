@@ -58,3 +58,18 @@ def plot_boxes(values: dict[str, list[float]], path: Path, label: str) -> None:
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, str]) -> None:
+    """A PNG of the logged values `names` (key in the log -> label) over steps; keys that were never logged are left out."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label in names.items():
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, markersize=3)
+    axes.set_xlabel("step")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

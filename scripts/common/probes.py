@@ -1,8 +1,6 @@
-"""What a training stage shows of itself while it runs: does it stop, what does it write, how does the loss fall."""
+"""What a training stage shows of itself while it runs: does it stop, and what does it write."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from transformers import TrainerCallback
 
@@ -38,23 +36,3 @@ class StopProbe(TrainerCallback):
         print(f"step {state.global_step}: {rate:.1%} of {len(texts)} samples stopped")
         for text in texts[:2]:
             print(f"  {text[:120]!r}")
-
-
-def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, str]) -> None:
-    """A PNG of the logged values `names` (key in the log -> label) over steps; keys that were never logged are left out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for key, label in names.items():
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, markersize=3)
-    axes.set_xlabel("step")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -68,7 +68,7 @@ def write_markdown(
     parts += [f"## {name}\n\n![{name}]({image.name})" for name, image in images.items()]
     for example in examples[:SHOWN]:
         rows = [[item["name"], escape(item["text"]) or NONE] for item in example["cards"]]
-        parts.append(f"## {escape(example['prompt'])}\n\n{markdown_table(['run', 'text'], rows)}")
+        parts.append(f"## {escape(example['prompt'])}\n\n{markdown_table(['run', 'text'], rows, left=2)}")
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 NONE = "–"  # does not apply, or not known: never shown as 0
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column stands left, the others right. Cells are taken as they are: see `escape`."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns stand left, the others right. Cells go in as they are."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

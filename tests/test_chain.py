@@ -1,0 +1,287 @@
+"""The poems chain through its real command lines, on a few hundred real poems and the embedded base model."""
+
+import json
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def records() -> list[dict]:
+    return json.loads(lzma.decompress((ROOT / "data/poems/tang.json.xz").read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, records) -> Path:
+    """Stage 10 on every 16th record of the shipped corpus."""
+    folder = tmp_path_factory.mktemp("poems")
+    (folder / "corpus.json").write_text(json.dumps(records[::16], ensure_ascii=False), encoding="utf-8")
+    stage("10_prepare_poems.py", "--corpus", folder / "corpus.json", "--max-train", 240, "--output-dir", folder / "data")
+    return folder / "data"
+
+
+def sft_words(prepared: Path, output: Path) -> list:
+    files = ["--train-file", prepared / "sft_train.jsonl", "--val-file", prepared / "sft_val.jsonl"]
+    short = ["--epochs", 3, "--batch-size", 16, "--accumulation", 2, "--eval-steps", 4, "--eval-rows", 16, "--probe-count", 8]
+    return [*files, *short, "--lora-dropout", 0.05, "--report-to", "none", "--output-dir", output]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, prepared) -> Path:
+    output = tmp_path_factory.mktemp("checkpoints") / "sft"
+    stage("20_train_sft.py", *sft_words(prepared, output))
+    return output
+
+
+@pytest.fixture(scope="session")
+def merged(trained, prepared) -> Path:
+    output = trained.parent / "sft_merged"
+    words = ["--adapter", trained, "--probe-file", prepared / "sft_val.jsonl", "--probe-rows", 8, "--greedy-rows", 2]
+    stage("22_merge_adapter.py", *words, "--output-dir", output)
+    return output
+
+
+def generate_words(prepared: Path, output: Path, *more) -> list:
+    return ["--prompts-file", prepared / "prompts_test.jsonl", "--max-prompts", 12, "--output-file", output, *more]
+
+
+@pytest.fixture(scope="session")
+def generations(tmp_path_factory, prepared, trained, merged) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "generations"
+    for name, model in (("base", []), ("sft", ["--adapter", trained]), ("sft_merged", ["--model", merged])):
+        stage("60_generate.py", *generate_words(prepared, folder / f"{name}.jsonl", "--name", name, "--num-samples", 2, *model))
+    return folder
+
+
+# --- stage 10
+
+
+def test_prepare_accounts_for_every_record(prepared):
+    report = json.loads((prepared / "report.json").read_text(encoding="utf-8"))
+    kept = report["splits"]["val"]["sft"] + report["splits"]["test"]["sft"]
+    kept += report["read"] - sum(report["dropped"].values()) - kept  # train before --max-train
+    assert report["read"] == kept + sum(report["dropped"].values())
+    assert report["splits"]["train"]["sft"] == 240
+    assert report["dropped"]["uneven line lengths"] > 0
+
+
+def test_prepare_twice_gives_the_same_bytes(prepared, tmp_path):
+    corpus = prepared.parent / "corpus.json"
+    stage("10_prepare_poems.py", "--corpus", corpus, "--max-train", 240, "--output-dir", tmp_path / "again")
+    for file in prepared.glob("*.jsonl"):
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+def test_no_poem_stands_in_two_splits(prepared):
+    texts = {split: {row["completion"][0]["content"] for row in rows_of(prepared / f"sft_{split}.jsonl")} for split in ("train", "val", "test")}
+    assert not texts["train"] & texts["val"] and not texts["train"] & texts["test"] and not texts["val"] & texts["test"]
+
+
+def test_a_grown_corpus_moves_no_poem(prepared, records, tmp_path):
+    (tmp_path / "larger.json").write_text(json.dumps(records[::16] + records[1::64], ensure_ascii=False), encoding="utf-8")
+    stage("10_prepare_poems.py", "--corpus", tmp_path / "larger.json", "--output-dir", tmp_path / "larger")
+    for split in ("val", "test"):
+        before = {row["completion"][0]["content"] for row in rows_of(prepared / f"sft_{split}.jsonl")}
+        after = {row["completion"][0]["content"] for row in rows_of(tmp_path / "larger" / f"sft_train.jsonl")}
+        assert not before & after
+
+
+def test_rejected_poems_have_the_fault_they_are_named_for(prepared):
+    from tasks import prosody
+
+    rows = rows_of(prepared / "pref_train.jsonl")
+    assert {row["meta"]["kind"] for row in rows} == {"rhyme", "meter", "disorder", "theme", "form"}
+    for row in rows:
+        form, kind = row["meta"]["form"], row["meta"]["kind"]
+        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        good, bad = prosody.check(chosen, form), prosody.check(rejected, form)
+        assert [part.status for part in (good.form, good.rhyme, good.meter)] == ["pass"] * 3
+        if kind in ("rhyme", "meter", "disorder"):
+            assert sorted(chosen) == sorted(rejected), "same characters: a bag of them tells nothing"
+        if kind in ("rhyme", "meter", "form"):
+            assert getattr(bad, kind).status == "fail"
+
+
+def test_raw_verse_keeps_what_cleaning_drops(prepared, tmp_path):
+    corpus = prepared.parent / "corpus.json"
+    counts = {}
+    for level in ("none", "basic", "full"):
+        stage("10_prepare_poems.py", "--corpus", corpus, "--clean", level, "--output-dir", tmp_path / level)
+        report = json.loads((tmp_path / level / "report.json").read_text(encoding="utf-8"))
+        counts[level] = sum(split["sft"] for split in report["splits"].values())
+    assert counts["none"] > counts["basic"] > counts["full"] > 0
+
+
+def test_broken_corpus_is_named_with_its_line(tmp_path):
+    (tmp_path / "broken.json").write_text('[\n{"title": "x", "paragraphs": ["a"]},\n{"title": \n]', encoding="utf-8")
+    done = stage("10_prepare_poems.py", "--corpus", tmp_path / "broken.json", "--output-dir", tmp_path / "out", check=False)
+    assert done.returncode == 2 and "broken.json:4: broken JSON" in done.stderr
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+# --- stage 20
+
+
+def test_sft_lowers_the_loss_and_stops(trained):
+    log = json.loads((trained / "log_history.json").read_text(encoding="utf-8"))
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+    record = record_of(trained)
+    assert record["status"] == "done" and record["figures"]["stopped"] > 0.9
+    assert all(set(entry) >= {"stop_rate"} for entry in log if "stop_rate" in entry) and any("stop_rate" in entry for entry in log)
+    assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sft_again_is_already_done(trained, prepared):
+    assert "already done" in stage("20_train_sft.py", *sft_words(prepared, trained)).stdout
+
+
+def test_sft_refuses_other_settings_without_overwrite(trained, prepared):
+    done = stage("20_train_sft.py", *sft_words(prepared, trained), "--lr", 0.1, check=False)
+    assert done.returncode == 2 and "lr: 0.002 -> 0.1" in done.stderr and "--overwrite" in done.stderr
+
+
+def test_sft_killed_in_the_middle_ends_at_the_same_loss(trained, prepared, tmp_path):
+    output = tmp_path / "sft"
+    command = [sys.executable, str(SCRIPTS / "20_train_sft.py"), *map(str, sft_words(prepared, output))]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (output / "checkpoint-8" / "trainer_state.json").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert record_of(output)["status"] == "running"
+    torn = shutil.copytree(output / "checkpoint-8", output / "checkpoint-9")  # the highest number is not always a whole one
+    (torn / "trainer_state.json").write_text('{"global_step": 9, "log_hi', encoding="utf-8")
+
+    again = stage("20_train_sft.py", *sft_words(prepared, output))
+    assert "resuming" in again.stdout and "checkpoint-9 is not whole" in again.stdout
+    whole, resumed = record_of(trained)["figures"], record_of(output)["figures"]
+    assert resumed["steps"] == whole["steps"]
+    assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-4)
+    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-4)
+
+
+def test_sft_stops_on_bad_rows_before_a_model_is_loaded(prepared, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    row = rows_of(prepared / "sft_train.jsonl")[0]
+    row["completion"][0]["content"] = ""
+    bad.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    words = ["--train-file", bad, "--val-file", prepared / "sft_val.jsonl", "--output-dir", tmp_path / "out"]
+    done = stage("20_train_sft.py", *words, check=False)
+    assert done.returncode == 2 and "bad.jsonl:1" in done.stderr and "mend" in done.stderr
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+# --- stage 22
+
+
+def test_merged_model_is_the_adapters_model(merged):
+    report = json.loads((merged / "merge_report.json").read_text(encoding="utf-8"))
+    assert report["passed"] and report["max_logit_difference"] < 2e-3
+    assert report["top1_agreement"] > 0.999 and report["greedy_equal"] == report["greedy_compared"] == 2
+
+
+def test_a_merge_beyond_tolerance_fails(trained, prepared, tmp_path):
+    words = ["--adapter", trained, "--probe-file", prepared / "sft_val.jsonl", "--probe-rows", 2, "--greedy-rows", 1]
+    done = stage("22_merge_adapter.py", *words, "--max-difference", 1e-12, "--output-dir", tmp_path / "m", check=False)
+    assert done.returncode == 1 and "NOT the adapter's model" in done.stderr
+    assert record_of(tmp_path / "m")["status"] == "failed"
+
+
+# --- stage 60
+
+
+def test_adapter_and_merged_model_write_the_same_greedy_texts(trained, merged, prepared, tmp_path):
+    texts = []
+    for name, model in (("sft", ["--adapter", trained]), ("sft_merged", ["--model", merged])):
+        output = tmp_path / f"{name}.jsonl"
+        stage("60_generate.py", *generate_words(prepared, output, "--name", name, "--temperature", 0, *model))
+        texts.append({row["id"]: row["completion"] for row in rows_of(output)})
+    assert texts[0] == texts[1]
+
+
+def test_generation_rows_are_complete(generations):
+    rows = rows_of(generations / "sft.jsonl")
+    assert len(rows) == len({row["id"] for row in rows}) == 24
+    assert {row["seed"] for row in rows} == {42, 43}
+    for row in rows:
+        assert row["id"] == f"{row['prompt_id']}#{row['sample']}" and row["finish_reason"] in ("stop", "length")
+        assert row["reference"] and row["meta"]["form"] and row["tokens"] > 0 and "<|" not in row["completion"]
+
+
+def test_generation_killed_in_the_middle_has_every_row_once(generations, trained, prepared, tmp_path):
+    output = tmp_path / "sft.jsonl"
+    words = generate_words(prepared, output, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300)
+    command = [sys.executable, str(SCRIPTS / "60_generate.py"), *map(str, words)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not output.exists() or output.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with output.open("ab") as file:  # a torn line, as a full disk or a power cut leaves it
+        file.write(b'{"id": "torn')
+    stage("60_generate.py", *words)
+    rows = rows_of(output)
+    assert len(rows) == len({row["id"] for row in rows}) == 24
+    assert {row["id"] for row in rows} == {row["id"] for row in rows_of(generations / "sft.jsonl")}
+
+    whole = tmp_path / "whole.jsonl"
+    words = generate_words(prepared, whole, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300)
+    stage("60_generate.py", *words)
+    assert sorted(map(json.dumps, rows)) == sorted(map(json.dumps, rows_of(whole))), "a resumed run writes the rows of a whole one"
+
+
+def test_one_prompt_and_typed_prompts(merged):
+    done = stage("60_generate.py", "--model", merged, "--prompt", "写一首[五言绝句] 要求4句 主题为: 山水、自然、宁静", "--num-samples", 2)
+    assert done.stdout.count("[stop, ") + done.stdout.count("[length, ") == 2
+    command = [sys.executable, str(SCRIPTS / "60_generate.py"), "--model", str(merged), "--interactive"]
+    typed = subprocess.run(command, input="写一首七言绝句\n\n", env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8")
+    assert typed.returncode == 0 and "tokens]" in typed.stdout
+
+
+def test_an_adapter_of_another_base_is_refused(trained, merged, prepared, tmp_path):
+    words = generate_words(prepared, tmp_path / "x.jsonl", "--model", merged, "--adapter", trained)
+    done = stage("60_generate.py", *words, check=False)
+    assert done.returncode == 2 and "was trained on" in done.stderr
+
+
+# --- stages 70 and 72
+
+
+def test_scores_and_report(generations):
+    scores, report = generations.parent / "scores", generations.parent / "compare"
+    stage("70_score.py", "--generations", generations, "--scores", scores, "--bootstrap", 200)
+    done = stage("72_compare.py", "--generations", generations, "--scores", scores, "--output", report, "--examples", 4)
+    for name in ("base", "sft", "sft_merged"):
+        assert len(rows_of(scores / f"{name}.jsonl")) == 24
+        assert f"| {name} " in done.stdout
+    page = report.with_suffix(".html").read_text(encoding="utf-8")
+    assert "http://" not in page and "https://" not in page
+    assert rows_of(generations / "sft.jsonl")[0]["completion"][:5] in page or "examples" in page
