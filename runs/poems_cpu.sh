@@ -35,6 +35,6 @@ generate base
 generate sft --adapter $models/sft
 generate sft_merged --model $models/sft_merged
 
-python scripts/70_score.py --generations $texts --scores results/$folder/scores ${again[@]+"${again[@]}"}
+python scripts/70_score.py --generations $texts --output-dir results/$folder/scores ${again[@]+"${again[@]}"}
 python scripts/72_compare.py --generations $texts --scores results/$folder/scores --checkpoints $models \
   --output results/$folder/compare ${again[@]+"${again[@]}"}

@@ -275,13 +275,13 @@ def test_an_adapter_of_another_base_is_refused(trained, merged, prepared, tmp_pa
 # --- stages 70 and 72
 
 
-def test_scores_and_report(generations):
+def test_scores_and_report(generations, trained):
     scores, report = generations.parent / "scores", generations.parent / "compare"
-    stage("70_score.py", "--generations", generations, "--scores", scores, "--bootstrap", 200)
-    done = stage("72_compare.py", "--generations", generations, "--scores", scores, "--output", report, "--examples", 4)
+    stage("70_score.py", "--generations", generations, "--output-dir", scores, "--bootstrap", 200)
+    done = stage("72_compare.py", "--generations", generations, "--scores", scores, "--checkpoints", trained.parent, "--output", report, "--examples", 4)
     for name in ("base", "sft", "sft_merged"):
         assert len(rows_of(scores / f"{name}.jsonl")) == 24
         assert f"| {name} " in done.stdout
     page = report.with_suffix(".html").read_text(encoding="utf-8")
+    assert any(row["reference"] in page for row in rows_of(generations / "sft.jsonl"))
     assert "http://" not in page and "https://" not in page
-    assert rows_of(generations / "sft.jsonl")[0]["completion"][:5] in page or "examples" in page

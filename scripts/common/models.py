@@ -43,7 +43,9 @@ def turn_end(tokenizer) -> str:
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": mark}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     tail = tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
-    if not tail or tail[0] not in tokenizer.all_special_ids:
+    # <|im_end|> is a special token of Qwen's base models too, though neither their eos nor their pad
+    known = tokenizer.added_tokens_decoder.get(tail[0]) if tail else None
+    if known is None or not known.special:
         raise UserError("the chat template puts no special token behind an answer; mend: end it with the model's turn end")
     return tokenizer.convert_ids_to_tokens(tail[0])
 
