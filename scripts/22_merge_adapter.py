@@ -61,7 +61,9 @@ def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> lis
     from common.generation import render_prompt, sample
 
     texts = [render_prompt(tokenizer, row["prompt"]) for row in rows]
-    results = sample(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, seed=0)
+    results = sample(
+        model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, seed=0
+    )
     return [text for _, text, _, _ in sorted(results)]
 
 
@@ -73,7 +75,9 @@ def main(settings: Settings) -> None:
     adapter = str(settings.adapter)
     base = resolve_model(settings.model or read_adapter_config(adapter)["base_model_name_or_path"], settings.task)
     inputs = {"model": base, "adapter": settings.adapter, "probe_file": settings.probe_file}
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "22_merge_adapter", resumable=False) as run:
+    with begin_run(
+        settings.output_dir, settings, inputs, settings.overwrite, "22_merge_adapter", resumable=False
+    ) as run:
         rows = read_jsonl(settings.probe_file)[: settings.probe_rows]
         tokenizer = load_tokenizer(adapter)
         texts = row_texts(tokenizer, rows)
@@ -110,19 +114,27 @@ def main(settings: Settings) -> None:
             "top1_agreement": agreed / count,
             "greedy_equal": sum(same),
             "greedy_compared": len(same),
-            "greedy_different": [[one, other] for one, other, equal in zip(greedy_before, greedy_after, same, strict=True) if not equal],
+            "greedy_different": [
+                [one, other] for one, other, equal in zip(greedy_before, greedy_after, same, strict=True) if not equal
+            ],
         }
         report["passed"] = largest <= allowed[0] and report["mean_logit_difference"] <= allowed[1]
         write_json(settings.output_dir / "merge_report.json", report)
-        print(f"largest logit difference {largest:.2e} (allowed {allowed[0]:.0e}), mean {total / values:.2e} (allowed {allowed[1]:.0e})")
-        print(f"top-1 agreement {agreed / count:.4%} of {int(count)} positions; greedy texts equal {sum(same)} of {len(same)}")
+        print(
+            f"largest logit difference {largest:.2e} (allowed {allowed[0]:.0e}), mean {total / values:.2e} (allowed {allowed[1]:.0e})"
+        )
+        print(
+            f"top-1 agreement {agreed / count:.4%} of {int(count)} positions; greedy texts equal {sum(same)} of {len(same)}"
+        )
         for name in ("max_logit_difference", "mean_logit_difference", "top1_agreement", "greedy_equal", "passed"):
             run.figure(name, report[name])
         if not report["passed"]:
             run.fail("merged model differs from the adapter's")
             print("the merged model is NOT the adapter's model: see merge_report.json", file=sys.stderr)
             raise SystemExit(1)
-        run.finish(f"python scripts/60_generate.py --task {settings.task} --model {run.record['settings']['output_dir']}")
+        run.finish(
+            f"python scripts/60_generate.py --task {settings.task} --model {run.record['settings']['output_dir']}"
+        )
 
 
 if __name__ == "__main__":

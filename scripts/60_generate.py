@@ -59,7 +59,9 @@ def run_name(settings: Settings) -> str:
 def show_answers(settings: Settings, model, tokenizer, prompt: str) -> None:
     from common.generation import render_prompt, sample
 
-    texts = [render_prompt(tokenizer, [{"role": "user", "content": prompt}], settings.enable_thinking)] * settings.num_samples
+    texts = [
+        render_prompt(tokenizer, [{"role": "user", "content": prompt}], settings.enable_thinking)
+    ] * settings.num_samples
     for _, text, reason, tokens in sample(model, tokenizer, texts, seed=settings.seed, **sampling(settings)):
         print(f"{text}\n[{reason}, {tokens} tokens]")
 
@@ -75,7 +77,11 @@ def main(settings: Settings) -> None:
     adapter = resolve_model(settings.adapter, settings.task) if settings.adapter else None
     one_by_one = bool(settings.prompt or settings.interactive)
     if not one_by_one and not settings.prompts_file.exists():
-        raise UserError(f"{settings.prompts_file}: no such file; mend: run the prepare stage, or use --prompt or --interactive")
+        raise UserError(
+            f"{settings.prompts_file}: no such file; mend: run the prepare stage, or use --prompt or --interactive"
+        )
+
+    from tqdm import tqdm
 
     from common.generation import prompt_id, render_prompt, sample
     from common.jsonl import JsonlAppender, read_jsonl
@@ -98,44 +104,40 @@ def main(settings: Settings) -> None:
     name = settings.name or run_name(settings)
     output_file = Path(str(settings.output_file).replace("{name}", name))
     inputs = {"model": model_path, "adapter": adapter, "prompts_file": settings.prompts_file}
-    with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate", ignore=("batch_tokens",)) as run:
+    with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate") as run:
         rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
         tokenizer = load_tokenizer(model_path)
         model = load_model(model_path, tokenizer, settings.dtype, adapter)
         ids = [prompt_id(row) for row in rows]
         if len(set(ids)) < len(ids):
-            raise UserError(f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; mend: remove them")
+            raise UserError(
+                f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; mend: remove them"
+            )
         texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
-        started, tokens_written, stopped = time.time(), 0, 0
+        started, written = time.time(), 0
         with JsonlAppender(output_file, key="id") as output:
             for number in range(settings.num_samples):
 
                 def finished(indices: list[int], number=number) -> bool:
                     return all(f"{ids[index]}#{number}" in output.done for index in indices)
 
-                for index, text, reason, tokens in sample(
-                    model, tokenizer, texts, seed=settings.seed + number, skip=finished, **sampling(settings)
-                ):
-                    meta = dict(rows[index].get("meta", {}))
-                    output.write(
-                        {
-                            "id": f"{ids[index]}#{number}",
-                            "prompt_id": ids[index],
-                            "sample": number,
-                            "seed": settings.seed + number,
-                            "prompt": rows[index]["prompt"],
-                            "completion": text,
-                            "reference": meta.pop("reference", None),
-                            "model": name,
-                            "finish_reason": reason,
-                            "tokens": tokens,
-                            "meta": meta,
-                        }
-                    )
-                    tokens_written, stopped = tokens_written + tokens, stopped + (reason == "stop")
-                print(f"sample {number + 1} of {settings.num_samples}: {len(output.done)} rows, {tokens_written / (time.time() - started):.0f} tokens/s")
+                seed = settings.seed + number
+                answers = sample(model, tokenizer, texts, seed=seed, skip=finished, **sampling(settings))
+                progress = tqdm(answers, f"sample {number + 1} of {settings.num_samples}", len(texts), unit=" rows")
+                for index, text, reason, tokens in progress:
+                    meta = dict(rows[index]["meta"])
+                    row = {"id": f"{ids[index]}#{number}", "prompt_id": ids[index], "sample": number, "seed": seed}
+                    row |= {
+                        "prompt": rows[index]["prompt"],
+                        "completion": text,
+                        "reference": meta.pop("reference", None),
+                    }
+                    output.write(row | {"model": name, "finish_reason": reason, "tokens": tokens, "meta": meta})
+                    written += tokens
+        speed = written / (time.time() - started)
+        print(f"{len(output.done)} rows in {output_file}, {speed:.0f} tokens/s")
         run.figure("rows", len(output.done))
-        run.figure("tokens_per_second", tokens_written / (time.time() - started))
+        run.figure("tokens_per_second", speed)
         run.finish(f"python scripts/70_score.py --task {settings.task}")
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from common.char_tokenizer import PAD, TURN_END, build_tokenizer
 from common.models import align_stop_tokens, load_model, load_tokenizer, newest_checkpoint, turn_end
 from common.settings import UserError
 from conftest import ROOT
-from peft import LoraConfig, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 BASE = str(ROOT / "data/tiny_qwen3")
 
@@ -19,11 +20,21 @@ def tokenizer():
 
 def tiny_model(tokenizer) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=True, **sizes))
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    return Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=len(tokenizer), intermediate_size=64, tie_word_embeddings=True, **sizes)
+    )
 
 
-@pytest.mark.parametrize("text", ["春眠不觉晓", "emoji 😀 and é", "處處聞啼鳥", "<|im_end|> <0x41>\n\ttab", "", "user assistant"])
+@pytest.mark.parametrize(
+    "text", ["春眠不觉晓", "emoji 😀 and é", "處處聞啼鳥", "<|im_end|> <0x41>\n\ttab", "", "user assistant"]
+)
 def test_any_text_survives_a_round_trip(text):
     tokenizer = load_tokenizer(BASE)
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
@@ -93,16 +104,22 @@ def test_newest_checkpoint_is_the_newest_whole_one(tmp_path):
 
 
 def test_lean_loss_is_trls_loss(tokenizer, tmp_path):
-    from common.trainers import LeanSFTTrainer
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from common.trainers import LeanSFTTrainer
+
     answers = ["春眠不觉晓", "处处闻啼鸟，处处闻啼鸟。", "晓"]
-    rows = [{"prompt": [{"role": "user", "content": "问"}], "completion": [{"role": "assistant", "content": a}]} for a in answers]
+    rows = [
+        {"prompt": [{"role": "user", "content": "问"}], "completion": [{"role": "assistant", "content": a}]}
+        for a in answers
+    ]
     values = []
     for kind in (SFTTrainer, LeanSFTTrainer):
         torch.manual_seed(0)
-        model = get_peft_model(tiny_model(tokenizer), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+        model = get_peft_model(
+            tiny_model(tokenizer), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+        )
         config = SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", gradient_checkpointing=False,
                            assistant_only_loss=True, per_device_train_batch_size=3)  # fmt: skip
         trainer = kind(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

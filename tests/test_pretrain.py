@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+
 from common.batching import length_batches
 from common.muon import Muon, orthogonalise
 from conftest import ROOT, SCRIPTS
@@ -28,7 +29,20 @@ def corpus(tmp_path_factory):
 
 
 def words(corpus, output) -> list[str]:
-    small = ["--hidden-size", 32, "--layers", 1, "--heads", 2, "--kv-heads", 1, "--intermediate-size", 48, "--min-count", 5]
+    small = [
+        "--hidden-size",
+        32,
+        "--layers",
+        1,
+        "--heads",
+        2,
+        "--kv-heads",
+        1,
+        "--intermediate-size",
+        48,
+        "--min-count",
+        5,
+    ]
     steps = ["--train-tokens", 24000, "--batch-tokens", 1024, "--eval-every", 6, "--eval-poems", 8]
     places = ["--corpus", corpus, "--modern", corpus, "--output-dir", output / "model", "--work-dir", output / "work"]
     return [sys.executable, str(SCRIPTS / "00_pretrain_tiny.py"), *map(str, [*small, *steps, *places])]
@@ -60,7 +74,9 @@ def test_splits_are_decided_by_the_text_alone():
     shuffled = poems[:]
     random.Random(0).shuffle(shuffled)
     again, _ = verse_corpus.split_poems(shuffled)
-    assert {name: {p.key for p in part} for name, part in splits.items()} == {name: {p.key for p in part} for name, part in again.items()}
+    assert {name: {p.key for p in part} for name, part in splits.items()} == {
+        name: {p.key for p in part} for name, part in again.items()
+    }
     held_out = {run for name in ("val", "test") for poem in splits[name] for run in verse_corpus.runs_of(poem.key)}
     assert all(held_out.isdisjoint(verse_corpus.runs_of(poem.key)) for poem in splits["train"])
 

@@ -15,7 +15,9 @@ def prompt_id(row: dict) -> str:
 
 
 def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking)
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+    )
 
 
 def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,

@@ -12,7 +12,7 @@ from common.settings import UserError
 
 
 def resolve_dtype(name: str):
-    """"auto" -> bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AMX or AVX512-BF16), else float32."""
+    """ "auto" -> bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AMX or AVX512-BF16), else float32."""
     import torch
 
     if name != "auto":
@@ -38,7 +38,9 @@ def turn_end(tokenizer) -> str:
     Raises UserError where there is no template, or where it ends an answer with ordinary text: such a model cannot be told to stop.
     """
     if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template; mend: take the chat model, or copy its chat_template.jinja")
+        raise UserError(
+            "the tokenizer has no chat template; mend: take the chat model, or copy its chat_template.jinja"
+        )
     mark = "答"
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": mark}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -46,7 +48,9 @@ def turn_end(tokenizer) -> str:
     # <|im_end|> is a special token of Qwen's base models too, though neither their eos nor their pad
     known = tokenizer.added_tokens_decoder.get(tail[0]) if tail else None
     if known is None or not known.special:
-        raise UserError("the chat template puts no special token behind an answer; mend: end it with the model's turn end")
+        raise UserError(
+            "the chat template puts no special token behind an answer; mend: end it with the model's turn end"
+        )
     return tokenizer.convert_ids_to_tokens(tail[0])
 
 
@@ -67,9 +71,13 @@ def load_tokenizer(model: str):
         print(f"tokenizer: eos {tokenizer.eos_token} -> {stop}, the token that ends a turn")
         tokenizer.eos_token = stop
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        spare = [token for token in ("<|endoftext|>", "<|pad|>", "<pad>") if token in tokenizer.get_vocab() and token != stop]
+        spare = [
+            token for token in ("<|endoftext|>", "<|pad|>", "<pad>") if token in tokenizer.get_vocab() and token != stop
+        ]
         if not spare:
-            raise UserError(f"{model}: pad is eos ({stop}) and no spare token is there; mend: add a pad token to the tokenizer")
+            raise UserError(
+                f"{model}: pad is eos ({stop}) and no spare token is there; mend: add a pad token to the tokenizer"
+            )
         print(f"tokenizer: pad {tokenizer.pad_token} -> {spare[0]}, so that padding never hides an eos")
         tokenizer.pad_token = spare[0]
     return tokenizer
@@ -85,7 +93,11 @@ def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None =
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False, attn_implementation=attention
+            model,
+            dtype=resolve_dtype(dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no model could be loaded ({str(error).splitlines()[0]})") from None
@@ -111,7 +123,9 @@ def align_stop_tokens(model, tokenizer) -> None:
 def read_adapter_config(adapter: str) -> dict:
     path = Path(adapter) / "adapter_config.json"
     if not path.exists():
-        raise UserError(f"{adapter}: no adapter_config.json inside; mend: name the folder that stage 20, 40, 50 or 51 wrote")
+        raise UserError(
+            f"{adapter}: no adapter_config.json inside; mend: name the folder that stage 20, 40, 50 or 51 wrote"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

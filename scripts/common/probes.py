@@ -5,12 +5,16 @@ from __future__ import annotations
 from transformers import TrainerCallback
 
 
-def stop_rate(model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool) -> tuple[float, list[str]]:
+def stop_rate(
+    model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
+) -> tuple[float, list[str]]:
     """Share of `count` answers sampled at temperature 1 that end by eos, and the answers."""
     from common.generation import render_prompt, sample
 
     texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows[:count]]
-    results = sorted(sample(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=seed))
+    results = sorted(
+        sample(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+    )
     return sum(reason == "stop" for _, _, reason, _ in results) / len(results), [text for _, text, _, _ in results]
 
 

@@ -22,5 +22,7 @@ class LeanSFTTrainer(SFTTrainer):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), kept, ignore_index=-100, reduction="sum")
         loss = loss / ((kept != -100).sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # the count is over all processes, whose gradients are averaged
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # the count is over all processes, whose gradients are averaged
         return loss

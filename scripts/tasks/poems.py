@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 from common.settings import ROOT
 from tasks import prosody, verse_corpus
@@ -120,7 +119,9 @@ def fluency(prompts, completions, meta, **_) -> list[float | None]:
     known = _training_bigrams()
     values = []
     for text in completions:
-        pairs = [line[i : i + 2] for line in prosody.split_lines(prosody.to_simplified(text)) for i in range(len(line) - 1)]
+        pairs = [
+            line[i : i + 2] for line in prosody.split_lines(prosody.to_simplified(text)) for i in range(len(line) - 1)
+        ]
         values.append(sum(pair in known for pair in pairs) / len(pairs) if pairs else None)
     return values
 

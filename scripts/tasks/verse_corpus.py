@@ -16,7 +16,9 @@ from pathlib import Path
 from common.settings import UserError
 from tasks.prosody import FORM_OF_SHAPE, split_lines, to_simplified
 
-NOT_HAN = re.compile("[^\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]")  # 〇 and the CJK ideographs to extension G
+NOT_HAN = re.compile(
+    "[^\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]"
+)  # 〇 and the CJK ideographs to extension G
 CLEANING_LEVELS = ("none", "basic", "full")
 SHARED_RUN = 10  # two poems that share this many consecutive characters are near-copies of each other
 
@@ -43,7 +45,9 @@ def load_records(path: Path) -> list[dict]:
     Raises UserError when the file is not such an array; a record of another shape is named by its index.
     """
     if path.is_dir():
-        files = sorted(path.glob("poet.*.json"), key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[2])))
+        files = sorted(
+            path.glob("poet.*.json"), key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[2]))
+        )
         if not files:
             raise UserError(f"{path}: no poet.*.json inside; mend: name the folder quan_tang_shi / quantangshi itself")
         return [record for file in files for record in load_records(file)]
@@ -55,9 +59,13 @@ def load_records(path: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; mend: convert the file to UTF-8 first") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: the file must be one JSON array") from None
+        raise UserError(
+            f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: the file must be one JSON array"
+        ) from None
     if not isinstance(records, list):
-        raise UserError(f"{path}: not a JSON array; mend: chinese-poetry's schema is [{{author, title, paragraphs}}, …]")
+        raise UserError(
+            f"{path}: not a JSON array; mend: chinese-poetry's schema is [{{author, title, paragraphs}}, …]"
+        )
     for index, record in enumerate(records):
         paragraphs = record.get("paragraphs") if isinstance(record, dict) else None
         if not isinstance(paragraphs, list) or not all(isinstance(part, str) for part in paragraphs):
