@@ -36,5 +36,6 @@ generate sft --adapter $models/sft
 generate sft_merged --model $models/sft_merged
 
 python scripts/70_score.py --generations $texts --output-dir results/$folder/scores ${again[@]+"${again[@]}"}
+# the report is made anew each time: it costs seconds, and any run above may have changed
 python scripts/72_compare.py --generations $texts --scores results/$folder/scores --checkpoints $models \
-  --output results/$folder/compare ${again[@]+"${again[@]}"}
+  --output results/$folder/compare --overwrite

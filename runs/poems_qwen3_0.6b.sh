@@ -22,4 +22,4 @@ generate base --model "$model"
 generate sft --model "$model" --adapter $models/sft
 generate sft_merged --model $models/sft_merged
 python scripts/70_score.py --generations $texts --output-dir results/$run/scores --nll-model "$model" --dtype auto
-python scripts/72_compare.py --generations $texts --scores results/$run/scores --checkpoints $models --output results/$run/compare
+python scripts/72_compare.py --generations $texts --scores results/$run/scores --checkpoints $models --output results/$run/compare --overwrite
