@@ -9,7 +9,8 @@ words=()
 for word in "$@"; do
   words+=("$word")
   if [ "$word" = --all ] && ! command -v chromium >/dev/null; then
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-cjk >/dev/null
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-noto-cjk; } >/dev/null ||
+      echo "notice: Chromium could not be installed here, the test that needs it is skipped"
   fi
 done
 ruff check .

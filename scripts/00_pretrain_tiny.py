@@ -29,35 +29,35 @@ class Settings:
     vocabulary_texts: tuple[Path, ...] = (
         Path("data/weibo/sample_posts.json"),
         Path("data/weibo/sample_comments.json"),
-    )  # their characters join the vocabulary, they are not trained on
+    )  # only their characters
     min_count: int = 12  # a verse character seen less often, and not in GB2312, is spelled in bytes
     chatml_share: float = 0.1  # share of texts wrapped as a plain ChatML turn
     tang_passes: int = 2  # Tang poems are shown this often for each time a Song poem is
 
     # --- model (Qwen3 architecture)
-    hidden_size: int = 256
-    layers: int = 4
-    heads: int = 8  # of 32 dimensions
-    kv_heads: int = 4
-    intermediate_size: int = 640
+    hidden_size: int = 256  # width of the residual stream
+    layers: int = 4  # transformer blocks
+    heads: int = 8  # query heads of hidden_size / heads dimensions
+    kv_heads: int = 4  # key and value heads, shared by groups of query heads
+    intermediate_size: int = 640  # width inside the MLP
     max_position: int = 2048  # tokens
 
     # --- training
-    train_tokens: int = 14_000_000  # real tokens to train on; may be changed when a run is resumed
+    train_tokens: int = 8_500_000  # real tokens to train on; may be changed when a run is resumed
     batch_tokens: int = 4096  # padded tokens per step
     lr: float = 3e-3  # peak, for both optimizers
     warmup_share: float = 0.02  # of train_tokens
     decay_share: float = 0.5  # last part of train_tokens over which the rate falls to 0, linearly
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of the matrices
     eval_every: int = 400  # steps
     eval_poems: int = 256  # held-out poems for the NLL, and poems sampled for form, meter and rhyme
     threads: int = 0  # CPU threads, 0 = torch's choice
 
     # --- run
-    output_dir: Path = Path("data/tiny_qwen3")
-    work_dir: Path = Path("checkpoints/poems/pretrain")
-    seed: int = 42
-    overwrite: bool = False
+    output_dir: Path = Path("data/tiny_qwen3")  # model and tokenizer
+    work_dir: Path = Path("checkpoints/poems/pretrain")  # checkpoint and log
+    seed: int = 42  # of weights, row order and samples
+    overwrite: bool = False  # replace what an earlier run left in output_dir
 
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
@@ -162,7 +162,10 @@ def loss_and_backward(model, ids, labels) -> float:
 
 
 def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, float]:
-    """NLL per character (nats, punctuation counted) of held-out poems, and rates of `count` unconditional samples."""
+    """NLL per token (nats, the closing <|endoftext|> included) of held-out poems, and rates of `count` unconditional samples.
+
+    About one sample in six is prose or chat, as in training: the rates are of all samples, and that much below those of verse.
+    """
     import torch
 
     from tasks import prosody
@@ -200,31 +203,22 @@ def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, flo
         for part, passed in (*parts.items(), ("all three", all(parts.values()))):
             rates[part] += passed / count
     print("sample:", texts[0][:80])
-    return {"nll_per_character": nll / characters, **rates}
+    return {"nll_per_token": nll / characters, **rates}
 
 
-def main(settings: Settings) -> None:
+def train(settings: Settings, run, poems, sentences, held_out, characters) -> None:
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     from common.batching import length_batches
     from common.char_tokenizer import TURN_END, build_tokenizer
     from common.muon import Muon
-    from common.runs import begin_run, set_seed
+    from common.runs import set_seed
 
-    run = begin_run(
-        settings.output_dir,
-        settings,
-        {"corpus": settings.corpus, "modern": settings.modern},
-        overwrite=settings.overwrite,
-        stage="00_pretrain_tiny",
-        ignore=("train_tokens", "decay_share", "threads"),
-    )
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(settings.seed)
-    poems, sentences, held_out, characters = load_texts(settings)
     tokenizer = build_tokenizer(characters)
     rows = encode_rows(settings, tokenizer, poems, sentences)
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
@@ -262,7 +256,10 @@ def main(settings: Settings) -> None:
     log = settings.work_dir / "log.jsonl"
     checkpoint = settings.work_dir / "checkpoint.pt"
     settings.work_dir.mkdir(parents=True, exist_ok=True)
-    if run.resuming and checkpoint.exists():
+    if not run.resuming:  # what another run left would be taken for this one's
+        checkpoint.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+    if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -327,6 +324,16 @@ def main(settings: Settings) -> None:
     tokenizer.save_pretrained(settings.output_dir)
     assert tokenizer.eos_token == TURN_END
     run.finish("python scripts/10_prepare_poems.py")
+
+
+def main(settings: Settings) -> None:
+    from common.runs import begin_run
+
+    texts = load_texts(settings)  # before an earlier run's files are touched
+    inputs = {"corpus": settings.corpus, "modern": settings.modern}
+    ignore = ("train_tokens", "decay_share", "threads")
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=ignore) as run:
+        train(settings, run, *texts)
 
 
 if __name__ == "__main__":

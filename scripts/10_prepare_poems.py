@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings
+from common.settings import UserError, read_settings, show_path
 
 
 @dataclass
@@ -26,14 +26,14 @@ class Settings:
     # --- data
     task: str = "poems"  # fixed: this stage knows verse only
     corpus: Path = Path("data/poems/tang.json.xz")  # file or folder in chinese-poetry's schema
-    clean: Literal["none", "basic", "full"] = (
-        "full"  # none: as printed; basic: damaged texts out; full: regular verse only
-    )
+    clean: Literal["none", "basic", "full"] = "full"  # of the training rows: as printed, no damage, regular verse only
     max_train: int = 0  # SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)
     themes: int = 3  # themes named in an instruction
 
     # --- preference pairs and RL prompts
-    max_pairs: int = 6000  # training pairs, 0 = all; val and test get theirs in proportion to the splits
+    max_pairs: int = (
+        6000  # training pairs, 0 = all; val and test get four times their share of it, for narrower intervals
+    )
     max_prompts: int = 2000  # RL training prompts, 0 = all
 
     # --- run
@@ -58,14 +58,22 @@ def main(settings: Settings) -> None:
 
     if settings.task != "poems":
         raise UserError(f"--task {settings.task}: this stage prepares poems; mend: use the prepare stage of that task")
-    inputs = {"corpus": settings.corpus}
+    records = verse_corpus.load_records(settings.corpus)  # before an earlier run's files are touched
+    source = settings.corpus.name.split(".")[0]
+    regular, dropped = verse_corpus.clean(records, "full", source)
+    splits, near_copies = verse_corpus.split_poems(regular)
+    if settings.clean != "full":
+        # val and test are regular verse at every level, so that what cleaning buys is measured on one set
+        poems, dropped = verse_corpus.clean(records, settings.clean, source)
+        splits["train"] = verse_corpus.without_near_copies(poems, splits["val"] + splits["test"])
+        near_copies = len(poems) - len(splits["train"])
+    if not splits["train"]:
+        raise UserError(f"{settings.corpus}: no training poem is left of {len(records)} records; dropped: {dropped}")
+    inputs = {"corpus": settings.corpus, **{file.name: file for file in task.FILES if file.suffix == ".json"}}
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "10_prepare_poems", resumable=False
     ) as run:
-        records = verse_corpus.load_records(settings.corpus)
-        kept, dropped = verse_corpus.clean(records, settings.clean, settings.corpus.name.split(".")[0])
-        splits, near_copies = verse_corpus.split_poems(kept)
-        print(f"read {len(records)}, kept {len(kept) - near_copies} (--clean {settings.clean})")
+        print(f"read {len(records)}, train {len(splits['train'])} (--clean {settings.clean})")
         dropped[NEAR_COPY] = near_copies
         for reason, count in sorted(dropped.items(), key=lambda item: -item[1]):
             print(f"  dropped {count:6d}  {reason}")
@@ -115,7 +123,8 @@ def main(settings: Settings) -> None:
             print(f"{split}: " + ", ".join(f"{len(rows)} {name}" for name, rows in files.items()))
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)
-        run.finish("python scripts/20_train_sft.py")
+        files = f"--train-file {show_path(settings.output_dir)}/sft_train.jsonl --val-file {show_path(settings.output_dir)}/sft_val.jsonl"
+        run.finish(f"python scripts/19_check_data.py {files}")
 
 
 if __name__ == "__main__":

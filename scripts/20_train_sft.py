@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
-from common.settings import read_settings, resolve_model
+from common.settings import read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -71,9 +70,16 @@ class Settings:
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
+    from common.models import chat_dataset, load_model, load_tokenizer, marks_answers, newest_checkpoint
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    # before an earlier run's files are touched
+    report = check_rows(
+        settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
+    )
+    require_clean(report)
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)
@@ -82,19 +88,12 @@ def main(settings: Settings) -> None:
         from transformers import EarlyStoppingCallback
         from trl import SFTConfig
 
-        from common.likelihood import nll_per_character
-        from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint
+        from common.likelihood import mean_nll
         from common.plots import plot_learning_curve
         from common.probes import StopProbe, stop_rate
         from common.trainers import LeanSFTTrainer
 
         set_seed(settings.seed)
-        tokenizer = load_tokenizer(model_path)
-        require_clean(
-            check_rows(
-                settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
-            )
-        )
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
         val = val[: settings.eval_rows or None]
         model = load_model(model_path, tokenizer, settings.dtype)
@@ -104,7 +103,8 @@ def main(settings: Settings) -> None:
             output_dir=str(settings.output_dir),
             max_length=settings.max_length,
             completion_only_loss=True,
-            assistant_only_loss=True,  # the answer up to its eos, without the template's newline behind it
+            # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or that has marks
+            assistant_only_loss=marks_answers(tokenizer),
             num_train_epochs=settings.epochs,
             max_steps=settings.max_steps,
             learning_rate=settings.lr,
@@ -116,12 +116,14 @@ def main(settings: Settings) -> None:
             gradient_accumulation_steps=settings.accumulation,
             train_sampling_strategy="batch_rebalance",
             bf16=str(model.dtype) == "torch.bfloat16",
+            use_cpu=model.device.type == "cpu",
             gradient_checkpointing=settings.gradient_checkpointing,
             eval_strategy="steps",
             eval_steps=settings.eval_steps,
             save_steps=settings.eval_steps,
             save_total_limit=2,
             load_best_model_at_end=True,
+            restore_callback_states_from_checkpoint=True,  # a resumed run remembers how long it has been patient
             metric_for_best_model="eval_loss",
             logging_steps=10,
             report_to=settings.report_to,
@@ -136,7 +138,7 @@ def main(settings: Settings) -> None:
             task_type="CAUSAL_LM",
         )
         probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
-        callbacks = [StopProbe(tokenizer, val, settings.probe_count, *probe)]
+        callbacks = []
         if settings.patience:
             callbacks.append(EarlyStoppingCallback(settings.patience))
         trainer = LeanSFTTrainer(
@@ -148,6 +150,8 @@ def main(settings: Settings) -> None:
             peft_config=lora,
             callbacks=callbacks,
         )
+        if settings.probe_count:
+            trainer.add_callback(StopProbe(trainer, tokenizer, val, settings.probe_count, *probe))
         trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
 
         trainer.save_model(str(settings.output_dir))
@@ -157,22 +161,25 @@ def main(settings: Settings) -> None:
             log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"}
         )
         with trainer.model.disable_adapter():
-            before = nll_per_character(trainer.model, tokenizer, val, enable_thinking=settings.enable_thinking)
-        after = nll_per_character(trainer.model, tokenizer, val, enable_thinking=settings.enable_thinking)
+            before = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
+        after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
         losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-        stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * settings.probe_count, *probe)
+        stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * max(settings.probe_count, 1), *probe)
         print(
             f"validation loss {losses[0]:.4f} -> {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped"
         )
-        print(f"NLL per character of the validation answers: base {fmean(before):.3f}, now {fmean(after):.3f} nats")
-        run.figure("val_nll_base", fmean(before))
-        run.figure("val_nll", fmean(after))
+        print(f"NLL per character of the validation answers: base {before:.3f}, now {after:.3f} nats")
+        run.figure("val_nll_base", before)
+        run.figure("val_nll", after)
         run.figure("steps", trainer.state.global_step)
         run.figure("train_loss", next((entry["loss"] for entry in reversed(log) if "loss" in entry), None))
         run.figure("eval_loss", min(losses))
         run.figure("stopped", stopped)
         run.figure("samples", samples[:2])
-        run.finish(f"python scripts/22_merge_adapter.py --task {settings.task}")
+        folder = show_path(settings.output_dir)
+        run.finish(
+            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
+        )
 
 
 if __name__ == "__main__":

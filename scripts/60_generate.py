@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, resolve_model
+from common.settings import UserError, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -51,9 +51,9 @@ class Settings:
 
 
 def run_name(settings: Settings) -> str:
-    """sft for checkpoints/poems/sft, base for a model that no stage trained."""
-    folder = Path(settings.adapter or settings.model)
-    return folder.name if "checkpoints" in folder.parts else "base"
+    """The folder's name for an adapter or a merged model (checkpoints/poems/sft -> sft), base for any other model."""
+    folder = Path(settings.adapter or settings.model).resolve()
+    return folder.name if settings.adapter or (folder / "merge_report.json").exists() else "base"
 
 
 def show_answers(settings: Settings, model, tokenizer, prompt: str) -> None:
@@ -88,6 +88,8 @@ def main(settings: Settings) -> None:
     from common.models import load_model, load_tokenizer
     from common.runs import begin_run
 
+    if settings.output_file.suffix != ".jsonl":
+        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
     if one_by_one:
         tokenizer = load_tokenizer(model_path)
         model = load_model(model_path, tokenizer, settings.dtype, adapter)
@@ -138,7 +140,7 @@ def main(settings: Settings) -> None:
         print(f"{len(output.done)} rows in {output_file}, {speed:.0f} tokens/s")
         run.figure("rows", len(output.done))
         run.figure("tokens_per_second", speed)
-        run.finish(f"python scripts/70_score.py --task {settings.task}")
+        run.finish(f"python scripts/70_score.py --task {settings.task} --generations {show_path(output_file)}")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def main(settings: Settings) -> None:
     for path, rows in files.items():
         output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
         inputs = {"generations": path, "nll_model": model_path, "metrics": Path(task.__file__)}
+        inputs |= {f"metrics: {file.name}": file for file in getattr(task, "FILES", ())}
         try:
             run = begin_run(
                 output,

@@ -47,7 +47,7 @@ class Settings:
     # --- run
     output: Path = Path("results/{task}/compare")  # path of the report without its ending
     seed: int = 42  # of the resampling and of the choice of examples
-    overwrite: bool = False
+    overwrite: bool = False  # replace what an earlier run left at output
 
 
 @dataclass
@@ -295,7 +295,7 @@ def main(settings: Settings) -> None:
                 f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "
                 "They fall as prompts are added: compare them within this table only."
             )
-        images = {"Metrics": bars}
+        images = {"Metrics": bars} if any(column.isascii() for column in columns) else {}
         plot_bars({c: {e.name: e.figures[c] for e in everything if c in e.figures} for c in columns}, bars, GOLDEN)
         nll = {entry.name: [v for v in entry.column("nll_per_character") if v is not None] for entry in everything}
         if nll := {name: values for name, values in nll.items() if values}:

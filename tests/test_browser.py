@@ -1,4 +1,4 @@
-"""The comparison page in a real browser: it shows, runs nothing that a model wrote, and asks the network for nothing."""
+"""The comparison page in a real browser: it shows, and runs nothing that a model wrote."""
 
 import json
 import shutil
@@ -28,14 +28,23 @@ def test_page_shows_texts_and_runs_none_of_them(run_stage, browser, tmp_path):
     folder = tmp_path / "generations"
     folder.mkdir()
     prompt = [{"role": "user", "content": "写一首[五言绝句] 要求4句 主题为: 登临"}]
-    row = {"id": "a#0", "prompt_id": "a", "sample": 0, "seed": 42, "prompt": prompt, "reference": "欲穷千里目，更上一层楼。"}
+    row = {
+        "id": "a#0",
+        "prompt_id": "a",
+        "sample": 0,
+        "seed": 42,
+        "prompt": prompt,
+        "reference": "欲穷千里目，更上一层楼。",
+    }
     row |= {"finish_reason": "stop", "tokens": 9, "meta": {"form": "五言绝句", "themes": ["登临"]}}
     for name, text in (("base", PAYLOAD), ("sft", "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。")):
         line = json.dumps({**row, "completion": text, "model": name}, ensure_ascii=False)
         (folder / f"{name}.jsonl").write_text(line + "\n", encoding="utf-8")
     scores, report = tmp_path / "scores", tmp_path / "compare"
     run_stage("70_score.py", "--generations", folder, "--output-dir", scores, "--nll-model", "")
-    run_stage("72_compare.py", "--generations", folder, "--scores", scores, "--checkpoints", tmp_path, "--output", report)
+    run_stage(
+        "72_compare.py", "--generations", folder, "--scores", scores, "--checkpoints", tmp_path, "--output", report
+    )
 
     page = report.with_suffix(".html").as_uri()
     shown = browser("--dump-dom", page)

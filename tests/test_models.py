@@ -103,6 +103,41 @@ def test_newest_checkpoint_is_the_newest_whole_one(tmp_path):
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-40")
 
 
+def test_the_seed_decides_the_order_of_rows(tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from common.trainers import LeanSFTTrainer
+
+    rows = [
+        {"prompt": [{"role": "user", "content": "问"}], "completion": [{"role": "assistant", "content": "春" * n}]}
+        for n in range(1, 41)
+    ]
+    orders = []
+    for seed in (1, 1, 2):
+        config = SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", seed=seed, assistant_only_loss=True,
+                           train_sampling_strategy="batch_rebalance")  # fmt: skip
+        trainer = LeanSFTTrainer(
+            model=tiny_model(tokenizer), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
+        orders.append([batch["labels"].ne(-100).sum(1).tolist() for batch in trainer.get_train_dataloader()])
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_models_own_repetition_penalty_does_not_bend_samples(tokenizer):
+    from common.generation import sample
+
+    model = tiny_model(tokenizer)
+    align_stop_tokens(model, tokenizer)
+    texts = []
+    for penalty in (None, 3.0):
+        model.generation_config.repetition_penalty = penalty
+        texts.append(
+            list(sample(model, tokenizer, ["问答"], max_new_tokens=24, temperature=0, top_k=0, top_p=1, seed=0))
+        )
+    assert texts[0] == texts[1]
+
+
 def test_lean_loss_is_trls_loss(tokenizer, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

@@ -69,6 +69,8 @@ def test_theme_names_what_a_poem_speaks_of():
     assert one(poems.theme, border, {"form": "七言绝句", "themes": ["边塞"]}) == 1.0
     assert one(poems.theme, border, {"form": "七言绝句", "themes": ["闺情"]}) == 0.0
     assert one(poems.theme, border, {"form": "七言绝句", "themes": ["量子"]}) is None
+    for garbage in ("", "abc", "猫狗电脑"):
+        assert one(poems.theme, garbage, {"form": "七言绝句", "themes": list(poems.theme_lexicon())}) == 0.0
 
 
 def test_instruction_counts_lines_not_couplets():

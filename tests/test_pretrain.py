@@ -60,7 +60,7 @@ def test_pretraining_killed_in_the_middle_goes_on(corpus, tmp_path):
     assert "resumed at step" in done.stdout
     log = [json.loads(line) for line in (tmp_path / "work/log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [entry["step"] for entry in log] == sorted(entry["step"] for entry in log)
-    assert log[-1]["nll_per_character"] < log[0]["nll_per_character"]
+    assert log[-1]["nll_per_token"] < log[0]["nll_per_token"]
     figures = json.loads((tmp_path / "model/run.json").read_text(encoding="utf-8"))["figures"]
     assert figures["tokens"] >= 24000
     assert (tmp_path / "model/model.safetensors").exists() and (tmp_path / "model/chat_template.jinja").exists()

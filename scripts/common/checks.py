@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.jsonl import MAX_LINE_BYTES, iter_problems
-from common.settings import ROOT, UserError
+from common.settings import UserError, show_path
 
 LEVELS = ("error", "warning", "note")
 MAX_SHOWN = 20  # errors listed in one message
@@ -148,12 +148,6 @@ def require_clean(report: Report) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- reading
-
-
-def show_path(path: Path | str) -> str:
-    """From the repo's root where the path lies in it: the same report on every machine."""
-    path = Path(path)
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def detect_schema(path: Path) -> str:

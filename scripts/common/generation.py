@@ -35,6 +35,8 @@ def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperatu
     stops = set(model.generation_config.eos_token_id)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {
         "do_sample": False, "temperature": None, "top_k": None, "top_p": None}  # fmt: skip
+    # a model's own defaults, such as Qwen2.5's repetition penalty, would bend every figure drawn from samples
+    sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     was_training = model.training
     model.eval()
     start = number = 0

@@ -60,3 +60,9 @@ def nll_per_character(
     finally:
         model.train(was_training)
     return values
+
+
+def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False) -> float | None:
+    """Mean over rows of nll_per_character; rows without a value are left out, None where none has one."""
+    values = [v for v in nll_per_character(model, tokenizer, rows, enable_thinking=enable_thinking) if v is not None]
+    return sum(values) / len(values) if values else None

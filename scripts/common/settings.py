@@ -71,6 +71,12 @@ def resolve_model(value: str, task: str | None = None) -> str:
     return value
 
 
+def show_path(path: Path | str) -> str:
+    """From the repo's root where an absolute path lies in it: the same text on every machine."""
+    path = Path(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
 def _set_up_process() -> None:
     """UTF-8 whatever the locale says, line by line, and short messages for errors that the user can mend."""
     for stream in (sys.stdout, sys.stderr):

@@ -11,12 +11,12 @@ from trl import SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 
-def use_dense_head(model, with_entropy: bool) -> None:
+def use_dense_head(model) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain projection.
 
     trl's tiles save GPU memory; on a CPU they score every position, prompts and padding included, and compute the logits twice. Here
-    only positions with a label are projected, once. Same fields, but entropy is for the log only (no gradient), and zero unless
-    asked for: it costs one more softmax.
+    only positions with a label are projected, once. The loss is the same; entropy, which only the
+    log would show, is left at 0, because it costs one more softmax.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
@@ -33,12 +33,14 @@ def use_dense_head(model, with_entropy: bool) -> None:
             return torch.zeros(mask.shape).masked_scatter(mask, values.float())
 
         log_probs = spread(-F.cross_entropy(logits, targets[mask], reduction="none"))
-        with torch.no_grad():
-            entropy = spread(torch.distributions.Categorical(logits=logits).entropy()) if with_entropy else log_probs * 0
-            is_top1 = spread(logits.argmax(-1) == targets[mask])
+        is_top1 = spread((logits.argmax(-1) == targets[mask]).float())
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return FusedCausalLMOutput(
-            loss=-log_probs.sum() / count, log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask
+            loss=-log_probs.sum() / count,
+            log_probs=log_probs,
+            entropy=torch.zeros(mask.shape),
+            is_top1=is_top1,
+            label_mask=mask,
         )
 
     model.forward = types.MethodType(forward, model)
@@ -49,4 +51,9 @@ class LeanSFTTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
-            use_dense_head(model.get_base_model() if hasattr(model, "get_base_model") else model, with_entropy=False)
+            use_dense_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        sampler.seed = self.args.seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
+        return sampler

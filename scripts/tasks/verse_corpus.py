@@ -19,7 +19,7 @@ from tasks.prosody import FORM_OF_SHAPE, split_lines, to_simplified
 NOT_HAN = re.compile(
     "[^\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]"
 )  # 〇 and the CJK ideographs to extension G
-CLEANING_LEVELS = ("none", "basic", "full")
+SURROGATE = re.compile("[\ud800-\udfff]")
 SHARED_RUN = 10  # two poems that share this many consecutive characters are near-copies of each other
 
 
@@ -42,35 +42,56 @@ class Poem:
 def load_records(path: Path) -> list[dict]:
     """Records of author, title, paragraphs from a .json / .json.xz array, or from a folder of poet.*.json files.
 
-    Raises UserError when the file is not such an array; a record of another shape is named by its index.
+    Raises UserError when the file is not such an array; a record of another shape is named by its index and first words.
     """
     if path.is_dir():
-        files = sorted(
-            path.glob("poet.*.json"), key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[2]))
-        )
+        files = [file for file in path.glob("poet.*.json") if file.name.split(".")[-2].isdigit()]
         if not files:
-            raise UserError(f"{path}: no poet.*.json inside; mend: name the folder quan_tang_shi / quantangshi itself")
+            raise UserError(f"{path}: no poet.*.<number>.json inside; mend: name the folder quantangshi itself")
+        files.sort(key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[-2])))
         return [record for file in files for record in load_records(file)]
     if not path.exists():
         raise UserError(f"{path}: no such file; mend: give --corpus a .json, a .json.xz or a folder of poet.*.json")
-    raw = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+    raw = path.read_bytes()
     try:
-        records = json.loads(raw.decode("utf-8-sig"))
+        if path.suffix == ".xz":
+            raw = lzma.decompress(raw)
+        records = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+    except lzma.LZMAError as error:
+        raise UserError(f"{path}: damaged xz file ({error}); mend: copy or unpack it again") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; mend: convert the file to UTF-8 first") from None
-    except json.JSONDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: the file must be one JSON array"
+            f"{path}:{line}: not UTF-8; mend: iconv -f GB18030 -t UTF-8 {path.name}, if it is GBK"
         ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: one JSON array, strict") from None
     if not isinstance(records, list):
         raise UserError(
             f"{path}: not a JSON array; mend: chinese-poetry's schema is [{{author, title, paragraphs}}, …]"
         )
     for index, record in enumerate(records):
-        paragraphs = record.get("paragraphs") if isinstance(record, dict) else None
-        if not isinstance(paragraphs, list) or not all(isinstance(part, str) for part in paragraphs):
-            raise UserError(f"{path}: record {index} has no list of strings named paragraphs; mend: fix or remove it")
+        fault = _record_fault(record)
+        if fault:
+            start = json.dumps(record, ensure_ascii=True)[:60]
+            raise UserError(f"{path}: record {index} ({start}…): {fault}; mend: correct it or remove it")
     return records
+
+
+def _no_constant(name: str):
+    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
+
+
+def _record_fault(record) -> str:
+    if not isinstance(record, dict):
+        return "not an object"
+    paragraphs = record.get("paragraphs")
+    if not isinstance(paragraphs, list) or not all(isinstance(part, str) for part in paragraphs):
+        return "no list of strings named paragraphs"
+    texts = [*paragraphs, *(record.get(name) or "" for name in ("title", "author"))]
+    if not all(isinstance(text, str) for text in texts):
+        return "title or author is not a string"
+    return "a lone surrogate, half of a character" if any(map(SURROGATE.search, texts)) else ""
 
 
 def han_only(text: str) -> str:
@@ -83,7 +104,7 @@ EDITORS_NOTE = re.compile(r"[（(][^（）()]*[）)]|[\[［【〖][^\]］】〗]
 DOUBLED_MARK = re.compile(r"([，。！？；、])[，。！？；、]+")  # what stands where a note was cut out
 FAULTS = (
     ("unclosed bracket or 《", re.compile(r"[（）()\[\]［］【】〖〗《》]")),
-    ("missing character (□ or ?)", re.compile(r"[□■○◇]|\ufffd")),
+    ("missing character (□)", re.compile(r"[□■○◇]|\ufffd")),
     ("glyph description {…}", re.compile(r"[{}]")),
     ("private-use character", re.compile("[\ue000-\uf8ff]")),
     ("ASCII letters or digits", re.compile(r"[0-9A-Za-z]")),
@@ -154,20 +175,21 @@ def runs_of(key: str, length: int = SHARED_RUN) -> Iterable[str]:
     return (key[start : start + length] for start in range(max(1, len(key) - length + 1)))
 
 
-def split_poems(poems: list[Poem], held_out: Iterable[Poem] = ()) -> tuple[dict[str, list[Poem]], int]:
+def without_near_copies(poems: list[Poem], others: Iterable[Poem]) -> list[Poem]:
+    """The poems that share no run of SHARED_RUN characters with one of `others`."""
+    taken = {run for poem in others for run in runs_of(poem.key)}
+    return [poem for poem in poems if taken.isdisjoint(runs_of(poem.key))]
+
+
+def split_poems(poems: list[Poem]) -> tuple[dict[str, list[Poem]], int]:
     """Poems by split, and how many were dropped as near-copies.
 
-    Near-copies never straddle a split: a val poem that shares a run of SHARED_RUN characters with a test poem is dropped, and so
-    is a train poem that shares one with either, or with a poem of `held_out` (what another corpus holds out). They are dropped, not
-    moved, so that a row's split depends on nothing but its own text.
+    Near-copies never straddle a split: a val poem that is one of a test poem is dropped, and so is a train poem that is one of
+    either. They are dropped, not moved, so that a row's split depends on nothing but its own text.
     """
     splits: dict[str, list[Poem]] = {"test": [], "val": [], "train": []}
     for poem in poems:
         splits[split_of(poem.key)].append(poem)
-    taken = {run for poem in held_out for run in runs_of(poem.key)}
-    before = len(poems)
-    for name in ("test", "val", "train"):
-        if name != "test":
-            splits[name] = [poem for poem in splits[name] if taken.isdisjoint(runs_of(poem.key))]
-        taken.update(run for poem in splits[name] if name != "train" for run in runs_of(poem.key))
-    return splits, before - sum(map(len, splits.values()))
+    splits["val"] = without_near_copies(splits["val"], splits["test"])
+    splits["train"] = without_near_copies(splits["train"], splits["test"] + splits["val"])
+    return splits, len(poems) - sum(map(len, splits.values()))
