@@ -31,9 +31,7 @@ class Settings:
     themes: int = 3  # themes named in an instruction
 
     # --- preference pairs and RL prompts
-    max_pairs: int = (
-        6000  # training pairs, 0 = all; val and test get four times their share of it, for narrower intervals
-    )
+    max_pairs: int = 6000  # training pairs, 0 = all; val and test: four times their share of it
     max_prompts: int = 2000  # RL training prompts, 0 = all
 
     # --- run

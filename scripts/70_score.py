@@ -34,7 +34,7 @@ class Settings:
     bootstrap: int = 2000  # resamples behind each interval
 
     # --- run
-    output_dir: Path = Path("results/{task}/scores")
+    output_dir: Path = Path("results/{task}/scores")  # one file of scores a run
     seed: int = 42  # of the resampling
     overwrite: bool = False  # score again what has been scored
 

@@ -114,7 +114,7 @@ def test_damaged_records_are_dropped_with_their_reason():
     assert [poem.text for poem in kept] == [GUAN_QUE, "白日依山尽，黄河入海流。欲穷千里目，更上一层台。"]
     assert dropped == {
         "duplicate": 1,
-        "missing character (□ or ?)": 1,
+        "missing character (□)": 1,
         "glyph description {…}": 1,
         "unclosed bracket or 《": 1,
         "uneven line lengths": 1,

@@ -57,3 +57,9 @@ class LeanSFTTrainer(SFTTrainer):
         sampler = super()._get_train_sampler(train_dataset)
         sampler.seed = self.args.seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
         return sampler
+
+    def log(self, logs, start_time=None):
+        if self.args.device.type == "cpu":
+            for metrics in self._metrics.values():
+                metrics.pop("entropy", None)  # not computed, see use_dense_head
+        super().log(logs, start_time)
