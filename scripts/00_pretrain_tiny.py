@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings
+from common.settings import UserError, read_settings, resolve_model
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Settings:
     warmup_share: float = 0.02  # of train_tokens
     decay_share: float = 0.5  # last part of train_tokens over which the rate falls to 0, linearly
     weight_decay: float = 0.05  # of the matrices
+    init: str = ""  # start from the weights and the tokenizer of this folder; empty = from scratch
     eval_every: int = 400  # steps
     eval_poems: int = 256  # held-out poems for the NLL, and poems sampled for form, meter and rhyme
     threads: int = 0  # CPU threads, 0 = torch's choice
@@ -212,6 +213,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
 
     from common.batching import length_batches
     from common.char_tokenizer import TURN_END, build_tokenizer
+    from common.models import load_tokenizer
     from common.muon import Muon
     from common.runs import set_seed
 
@@ -219,7 +221,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(settings.seed)
-    tokenizer = build_tokenizer(characters)
+    tokenizer = load_tokenizer(resolve_model(settings.init)) if settings.init else build_tokenizer(characters)
     rows = encode_rows(settings, tokenizer, poems, sentences)
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
 
@@ -237,7 +239,12 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen3ForCausalLM(config).to(device)
+    model = (
+        Qwen3ForCausalLM.from_pretrained(resolve_model(settings.init), dtype=torch.float32)
+        if settings.init
+        else Qwen3ForCausalLM(config)
+    )
+    model = model.to(device)
     model.generation_config = GenerationConfig(
         do_sample=True,
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],

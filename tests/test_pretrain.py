@@ -63,6 +63,11 @@ def test_pretraining_killed_in_the_middle_goes_on(corpus, tmp_path):
     assert log[-1]["nll_per_token"] < log[0]["nll_per_token"]
     figures = json.loads((tmp_path / "model/run.json").read_text(encoding="utf-8"))["figures"]
     assert figures["tokens"] >= 24000
+    more = [*words(corpus, tmp_path / "more"), "--init", str(tmp_path / "model"), "--train-tokens", "3000"]
+    done = subprocess.run(more, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    further = json.loads((tmp_path / "more/work/log.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert further["nll_per_token"] < log[0]["nll_per_token"], "it went on from the weights it was given"
     assert (tmp_path / "model/model.safetensors").exists() and (tmp_path / "model/chat_template.jinja").exists()
 
 
