@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The poems chain on the embedded base model, on a laptop's CPU: prepare, check, SFT, merge, generate, score, compare.
+# The poems chain on the embedded base model, on a laptop's CPU: prepare, check, SFT, merge, reward model, on-policy pairs, DPO, GRPO, PPO,
+# generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged DPO model.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
-#   bash runs/poems_cpu.sh            about 15 minutes on two cores
-#   bash runs/poems_cpu.sh --quick    about 3 minutes: fewer rows and samples, results in results/poems_quick
+#   bash runs/poems_cpu.sh            about 40 minutes on two cores
+#   bash runs/poems_cpu.sh --quick    about 5 minutes: fewer rows, steps and samples, results in results/poems_quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -15,27 +16,47 @@ for word in "$@"; do
   esac
 done
 
-rows=16000 prompts=512 seeds=3 eval=50
-folder=poems
-if $quick; then rows=1500 prompts=128 seeds=1 eval=12 folder=poems_quick; fi
+folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=6000 ranked=480 samples=16 grpo=100 ppo=80
+if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 pairs=600 ranked=48 samples=8 grpo=6 ppo=6; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
+stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
 
-python scripts/10_prepare_poems.py --max-train $rows --output-dir $data ${again[@]+"${again[@]}"}
+stage 10_prepare_poems.py --max-train $rows --output-dir $data
 python scripts/19_check_data.py --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl
-python scripts/20_train_sft.py --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl \
-  --eval-steps $eval --output-dir $models/sft ${again[@]+"${again[@]}"}
-python scripts/22_merge_adapter.py --adapter $models/sft --probe-file $data/sft_val.jsonl --output-dir $models/sft_merged ${again[@]+"${again[@]}"}
+stage 20_train_sft.py --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl --eval-steps $eval --output-dir $models/sft
+stage 22_merge_adapter.py --adapter $models/sft --probe-file $data/sft_val.jsonl --output-dir $models/sft_merged
+
+stage 30_train_reward.py --model $models/sft_merged --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
+  --max-train $pairs --output-dir $models/reward
+stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
+  --output-file results/$folder/onpolicy/val.jsonl
+stage 32_evaluate_reward.py --model $models/reward --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
+  --generations results/$folder/onpolicy/val.jsonl --output results/$folder/reward_card
+stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
+  --output-file results/$folder/onpolicy/sft_merged.jsonl
+stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl --rewards rhyme meter --output-dir $data
+stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
+  --output-dir $models/dpo
+stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged
+rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl"
+stage 50_train_grpo.py --model $models/sft_merged $rl --max-steps $grpo --output-dir $models/grpo
+stage 50_train_grpo.py --model $models/dpo_merged $rl --max-steps $grpo --output-dir $models/dpo_grpo
+stage 51_train_ppo.py --model $models/sft_merged $rl --steps $ppo --output-dir $models/ppo
 
 generate() {  # generate NAME MODEL-FLAGS...
   local name=$1; shift
-  python scripts/60_generate.py "$@" --name "$name" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
-    --num-samples $seeds --output-file $texts/"$name".jsonl ${again[@]+"${again[@]}"}
+  stage 60_generate.py "$@" --name "$name" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
+    --num-samples $seeds --output-file $texts/"$name".jsonl
 }
 generate base
 generate sft --adapter $models/sft
 generate sft_merged --model $models/sft_merged
+generate dpo --model $models/sft_merged --adapter $models/dpo
+generate grpo --model $models/sft_merged --adapter $models/grpo
+generate dpo_grpo --model $models/dpo_merged --adapter $models/dpo_grpo
+generate ppo --model $models/sft_merged --adapter $models/ppo
 
-python scripts/70_score.py --generations $texts --output-dir results/$folder/scores ${again[@]+"${again[@]}"}
+stage 70_score.py --generations $texts --output-dir results/$folder/scores
 # the report is made anew each time: it costs seconds, and any run above may have changed
 python scripts/72_compare.py --generations $texts --scores results/$folder/scores --checkpoints $models \
   --output results/$folder/compare --overwrite

@@ -104,7 +104,7 @@ def _scan(path: Path, schema: str | None, max_line_bytes: int) -> Iterator[tuple
                     mend = f"iconv -f UTF-16 -t UTF-8 {path.name} > new.jsonl"
                     yield None, [Problem(path, 1, "the file is UTF-16, not UTF-8", mend)]
                     return
-                row = _parse(raw, size, max_line_bytes, path.name)
+                row = _parse(raw, size, max_line_bytes, path.name, allow_control=schema in (None, "generation"))
             except _Bad as bad:
                 faulty += 1
                 yield None, [Problem(path, number, *bad.args)]
@@ -132,8 +132,11 @@ def _lines(file, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
         yield raw, size
 
 
-def _parse(raw: bytes, size: int, max_line_bytes: int, name: str) -> dict:
-    """One line as an object. Raises _Bad(reason, mend)."""
+def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control: bool = False) -> dict:
+    """One line as an object. Raises _Bad(reason, mend).
+
+    allow_control: escaped control characters may stand in it, because what a model wrote is kept as it is.
+    """
     if size > max_line_bytes:
         raise _Bad(
             f"the line has {size / 1e6:.1f} MB, more than the limit of {max_line_bytes / 1e6:.1f} MB",
@@ -166,7 +169,7 @@ def _parse(raw: bytes, size: int, max_line_bytes: int, name: str) -> dict:
         for text in _strings(row):
             if SURROGATE.search(text):
                 raise _Bad("half of a surrogate pair (\\ud800-\\udfff)", "write the whole character, in UTF-8")
-            if found := CONTROL.search(text):
+            if not allow_control and (found := CONTROL.search(text)):
                 raise _Bad(f"control character U+{ord(found[0]):04X}", "delete it")
     return row
 

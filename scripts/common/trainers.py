@@ -7,16 +7,16 @@ import types
 
 import torch
 import torch.nn.functional as F
-from trl import SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 
-def use_dense_head(model) -> None:
+def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain projection.
 
     trl's tiles save GPU memory; on a CPU they score every position, prompts and padding included, and compute the logits twice. Here
-    only positions with a label are projected, once. The loss is the same; entropy, which only the
-    log would show, is left at 0, because it costs one more softmax.
+    only positions with a label are projected, once. The loss is the same. Entropy, where only the log would show it,
+    is left at 0, because it costs one more softmax.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
@@ -28,38 +28,111 @@ def use_dense_head(model) -> None:
         targets = labels[:, 1:]
         mask = targets != -100
         logits = self.get_output_embeddings()(hidden[mask]).float()  # [labelled tokens, vocabulary]
+        if temperature != 1.0:
+            logits = logits / temperature
 
         def spread(values: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(mask.shape).masked_scatter(mask, values.float())
+            return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
         log_probs = spread(-F.cross_entropy(logits, targets[mask], reduction="none"))
-        is_top1 = spread((logits.argmax(-1) == targets[mask]).float())
+        entropies = torch.zeros(mask.shape)
+        with torch.no_grad():
+            if entropy:
+                probs = logits.softmax(-1)
+                entropies = spread(logits.logsumexp(-1) - torch.einsum("tv,tv->t", probs, logits))
+            is_top1, mean_logits = spread(logits.argmax(-1) == targets[mask]), spread(logits.mean(-1))
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / count,
             log_probs=log_probs,
-            entropy=torch.zeros(mask.shape),
+            entropy=entropies,
             is_top1=is_top1,
+            mean_logits=mean_logits,
             label_mask=mask,
         )
 
     model.forward = types.MethodType(forward, model)
 
 
-class LeanSFTTrainer(SFTTrainer):
+class LeanHead:
+    """What the lean trainers share; stands before trl's trainer among the bases."""
+
+    needs_entropy = False
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
-            use_dense_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
-
-    def _get_train_sampler(self, train_dataset=None):
-        sampler = super()._get_train_sampler(train_dataset)
-        sampler.seed = self.args.seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
-        return sampler
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model
+            use_dense_head(model, getattr(self, "temperature", 1.0), self.needs_entropy)
 
     def log(self, logs, start_time=None):
-        if self.args.device.type == "cpu":
+        if self.args.device.type == "cpu" and not self.needs_entropy:
             for metrics in self._metrics.values():
                 metrics.pop("entropy", None)  # not computed, see use_dense_head
         super().log(logs, start_time)
+
+
+class LeanSFTTrainer(LeanHead, SFTTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return _seeded(super()._get_train_sampler(train_dataset), self.args.seed)
+
+
+class LeanDPOTrainer(LeanHead, DPOTrainer):
+    """Its training rows carry `length`, so that pairs of similar length share a micro-batch."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        dataset = super()._prepare_dataset(dataset, *args, **kwargs)
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset]
+        return dataset.add_column("length", lengths)
+
+    def _get_train_sampler(self, train_dataset=None):
+        # the data loader hands over a copy without the length column
+        return _seeded(super()._get_train_sampler(self.train_dataset), self.args.seed)
+
+
+def _seeded(sampler, seed: int):
+    sampler.seed = seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
+    return sampler
+
+
+class LeanGRPOTrainer(LeanHead, GRPOTrainer):
+    """GRPO whose update costs what its tokens cost, and that never takes "cannot judge" for a reward of 0."""
+
+    needs_entropy = True
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        """Chunks of rows of one length, each without the columns in which all its rows are padding; in trl every row is as wide as the
+        longest prompt and the longest completion of the whole generation batch."""
+        forward = super()._get_per_token_logps_and_entropies
+        if self.args.device.type != "cpu" or set(kwargs) - {"compute_entropy", "compute_aux_loss"} - {
+            name for name, value in kwargs.items() if value is None
+        }:
+            return forward(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        width = input_ids.size(1)
+        prompt = width - logits_to_keep
+        starts = attention_mask.argmax(1)  # [rows], prompts are padded on the left
+        ends = width - attention_mask.flip(1).argmax(1)  # [rows], completions on the right
+        order = (ends - starts).argsort()
+        logps = input_ids.new_zeros((len(input_ids), logits_to_keep), dtype=torch.float32)
+        entropies = torch.zeros_like(logps)
+        for rows in order.split(32):
+            first, last = int(starts[rows].min()), int(ends[rows].max())
+            kept = slice(first, max(last, prompt + 1))
+            part = forward(model, input_ids[rows, kept], attention_mask[rows, kept], kept.stop - prompt, **kwargs)
+            columns = slice(0, kept.stop - prompt)
+            logps = logps.index_put((rows[:, None], torch.arange(columns.stop)[None]), part[0])
+            if part[1] is not None:
+                entropies[rows, columns] = part[1]
+        return logps, entropies, None
+
+    def _calculate_rewards(self, *args):
+        """A completion without a reward takes the mean of its group, so that it pulls nowhere; trl would take it for 0."""
+        rewards = super()._calculate_rewards(*args)  # [completions of all processes, 1]
+        groups = rewards.view(-1, self.num_generations if self.model.training else self.num_generations_eval)
+        unknown = groups.isnan()
+        self._metrics["train" if self.model.training else "eval"]["unjudged"].append(unknown.float().mean().item())
+        mean = groups.nanmean(1, keepdim=True).nan_to_num(0.0)
+        return torch.where(unknown, mean, groups).view_as(rewards)

@@ -1,0 +1,234 @@
+"""GRPO with LoRA: groups of answers to one prompt, each pulled up or down by how its reward stands in the group.
+
+Rewards go by name: rules of the task, a reward model, a classifier, or a weighted mix (common/rewards.py); every part is logged
+on its own. A fixed probe watches reward, KL to the reference (the adapter switched off), held-out NLL and whether answers stop; a
+budget on KL or NLL ends the run and keeps the last adapter within it. overoptimisation.png shows reward against both.
+
+Reads   processed_data/{task}/prompts_train.jsonl; sft_val.jsonl for the probe
+Writes  checkpoints/{task}/grpo: adapter, tokenizer, learning_curve.png, overoptimisation.png, log_history.json, run.json
+Run     python scripts/50_train_grpo.py
+        python scripts/50_train_grpo.py --rewards rhyme:1 meter:1 form:1 fluency:0.5 model=checkpoints/poems/reward:0.2
+        accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --rollout vllm --vllm-mode colocate
+
+Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476), and a
+completion that a reward cannot judge takes its group's mean instead of counting as 0.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, resolve_model, show_path
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = "checkpoints/{task}/sft_merged"  # where the policy starts, and the reference: a folder or a hub id
+    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")  # prompts to answer
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # prompts and answers of the probe
+    enable_thinking: bool = False  # passed to the chat template of models that think
+    max_length: int = 512  # tokens, prompt and answer; a longer prompt is left out and counted
+
+    # --- reward
+    rewards: tuple[str, ...] = (
+        "form",
+        "rhyme",
+        "meter",
+        "fluency:0.5",
+    )  # NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]
+    beta: float = 0.02  # weight of the KL to the reference in the loss; 0 = none (it is still measured)
+    scale_rewards: str = "group"  # divide advantages by the standard deviation of: group, batch, none
+    loss_type: str = "dapo"  # trl's names: dapo, grpo, dr_grpo, bnpo, ...
+    clip: float = 0.2  # of the probability ratio; matters where iterations > 1
+
+    # --- rollout
+    rollout: str = "hf"  # hf: transformers; vllm: trl's vLLM modes, on a GPU
+    vllm_mode: str = "colocate"  # colocate: in this process; server: at vllm_server_url
+    vllm_server_url: str = "http://127.0.0.1:8000"  # of the vLLM server
+    num_generations: int = 8  # answers to a prompt: one group
+    temperature: float = 1.0  # of the rollout, and of the log-probabilities
+    max_new_tokens: int = 96  # an answer that is longer is cut, and counted
+
+    # --- LoRA
+    lora_r: int = 32  # rank
+    lora_alpha: int = 64  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # on the input of the update
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # layers adapted
+
+    # --- optimisation
+    max_steps: int = 100  # optimizer steps, each on batch_size * accumulation new answers
+    iterations: int = 1  # passes over each batch of answers
+    lr: float = 1e-3  # peak; cosine to 0
+    warmup_share: float = 0.05  # of all steps
+    batch_size: int = 128  # answers in a micro-batch, a multiple of num_generations with accumulation
+    accumulation: int = 1  # micro-batches per optimizer step
+    dtype: str = "auto"  # auto, float32, bfloat16
+    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+
+    # --- watching
+    eval_steps: int = 10  # steps between probes and checkpoints
+    probe_count: int = 64  # validation rows of the probe
+    kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
+    nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
+    report_to: str = "tensorboard"  # any reporter of transformers, or none
+
+    # --- run
+    output_dir: Path = Path("checkpoints/{task}/grpo")  # adapter and run record
+    seed: int = 42  # of prompt order, LoRA initialisation and samples
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+def reward_function(rewards):
+    """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
+    from common.rewards import score, total
+
+    def total_reward(prompts, completions, meta, log_metric, **_) -> list[float | None]:
+        texts = [completion[-1]["content"] for completion in completions]
+        columns = score(rewards, prompts, texts, [json.loads(text) for text in meta])
+        for name, values in columns.items():
+            known = [value for value in values if value is not None]
+            if known:
+                log_metric(f"reward/{name}", sum(known) / len(known))
+        return total(rewards, columns)
+
+    return total_reward
+
+
+def main(settings: Settings) -> None:
+    from common.checks import check_rows, require_clean
+    from common.generation import render_prompt
+    from common.jsonl import read_jsonl, write_json
+    from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.rewards import load_rewards, score, total
+    from common.runs import begin_run, set_seed
+
+    model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    # before an earlier run's files are touched
+    report = check_rows(settings.train_file, None, "prompts", tokenizer, settings.max_length, settings.enable_thinking)
+    require_clean(report)
+    rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
+
+    def judge(prompts, completions, meta) -> list[float | None]:
+        return total(rewards, score(rewards, prompts, completions, meta))
+
+    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count]
+    rows, room = [], settings.max_length - settings.max_new_tokens
+    read = read_jsonl(settings.train_file, "prompts")
+    for row in read:
+        prompt = render_prompt(tokenizer, row["prompt"], settings.enable_thinking)
+        if len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= room:
+            rows.append({"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)})
+    if len(rows) < len(read):
+        print(
+            f"notice: {len(read) - len(rows)} prompts of more than {room} tokens leave no room for an answer: left out"
+        )
+    if not rows:
+        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; mend: a larger --max-length")
+    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    inputs |= {reward.name: reward.path for reward in rewards if reward.path}
+    with begin_run(
+        settings.output_dir, settings, inputs, settings.overwrite, "50_train_grpo", ignore=("report_to",)
+    ) as run:
+        from datasets import Dataset
+        from peft import LoraConfig, set_peft_model_state_dict
+        from trl import GRPOConfig
+
+        from common.plots import plot_learning_curve, plot_overoptimisation
+        from common.probes import DriftProbe
+        from common.trainers import LeanGRPOTrainer
+
+        set_seed(settings.seed)
+        model = load_model(model_path, tokenizer, settings.dtype)
+        print(f"{len(rows)} prompts, {len(val)} probe rows, {model.dtype} on {model.device}")
+
+        config = GRPOConfig(
+            output_dir=str(settings.output_dir),
+            beta=settings.beta,
+            epsilon=settings.clip,
+            scale_rewards=settings.scale_rewards,
+            loss_type=settings.loss_type,
+            num_generations=settings.num_generations,
+            num_iterations=settings.iterations,
+            temperature=settings.temperature,
+            max_completion_length=settings.max_new_tokens,
+            chat_template_kwargs={"enable_thinking": settings.enable_thinking},
+            use_vllm=settings.rollout == "vllm",
+            vllm_mode=settings.vllm_mode,
+            vllm_server_base_url=settings.vllm_server_url if settings.vllm_mode == "server" else None,
+            max_steps=settings.max_steps,
+            learning_rate=settings.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup_share,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulation,
+            bf16=str(model.dtype) == "torch.bfloat16",
+            use_cpu=model.device.type == "cpu",
+            gradient_checkpointing=settings.gradient_checkpointing,
+            save_steps=settings.eval_steps,
+            save_total_limit=2,
+            logging_steps=1,
+            report_to=settings.report_to,
+            dataloader_pin_memory=model.device.type == "cuda",
+            seed=settings.seed,
+        )
+        lora = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets),
+            task_type="CAUSAL_LM",
+        )
+        trainer = LeanGRPOTrainer(
+            model=model,
+            args=config,
+            reward_funcs=[reward_function(rewards)],
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
+        probe = DriftProbe(
+            trainer, tokenizer, val, judge, settings.eval_steps, settings.max_new_tokens, settings.seed, settings.enable_thinking,
+            settings.kl_budget, settings.nll_budget,
+        )  # fmt: skip
+        trainer.add_callback(probe)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+
+        if probe.stopped_by and probe.kept:
+            set_peft_model_state_dict(trainer.model, probe.kept)
+            print("the adapter of the last probe within the budgets is kept")
+        trainer.save_model(str(settings.output_dir))
+        log = trainer.state.log_history
+        write_json(settings.output_dir / "log_history.json", log)
+        parts = {f"reward/{reward.name}": reward.name for reward in rewards}
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {"reward": "total reward", **parts})
+        plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
+        probes = [entry for entry in log if "probe/kl" in entry]
+        last = probes[-1]
+        print(f"reward {probes[0]['probe/reward']:.3f} -> {last['probe/reward']:.3f}, KL {last['probe/kl']:.2f} nats an answer, "
+              f"held-out NLL {probes[0]['probe/nll']:.3f} -> {last['probe/nll']:.3f}, {last['probe/stopped']:.1%} stopped")  # fmt: skip
+        run.figure("steps", trainer.state.global_step)
+        run.figure("stopped_by", probe.stopped_by)
+        for name in ("reward", "kl", "nll", "stopped"):
+            run.figure(name, last[f"probe/{name}"])
+        run.figure("samples", last["samples"])
+        folder = show_path(settings.output_dir)
+        run.finish(
+            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
+        )
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))
