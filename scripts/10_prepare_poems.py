@@ -28,6 +28,9 @@ class Settings:
     corpus: Path = Path("data/poems/tang.json.xz")  # file or folder in chinese-poetry's schema
     clean: Literal["none", "basic", "full"] = "full"  # of the training rows: as printed, no damage, regular verse only
     max_train: int = 0  # SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)
+    min_character_poems: int = (
+        5  # SFT training rows keep to characters that so many training poems have: rarer ones teach only noise
+    )
     themes: int = 3  # themes named in an instruction
 
     # --- preference pairs and RL prompts
@@ -94,7 +97,13 @@ def main(settings: Settings) -> None:
                 pairs, skipped = preference_pairs(poems, themes, settings.seed)
             if settings.max_pairs:
                 pairs = pairs[: max(1, round(settings.max_pairs * min(1.0, share * 4)))]
-            sft = poems[: settings.max_train or None] if split == "train" else poems
+            sft, rare = poems, 0
+            if split == "train":
+                found_in = Counter(char for poem in poems for char in set(poem.text))
+                common = {char for char, count in found_in.items() if count >= settings.min_character_poems}
+                sft = [poem for poem in poems if common.issuperset(poem.text)]
+                rare = len(poems) - len(sft)
+                sft = sft[: settings.max_train or None]
             prompts = poems[: settings.max_prompts or None] if split == "train" else poems
 
             files = {
@@ -115,6 +124,7 @@ def main(settings: Settings) -> None:
             report["splits"][split] = {
                 **{name: len(rows) for name, rows in files.items()},
                 "forms": Counter(p.form for p in sft),
+                "not among sft for a rare character": rare,
                 "pair kinds": Counter(kind for _, _, kind in pairs),
                 "pairs skipped": skipped,
             }

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 from common.scoring import load_task
 from common.settings import UserError, resolve_model
@@ -64,9 +65,9 @@ def score(
                 f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; mend: one each"
             )
         for value, text in zip(values, completions, strict=True):
-            if value is not None and not math.isfinite(value):
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise UserError(
-                    f"reward {reward.name} is {value} for {text[:60]!r}; mend: return a finite number, or None"
+                    f"reward {reward.name} is {value!r} for {text[:60]!r}; mend: return a finite number, or None"
                 )
         columns[reward.name] = [None if value is None else float(value) for value in values]
     return columns
