@@ -35,15 +35,7 @@ class Settings:
     lora_r: int = 32  # rank; 0 = train all weights
     lora_alpha: int = 64  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )  # layers adapted
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
 
     # --- optimisation
     max_train: int = 0  # training pairs used, the first ones; 0 = all

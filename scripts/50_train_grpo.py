@@ -57,15 +57,7 @@ class Settings:
     lora_r: int = 32  # rank
     lora_alpha: int = 64  # the update is scaled by alpha / r
     lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )  # layers adapted
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
 
     # --- optimisation
     max_steps: int = 100  # optimizer steps, each on batch_size * accumulation new answers
@@ -111,7 +103,7 @@ def main(settings: Settings) -> None:
     from common.generation import render_prompt
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint
-    from common.rewards import load_rewards, score, total
+    from common.rewards import load_rewards
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
@@ -120,10 +112,6 @@ def main(settings: Settings) -> None:
     report = check_rows(settings.train_file, None, "prompts", tokenizer, settings.max_length, settings.enable_thinking)
     require_clean(report)
     rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
-
-    def judge(prompts, completions, meta) -> list[float | None]:
-        return total(rewards, score(rewards, prompts, completions, meta))
-
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count]
     rows, room = [], settings.max_length - settings.max_new_tokens
     read = read_jsonl(settings.train_file, "prompts")
@@ -200,7 +188,7 @@ def main(settings: Settings) -> None:
             peft_config=lora,
         )
         probe = DriftProbe(
-            trainer, tokenizer, val, judge, settings.eval_steps, settings.max_new_tokens, settings.seed, settings.enable_thinking,
+            trainer, tokenizer, val, rewards, settings.eval_steps, settings.max_new_tokens, settings.seed, settings.enable_thinking,
             settings.kl_budget, settings.nll_budget,
         )  # fmt: skip
         trainer.add_callback(probe)
@@ -212,8 +200,8 @@ def main(settings: Settings) -> None:
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
         write_json(settings.output_dir / "log_history.json", log)
-        parts = {f"reward/{reward.name}": reward.name for reward in rewards}
-        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {"reward": "total reward", **parts})
+        curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in rewards}
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
         plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         probes = [entry for entry in log if "probe/kl" in entry]
         last = probes[-1]
@@ -225,9 +213,7 @@ def main(settings: Settings) -> None:
             run.figure(name, last[f"probe/{name}"])
         run.figure("samples", last["samples"])
         folder = show_path(settings.output_dir)
-        run.finish(
-            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
-        )
+        run.finish(f"python scripts/60_generate.py --task {settings.task} --model {settings.model} --adapter {folder}")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,12 @@ def test_an_unknown_flag_names_the_nearest(name, tmp_path):
 
 
 def test_no_stage_is_longer_than_agreed():
-    limits = {"00_pretrain_tiny.py": 350, "72_compare.py": 350}  # a whole training loop; a whole report
+    # whole training loops, a service, a judge, a report
+    limits = dict.fromkeys(
+        ("00_pretrain_tiny.py", "51_train_ppo.py", "62_serve.py", "71_judge.py", "72_compare.py"), 350
+    )
     lengths = {name: len((SCRIPTS / name).read_text(encoding="utf-8").splitlines()) for name in STAGES}
-    assert {name: length for name, length in lengths.items() if length > limits.get(name, 200) * 1.1} == {}
+    assert {name: length for name, length in lengths.items() if length > limits.get(name, 220)} == {}
 
 
 def test_files_are_opened_with_their_encoding():

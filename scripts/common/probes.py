@@ -80,12 +80,12 @@ class DriftProbe(TrainerCallback):
     A budget (nats, 0 = none) ends the run once the probe is above it; the adapter of the last probe within the budgets is kept in `kept`.
 
     rows: of the SFT schema, their completions are the held-out answers.
-    judge(prompts, answers, meta) -> rewards, None where it cannot judge.
+    rewards: as common.rewards.load_rewards gives them; answers that they cannot judge are left out of the mean.
     """
 
-    def __init__(self, trainer, tokenizer, rows: list[dict], judge, every: int, max_new_tokens: int, seed: int, enable_thinking: bool,
+    def __init__(self, trainer, tokenizer, rows: list[dict], rewards, every: int, max_new_tokens: int, seed: int, enable_thinking: bool,
                  kl_budget: float = 0.0, nll_budget: float = 0.0):  # fmt: skip
-        self.trainer, self.tokenizer, self.rows, self.judge, self.every = trainer, tokenizer, rows, judge, every
+        self.trainer, self.tokenizer, self.rows, self.rewards, self.every = trainer, tokenizer, rows, rewards, every
         self.sampling = (max_new_tokens, seed, enable_thinking)
         self.kl_budget, self.nll_budget = kl_budget, nll_budget
         self.first_nll = None
@@ -108,11 +108,13 @@ class DriftProbe(TrainerCallback):
         from peft import get_peft_model_state_dict
 
         from common.likelihood import mean_nll
+        from common.rewards import score, total
 
         with torch.random.fork_rng():
             stopped, texts = stop_rate(model, self.tokenizer, self.rows, len(self.rows), *self.sampling)
-        rewards = self.judge([row["prompt"] for row in self.rows], texts, [row.get("meta", {}) for row in self.rows])
-        known = [value for value in rewards if value is not None]
+        prompts, meta = [row["prompt"] for row in self.rows], [row.get("meta", {}) for row in self.rows]
+        totals = total(self.rewards, score(self.rewards, prompts, texts, meta))
+        known = [value for value in totals if value is not None]
         reward = sum(known) / len(known) if known else None
         kl = kl_to_reference(model, self.tokenizer, self.rows, texts, self.sampling[2])
         nll = mean_nll(model, self.tokenizer, self.rows, self.sampling[2])

@@ -218,6 +218,12 @@ METRICS = {
     "form": form, "rhyme": rhyme_pass, "meter": meter_pass, "all_three": all_three, "near_copy": near_copy, "no_repeat": no_repeat,
     "fluency": fluency, "韵律一致性": prosodic, "风格符合度": style, "主题相关性": theme, "整体质量": overall,
 }  # fmt: skip
+JUDGE = {
+    "韵律": prosodic,
+    "风格": style,
+    "主题": theme,
+    "整体": overall,
+}  # what stage 71 --judge rules takes for each dimension
 
 
 def _distinct(n: int):
