@@ -1,12 +1,13 @@
 """Check training files before a run: what would waste it, with line, reason and mend.
 
-Schema, encoding, roles, empty and equal texts, duplicates, rows shared by train and val, token counts, answers that
-lose their end at --max-length, and whether the tokenizer can teach a model to stop. The training stages call the same
-checks; docs/CHECKS.md lists them.
+Schema, encoding, roles, empty and equal texts, damaged and personal texts, copies and near-copies within and between the files, languages,
+what the surface of pairs gives away, token counts, answers that lose their end at --max-length, and whether tokenizer and model folder
+can teach a model to stop. The training stages call the quick ones of these checks themselves; docs/CHECKS.md lists them all.
+The preview shows rows with the tokens that are trained in colour: those checked, and a few of the other kinds beside them.
 Exit code 0: no errors; 1: errors; 2: the check itself could not run.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17), the tokenizer of --model
-Writes  nothing, or with --report one JSON file with every finding and figure
+Writes  results/{task}/mask_preview.html, and with --report one JSON file with every finding and figure
 Run     python scripts/19_check_data.py
         python scripts/19_check_data.py --train-file mine.jsonl --val-file None --model Qwen/Qwen3-0.6B
 """
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model
+from common.row_styles import RowStyle
+from common.settings import UserError, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -31,8 +33,11 @@ class Settings:
     schema: Literal["auto", "sft", "preference", "prompts", "style"] = "auto"  # auto: by file name, else by keys
     max_length: int = 512  # tokens, prompt and answer, as in the training stage
     enable_thinking: bool = False  # passed to the chat template of models that think
+    row_style: RowStyle = "prompt"  # of SFT rows in the preview, as in stage 20
 
     # --- run
+    preview: Path | None = Path("results/{task}/mask_preview.html")  # replaced by each check; None = no page
+    preview_rows: int = 6  # rows shown of each file
     report: Path | None = None  # JSON file for all findings; a report from an earlier check is replaced
 
 
@@ -56,22 +61,82 @@ def print_figures(report, max_length: int) -> None:
         print(f"  at max_length {max_length}: {shares}, {silent}")
 
 
-def check_report_path(path: Path) -> None:
-    """Only a report may be replaced."""
+def print_measures(measures: dict) -> None:
+    for name, figures in measures.items():
+        print(f"\n{name.replace('_', ' ')}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+
+
+def check_output_paths(report: Path | None, preview: Path | None) -> None:
+    """Only a report and a preview of this stage may be replaced."""
     from common.jsonl import read_json
 
-    if path.exists() and (path.is_dir() or "findings" not in read_json(path)):
-        raise UserError(f"{path} is not a report of this stage; mend: name another --report")
+    if report and report.exists() and (report.is_dir() or "findings" not in read_json(report)):
+        raise UserError(f"{report} is not a report of this stage; mend: name another --report")
+    mark = b'<meta name="generator" content="19_check_data">'
+    if preview and preview.exists() and (preview.is_dir() or mark not in preview.read_bytes()[:1000]):
+        raise UserError(f"{preview} is not a preview of this stage; mend: name another --preview")
+
+
+def open_tokenizer(model: str):
+    """The tokenizer as the training stages load it; as it stands in the folder where they would refuse it, so that the checks say why."""
+    from transformers import AutoTokenizer
+
+    from common.models import load_tokenizer
+
+    try:
+        return load_tokenizer(model)
+    except UserError as refused:
+        try:
+            return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        except (OSError, ValueError):
+            raise refused from None
+
+
+def text_length(row: dict) -> int:
+    """Characters of everything that is tokenized."""
+    turns = [turn for key in ("prompt", "completion", "chosen", "rejected") for turn in row.get(key, [])]
+    return len(row.get("input", "")) + sum(len(turn["content"]) for turn in turns)
+
+
+def write_preview(settings: Settings, schema: str, tokenizer) -> None:
+    from common.checks import FILE_NAMES, read_rows
+    from common.findings import File
+    from common.mask_preview import make_sections, write_page
+
+    files = {settings.train_file: schema}
+    if settings.train_file.name.endswith("_train.jsonl"):  # the other kinds of rows beside it
+        names = {settings.train_file.with_name(f"{word}_train.jsonl"): kind for word, kind in FILE_NAMES.items()}
+        files |= {path: kind for path, kind in names.items() if path.is_file() and path not in files}
+    samples = []
+    for path, kind in files.items():
+        file = File("train", path, rows=[])
+        read_rows(file, kind)
+        count = min(settings.preview_rows, len(file.rows))
+        chosen = [file.rows[i * len(file.rows) // count] for i in range(count)]  # evenly through the file
+        if chosen and (longest := max(file.rows, key=lambda row: text_length(row[1]))) not in chosen:
+            chosen[-1] = longest
+        samples.append((show_path(path), kind, chosen))
+    thinking = "on" if settings.enable_thinking else "off"
+    notes = [
+        f"Tokenizer {settings.model}, max_length {settings.max_length}, row style {settings.row_style}, thinking {thinking}.",
+        "Rows are taken evenly from each file; the last one is its longest. A line end is shown as ⏎, a special token in a frame; the "
+        "pointer shows ids.",
+    ]
+    sections = make_sections(samples, tokenizer, settings.max_length, settings.enable_thinking, settings.row_style)
+    write_page(settings.preview, f"What is trained: {settings.task}", notes, sections)
+    print(f"\npreview: {show_path(settings.preview)}")
 
 
 def main(settings: Settings) -> None:
     from common.checks import check_rows
+    from common.file_checks import CHECKS
+    from common.findings import Finding
     from common.jsonl import write_json
-    from common.models import load_tokenizer
+    from common.tokenizer_checks import check_model_files
 
-    if settings.report:
-        check_report_path(settings.report)
-    tokenizer = load_tokenizer(resolve_model(settings.model, settings.task))
+    check_output_paths(settings.report, settings.preview)
+    model = resolve_model(settings.model, settings.task)
+    tokenizer = open_tokenizer(model)
     report = check_rows(
         settings.train_file,
         settings.val_file,
@@ -79,13 +144,19 @@ def main(settings: Settings) -> None:
         tokenizer,
         settings.max_length,
         settings.enable_thinking,
+        more_checks=CHECKS,
     )
+    faults = check_model_files(model, settings.max_length)
+    report.findings += [Finding(level, show_path(model), 0, reason, mend) for level, reason, mend in faults]
     print(f"schema {report.schema}, tokenizer {settings.model}")
     if report.findings:
         print_findings(report)
     print_figures(report, settings.max_length)
+    print_measures(report.measures)
     if settings.report:
         write_json(settings.report, {"stage": "19_check_data", "max_length": settings.max_length, **report.as_dict()})
+    if settings.preview and (tokenizer.chat_template or report.schema == "style"):
+        write_preview(settings, report.schema, tokenizer)
 
     counts = report.as_dict()["counts"]
     print("\n" + ", ".join(f"{count} {level}s" for level, count in counts.items()))

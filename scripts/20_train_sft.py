@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import read_settings, resolve_model, show_path
+from common.row_styles import RowStyle, row_dataset
+from common.settings import UserError, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Settings:
     val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # rows that decide when to stop
     enable_thinking: bool = False  # passed to the chat template of models that think
     max_length: int = 512  # tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so
+    row_style: RowStyle = "prompt"  # who renders rows (docs/SFT.md); messages trains every answer of a conversation
+    packing: bool = False  # rows share sequences of max_length tokens, unseen by each other; batch_size counts those
 
     # --- LoRA
     lora_r: int = 64  # rank
@@ -70,7 +73,7 @@ class Settings:
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import chat_dataset, load_model, load_tokenizer, marks_answers, newest_checkpoint
+    from common.models import load_model, load_tokenizer, marks_answers, newest_checkpoint
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
@@ -80,6 +83,11 @@ def main(settings: Settings) -> None:
         settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
     )
     require_clean(report)
+    if settings.row_style == "messages" and not marks_answers(tokenizer):
+        raise UserError(
+            f"--row-style messages: the chat template of {settings.model} does not mark its answers; "
+            "mend: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
+        )
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)
@@ -104,7 +112,9 @@ def main(settings: Settings) -> None:
             max_length=settings.max_length,
             completion_only_loss=True,
             # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or that has marks
-            assistant_only_loss=marks_answers(tokenizer),
+            assistant_only_loss=settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
+            packing=settings.packing,
+            eval_packing=False,  # the same validation loss whether or not training rows are packed
             num_train_epochs=settings.epochs,
             max_steps=settings.max_steps,
             learning_rate=settings.lr,
@@ -144,8 +154,8 @@ def main(settings: Settings) -> None:
         trainer = LeanSFTTrainer(
             model=model,
             args=config,
-            train_dataset=chat_dataset(train, ("prompt", "completion"), settings.enable_thinking),
-            eval_dataset=chat_dataset(val, ("prompt", "completion"), settings.enable_thinking),
+            train_dataset=row_dataset(train, settings.row_style, tokenizer, settings.enable_thinking),
+            eval_dataset=row_dataset(val, settings.row_style, tokenizer, settings.enable_thinking),
             processing_class=tokenizer,
             peft_config=lora,
             callbacks=callbacks,

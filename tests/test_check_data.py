@@ -102,14 +102,14 @@ def test_every_planted_fault_is_named_with_line_and_mend(run_stage, model, tmp_p
         (sft(prompt=[{"role": "human", "content": ASK}]), "error", "unknown role 'human'"),
         (sft(prompt=[user(), assistant()]), "error", "last turn of prompt is assistant, not user"),
         (sft(POEMS[1]), "warning", "the same row as line 2"),
-        (sft(POEMS[3] * 10), "error", "the answer is cut at 200 tokens and loses its eos"),
+        (sft("".join(POEMS)), "error", "the answer is cut at 200 tokens and loses its eos"),
         (sft(POEMS[4], ask=ASK * 10), "error", "the prompt fills max_length (200 tokens): no token is trained"),
         (line(sft(POEMS[5])).replace(b"\n", b"\r\n"), None, None),
     ]
     train = write(tmp_path / "sft_train.jsonl", [row for row, _, _ in faults])
     val = write(tmp_path / "sft_val.jsonl", [sft(POEMS[6]), sft(POEMS[1]), sft(POEMS[5], ask="写一首五绝")])
     before = train.read_bytes()
-    options = ("--train-file", train, "--val-file", val, "--model", model, "--max-length", 200)
+    options = ("--train-file", train, "--val-file", val, "--model", model, "--max-length", 200, "--preview", "None")
 
     done = run_stage("19_check_data.py", *options, "--report", "report.json", check=False)
 
@@ -140,7 +140,8 @@ def test_a_clean_file_passes_without_a_word(run_stage, model, tmp_path):
     train = write(tmp_path / "sft_train.jsonl", [sft(text) for text in POEMS[:6]])
     val = write(tmp_path / "sft_val.jsonl", [sft(text) for text in POEMS[6:]])
 
-    done = run_stage("19_check_data.py", "--train-file", train, "--val-file", val, "--model", model)
+    files = ("--train-file", train, "--val-file", val, "--preview", "page.html")
+    done = run_stage("19_check_data.py", *files, "--model", model)
 
     assert "0 errors, 0 warnings, 0 notes" in done.stdout
     assert "first at" not in done.stdout
@@ -279,7 +280,7 @@ def test_what_max_length_cuts_off(check, tokenizer, spare, reason):
 
 
 def test_a_rare_long_answer_is_a_warning(check):
-    rows = [sft(f"{POEMS[i % 8]}{i}") for i in range(200)] + [sft(POEMS[0] * 10)]
+    rows = [sft(f"{POEMS[i % 8]}{i}") for i in range(200)] + [sft("".join(POEMS))]
     report = check(rows, max_length=100)
     assert places(report) == [("warning", "train.jsonl:201")]
     require_clean(report)

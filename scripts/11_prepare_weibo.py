@@ -1,0 +1,215 @@
+"""Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, RL prompts, a report.
+
+Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB on disk, so that memory does not grow
+with them. Every record is kept or counted under the first rule that drops it. The bot's own replies are never a target: they serve as
+rejected answers only, where people took them badly.
+
+Reads   --posts, --comments, --users: JSON arrays, or globs of them in quotes (data/weibo/sample_*.json)
+Writes  --output-dir (processed_data/weibo): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
+Run     python scripts/11_prepare_weibo.py
+        python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' --users full/users.json
+        python scripts/11_prepare_weibo.py --recipe classic --output-dir processed_data/weibo_classic
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.settings import UserError, read_settings, show_path
+
+
+@dataclass
+class Settings:
+    # --- data
+    task: str = "weibo"  # fixed: this stage knows Weibo only
+    posts: tuple[Path, ...] = (Path("data/weibo/sample_posts.json"),)  # JSON arrays or globs of them
+    comments: tuple[Path, ...] = (Path("data/weibo/sample_comments.json"),)  # JSON arrays or globs of them
+    users: tuple[Path, ...] = (
+        Path("data/weibo/sample_users.json"),
+    )  # JSON arrays or globs of them; "--users" alone = none
+    allow_truncated: bool = False  # keep the whole records of a file that breaks off
+    held_out: int = 5  # percent of the posts in val, and as many in test, by hash of the post; more for a small corpus
+
+    # --- which comments
+    min_characters: int = 2  # of a comment; an emoji in brackets is one
+    max_characters: int = 140  # of a comment; Weibo's own limit for most users
+    bot_calls: bool = False  # keep top-level comments that call the bot instead of answering the post
+    cap_text: int = 3  # rows of one text (哈哈哈, 喜欢) over all posts
+    cap_user: int = 20  # rows of one user
+    cap_prominent: int = 5  # rows of one verified or high-volume user
+    high_volume: int = 50_000  # statuses from which a user counts as high-volume
+
+    # --- prompts
+    max_post: int = 160  # characters of the post shown in a prompt
+    max_thread: int = 80  # characters of each earlier comment shown in a prompt
+
+    # --- preference pairs and RL prompts
+    recipe: Literal["likes", "classic"] = (
+        "likes"  # likes, reactions to the bot and relevance; classic: the older published score
+    )
+    min_margin: float = (
+        1.0  # of log(1 + likes) between chosen and rejected: 2 likes against 0 pass, 1 against 0 does not
+    )
+    pairs_per_thread: int = 4  # pairs by likes from one thread
+    max_prompts: int = 20_000  # RL prompts a split, 0 = all
+
+    # --- run
+    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
+    scratch_dir: Path | None = None  # for the database (about the size of the input), None = the system's
+    memory_gib: float = 1.0  # for the database; the rest of the stage takes about 0.5
+    workers: int = 2  # processes and database threads
+    seed: int = 42  # unused: every choice comes from the texts
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+def prompt_row(task, settings: Settings, row: dict) -> tuple[list[dict], str]:
+    """The chat messages of a post and its thread, and the post's own id."""
+    meta = {
+        "post": task.cut(row["post_text"], settings.max_post),
+        "root": task.cut(row["root"], settings.max_thread),
+        "root_is_bot": row["root_is_bot"],
+        "parent": task.cut(row["parent"], settings.max_thread),
+        "parent_is_bot": row["parent_is_bot"],
+    }
+    return task.messages(meta), text_id(row["post_text"])
+
+
+def text_id(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()[:12]
+
+
+def answer(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+def select(con, query: str) -> Iterator[dict]:
+    """The rows of a query, as a stream."""
+    for batch in con.cursor().sql(query).to_arrow_reader(10_000):
+        yield from batch.to_pylist()
+
+
+def sft_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
+    for row in select(con, f"SELECT * FROM kept WHERE split = '{split}' ORDER BY id, n"):
+        prompt, post = prompt_row(task, settings, row)
+        meta = {
+            "id": row["id"],
+            "post": post,
+            "reply": row["is_reply"],
+            "to_bot": row["parent_is_bot"],
+            "likes": row["likes"],
+        }
+        yield {"prompt": prompt, "completion": answer(row["text"]), "meta": meta}
+
+
+def pref_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
+    for row in select(
+        con,
+        f"SELECT * FROM pair WHERE split = '{split}' ORDER BY sha256(chosen || chr(10) || rejected), source, post_text",
+    ):
+        prompt, post = prompt_row(task, settings, row)
+        meta = {
+            "id": text_id(row["chosen"], row["rejected"], post),
+            "post": post,
+            "source": row["source"],
+            "why": row["why"],
+        }
+        meta |= {"likes_chosen": row["likes_chosen"], "likes_rejected": row["likes_rejected"]}
+        yield {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"]), "meta": meta}
+
+
+def prompt_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
+    """One prompt a post; the reference is its best liked human comment, where it has one: never a target here."""
+    limit = f"LIMIT {settings.max_prompts}" if settings.max_prompts else ""
+    query = f"""SELECT min(p.text) AS post_text, '' AS root, false AS root_is_bot, '' AS parent, false AS parent_is_bot,
+        min_by(k.text, (-coalesce(k.likes, 0), k.id)) AS reference FROM post p LEFT JOIN kept k ON k.post = p.n AND NOT k.is_reply
+        WHERE p.split = '{split}' AND p.reason IS NULL GROUP BY p.key ORDER BY sha256(p.key) {limit}"""
+    for row in select(con, query):
+        prompt, post = prompt_row(task, settings, row)
+        yield {
+            "prompt": prompt,
+            "meta": {"id": post, "post": post, "reply": False, "to_bot": False, "reference": row["reference"]},
+        }
+
+
+def print_counts(name: str, counts: dict, indent: str = "") -> None:
+    heads = ", ".join(f"{key} {value}" for key, value in counts.items() if not isinstance(value, dict))
+    print(f"{indent}{name}: {heads}")
+    for key, table in counts.items():
+        for reason, count in table.items() if isinstance(table, dict) else ():
+            print(f"{indent}  {key:8} {count:8}  {reason}")
+
+
+def main(settings: Settings) -> None:
+    from tempfile import TemporaryDirectory
+
+    from tqdm import tqdm
+
+    from common.jsonl import write_json, write_jsonl
+    from common.runs import begin_run
+    from tasks import weibo as task
+    from tasks import weibo_arrays, weibo_corpus
+
+    if settings.task != "weibo":
+        raise UserError(f"--task {settings.task}: this stage prepares Weibo; mend: use the prepare stage of that task")
+    if not 1 <= settings.held_out <= 40:
+        raise UserError(f"--held-out {settings.held_out}: not from 1 to 40; mend: most posts are for training")
+    files = {
+        name: weibo_arrays.find_arrays(getattr(settings, name), f"--{name}") for name in ("posts", "comments", "users")
+    }
+    with TemporaryDirectory(prefix="weibo_", dir=settings.scratch_dir) as scratch:
+        con = weibo_corpus.connect(Path(scratch), settings.memory_gib, settings.workers)
+        mended = {}  # read before an earlier run's files are touched
+        for name, table, fields in (("posts", "post", weibo_arrays.POST), ("comments", "comment", weibo_arrays.COMMENT),
+                                    ("users", "account", weibo_arrays.ACCOUNT)):  # fmt: skip
+            mended[table] = weibo_arrays.load_arrays(
+                con, f"raw_{table}", files[name], fields, Path(scratch), settings.allow_truncated
+            )
+            print(
+                f"read {con.execute(f'SELECT count(*) FROM raw_{table}').fetchone()[0]} {name} from {len(files[name])} files",
+                flush=True,
+            )
+        rules = weibo_corpus.Rules(**{name: getattr(settings, name) for name in weibo_corpus.Rules.__annotations__})
+        weibo_corpus.make_posts(con, rules, settings.workers)
+        weibo_corpus.make_comments(con, rules, settings.workers)
+        report = weibo_corpus.counts(con, mended)
+        report["pairs"] = weibo_corpus.make_pairs(con, rules, settings.recipe)
+        if not con.execute("SELECT count(*) FROM kept WHERE split = 'train'").fetchone()[0]:
+            raise UserError(f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
+                            f"{report['comments']['dropped']}; mend: comments need the posts they belong to")  # fmt: skip
+
+        inputs = {f"{name} {show_path(path)}": path for name, paths in files.items() for path in paths}
+        with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "11_prepare_weibo", resumable=False,
+                       ignore=("scratch_dir", "memory_gib", "workers")) as run:  # fmt: skip
+            report["splits"] = {}
+            for split in ("train", "val", "test"):
+                counts: Counter = Counter()
+                for name, rows in (("sft", sft_rows), ("pref", pref_rows), ("prompts", prompt_rows)):
+                    bar = tqdm(
+                        rows(con, task, settings, split), f"{name}_{split}", unit=" rows", mininterval=1, leave=False
+                    )
+                    counts[name] = write_jsonl(settings.output_dir / f"{name}_{split}.jsonl", bar)
+                report["splits"][split] = counts
+            pairs = con.execute("""SELECT source, split, count(*), round(avg((length(chosen) > length(rejected))::INT), 3)
+                FROM pair GROUP BY ALL ORDER BY ALL""").fetchall()
+            for source, split, count, longer in pairs:
+                report["pairs"][source][split] = count
+                report["pairs"][source][f"share of {split} in which the chosen one is longer"] = longer
+            for name in ("posts", "comments", "users", "splits"):
+                print_counts(name, report[name])
+            for source, counts in report["pairs"].items():
+                print_counts(f"pairs by {source}", {"": counts})
+            write_json(settings.output_dir / "report.json", report)
+            run.figure("report", report)
+            folder = show_path(settings.output_dir)
+            data = f"--train-file {folder}/sft_train.jsonl --val-file {folder}/sft_val.jsonl"
+            run.finish(f"python scripts/19_check_data.py --task weibo {data}")
+        con.close()
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,174 @@
+"""Your own rows to training files: the format is found row by row, every fault named with its line, the split made by content.
+
+Alpaca (instruction, input, output, history, system), prompt/completion, messages, ShareGPT (conversations), pairs (chosen, rejected; the
+prompt may be implicit), prompts alone for RL; as JSON, JSONL, CSV, TSV or parquet, mixed as you like. Columns that no format knows are
+listed; --keep carries them into meta. A faulty row stops the stage, or with --skip-bad is left out and counted under its reason.
+
+Reads   --files (data/chat: sft.json, pairs.jsonl, prompts.jsonl)
+Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_ {train,val,test}.jsonl where there are such rows, report.json, run.json
+Run     python scripts/17_prepare_chat.py
+        python scripts/17_prepare_chat.py --files mine.json --output-dir processed_data/mine
+        python scripts/17_prepare_chat.py --files faq.csv --rename 问题=instruction 答案=output --output-dir processed_data/faq
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, show_path
+
+SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
+
+
+@dataclass
+class Settings:
+    # --- data
+    task: str = "chat"  # writing job: names the folder below
+    files: tuple[Path, ...] = tuple(Path("data/chat") / name for name in SHIPPED)  # sources, mixed as you like
+    rename: tuple[str, ...] = ()  # columns under other names, as OLD=NEW
+    keep: tuple[str, ...] = ("category",)  # further columns that go into meta
+    skip_bad: bool = False  # leave faulty rows out and count them, instead of stopping
+
+    # --- splits: by a hash of the question, so that a grown file moves no row
+    val_share: float = 0.1  # of the questions: for early stopping and choices
+    test_share: float = 0.1  # of the questions: for published figures
+
+    # --- run
+    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+SPLITS = ("train", "val", "test")
+COPY = "the same row as another"
+LEAK = "its answer stands in val or test under another question"
+
+
+def read_renames(words: tuple[str, ...]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for word, (old, _, new) in zip(words, pairs, strict=True):
+        if not old or not new:
+            raise UserError(f"--rename {word}: not OLD=NEW; mend: for example --rename 答案=output")
+    return {old: new for old, _, new in pairs}
+
+
+def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
+    """Converted rows of one file, its problems, and what the report says of it."""
+    from common.jsonl import Problem
+    from tasks.chat_rows import Bad, convert, read_rows
+
+    found, problems = read_rows(path)
+    rows, unknown = [], defaultdict(list)
+    for line, raw in found:
+        try:
+            raw_names = {renames.get(key, key) for key in raw}
+            if len(raw_names) < len(raw):
+                raise Bad("--rename gives two columns one name", "rename the other one too")
+            row = convert({renames.get(key, key): value for key, value in raw.items()}, line, settings.keep)
+        except Bad as bad:
+            problems.append(Problem(path, line, *bad.args))
+            continue
+        rows.append(row)
+        for column in row.unused:
+            unknown[column].append(line)
+    formats = Counter(row.format for row in rows)
+    if "prompt/completion" in formats and "prompt" in formats:
+        mend = "add it, or put prompts for RL into a file of their own"
+        problems += [
+            Problem(path, row.line, "completion is missing, though other rows of the file have it", mend)
+            for row in rows
+            if row.format == "prompt"
+        ]
+        rows = [row for row in rows if row.format != "prompt"]
+    if not found and not problems:
+        problems.append(Problem(path, 0, "the file holds no rows", "name another file"))
+    for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
+        print(f"notice: {path.name} has no column {name!r} that --rename names")
+    facts = {
+        "rows": len(found) + sum(problem.line > 0 for problem in problems if problem.line not in dict(found)),
+        "formats": dict(Counter(row.format for row in rows)),
+        "unknown columns": {name: {"rows": len(lines), "first line": lines[0]} for name, lines in unknown.items()},
+    }
+    return rows, sorted(problems, key=lambda problem: problem.line), facts
+
+
+def split_rows(rows: list[dict], settings: Settings) -> tuple[dict[str, list[dict]], Counter]:
+    """Rows of one kind by split, copies dropped, and so are training rows whose answer is held out elsewhere."""
+    from tasks.chat_rows import answers_of, identity, split_of
+
+    splits, dropped, seen = {name: [] for name in SPLITS}, Counter(), set()
+    for row in rows:
+        if identity(row) in seen:
+            dropped[COPY] += 1
+            continue
+        seen.add(identity(row))
+        splits[split_of(row, settings.val_share, settings.test_share)].append(row)
+    for name, others in (("val", ("test",)), ("train", ("val", "test"))):
+        held_out = set().union(*(answers_of(row) for other in others for row in splits[other]))
+        kept = [row for row in splits[name] if held_out.isdisjoint(answers_of(row))]
+        dropped[LEAK] += len(splits[name]) - len(kept)
+        splits[name] = kept
+    columns = dict.fromkeys(key for row in rows for key in row["meta"])
+    for part in splits.values():
+        part.sort(key=lambda row: row["meta"]["id"])  # an order that comes from the rows: the first n are a fair sample
+        for row in part:
+            row["meta"] = {key: row["meta"].get(key) for key in columns}  # one schema for the whole file
+    return splits, +dropped
+
+
+def main(settings: Settings) -> None:
+    from common.jsonl import DataError, write_json, write_jsonl
+    from common.runs import begin_run
+
+    if min(settings.val_share, settings.test_share) < 0 or settings.val_share + settings.test_share >= 1:
+        raise UserError("--val-share and --test-share must be 0 or more, and less than 1 together")
+    if not settings.files:
+        raise UserError("--files names no file; mend: --files mine.json")
+    renames = read_renames(settings.rename)
+    rows, problems, report = [], [], {"files": {}, "dropped": {}, "splits": {}}
+    for path in settings.files:  # before an earlier run's files are touched
+        converted, faults, facts = read_file(path, settings, renames)
+        rows += converted
+        problems += faults
+        report["files"][show_path(path)] = facts
+    fatal = [problem for problem in problems if problem.line == 0 or not settings.skip_bad]
+    if fatal or not rows:
+        raise DataError(fatal or problems)
+
+    inputs = {f"file {number}": path for number, path in enumerate(settings.files, start=1)}
+    with begin_run(
+        settings.output_dir, settings, inputs, settings.overwrite, "17_prepare_chat", resumable=False
+    ) as run:
+        for name, facts in report["files"].items():
+            print(f"{name}: {facts['rows']} rows, " + ", ".join(f"{n} {what}" for what, n in facts["formats"].items()))
+            for column, where in facts["unknown columns"].items():
+                place = f"in {where['rows']} rows, first at line {where['first line']}"
+                print(f"  unknown column {column!r} {place}: left out; --keep {column} carries it into meta")
+        report["dropped"]["faulty"] = Counter(problem.reason for problem in problems)
+        for problem in problems[:20]:
+            print(f"  left out: {problem}")
+        for kind in ("sft", "pref", "prompts"):
+            of_kind = [row.row for row in rows if row.kind == kind]
+            if not of_kind:
+                continue
+            splits, report["dropped"][kind] = split_rows(of_kind, settings)
+            report["splits"][kind] = {split: len(part) for split, part in splits.items()}
+            for split, part in splits.items():
+                if part:
+                    write_jsonl(settings.output_dir / f"{kind}_{split}.jsonl", part)
+                elif {"train": 1, "val": settings.val_share, "test": settings.test_share}[split]:
+                    print(f"warning: no {kind} row fell into {split}: {len(of_kind)} rows are few, or raise its share")
+            print(f"{kind}: " + ", ".join(f"{count} {split}" for split, count in report["splits"][kind].items()))
+        for kind, reasons in report["dropped"].items():
+            for reason, count in reasons.items():
+                print(f"  dropped {count:5d}  {kind}: {reason}")
+        write_json(settings.output_dir / "report.json", report)
+        run.figure("report", report)
+        folder, kind = show_path(settings.output_dir), next(iter(report["splits"]))
+        files = f"--train-file {folder}/{kind}_train.jsonl --val-file {folder}/{kind}_val.jsonl"
+        run.finish(f"python scripts/19_check_data.py --task {settings.task} {files}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,209 @@
+"""The same fine-tuning as stage 20 with nothing but transformers' Trainer: rows become tokens and labels in this file, by hand.
+
+Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` shows what trl does for you. On single-turn rows both
+train the same tokens (tests/test_sft_ways.py), docs/SFT.md compares them. Of a conversation the last answer is trained.
+
+Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
+Writes  checkpoints/{task}/sft_plain: adapter, tokenizer, log_history.json, run.json
+Run     python scripts/21_train_sft_plain.py
+        python scripts/21_train_sft_plain.py --task chat --model Qwen/Qwen3-0.6B --lr 2e-4 --batch-size 4 --accumulation 8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import read_settings, resolve_model, show_path
+
+IGNORED = -100  # a label that the loss leaves out
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = "data/tiny_qwen3"  # base model: a folder or a hub id
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows to learn from
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # rows that show what was learned
+    enable_thinking: bool = False  # passed to the chat template of models that think
+    max_length: int = 512  # tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so
+
+    # --- LoRA
+    lora_r: int = 64  # rank
+    lora_alpha: int = 128  # the update is scaled by alpha / r
+    lora_dropout: float = 0.0  # on the input of the update
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # layers adapted
+
+    # --- optimisation
+    epochs: float = 1.0  # passes over the training rows
+    max_steps: int = -1  # optimizer steps, -1 = by epochs
+    lr: float = 2e-3  # peak; cosine to 0
+    warmup_share: float = 0.03  # of all steps
+    weight_decay: float = 0.0  # AdamW's, on the adapter
+    batch_size: int = 32  # rows in a micro-batch, on average: long rows come in smaller ones
+    accumulation: int = 2  # micro-batches per optimizer step
+    dtype: str = "auto"  # auto, float32, bfloat16
+
+    # --- watching
+    eval_steps: int = 100  # steps between evaluations and checkpoints
+    eval_rows: int = 512  # validation rows used, 0 = all
+    probe_count: int = 256  # samples drawn at the end to see whether they stop
+    probe_tokens: int = 96  # new tokens given to each sample
+
+    # --- run
+    output_dir: Path = Path("checkpoints/{task}/sft_plain")  # adapter and run record
+    seed: int = 42  # of data order, LoRA initialisation and samples
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict[str, list[int]]:
+    """One row as {"input_ids", "labels"}, both [tokens]: the prompt without loss, the answer and one eos with it.
+
+    The prompt is exactly what the model will be given when it writes: the template's text up to the start of an answer.
+    """
+    turns = row["prompt"] + row["completion"]
+    prompt = tokenizer.apply_chat_template(
+        turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+    )
+    # no special tokens: the template has written its own
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    # labels stand at the places of their tokens: the model itself compares the logits of place t with the label of t + 1
+    return {
+        "input_ids": (prompt_ids + answer_ids)[:max_length],
+        "labels": ([IGNORED] * len(prompt_ids) + answer_ids)[:max_length],
+    }
+
+
+def collate(examples: list[dict], pad_token_id: int) -> dict:
+    """Examples of different lengths as tensors [rows, longest], padded on the right.
+
+    Padding is known by its place, never by its token: labels[input_ids == pad] = -100, as many recipes have it, hides every eos from
+    the loss where pad and eos are one token, and such a model never learns to stop (benchmarks/pad_eos_trap.py).
+    """
+    import torch
+
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def padded(key: str, value: int) -> torch.Tensor:
+        return torch.tensor([example[key] + [value] * (longest - len(example[key])) for example in examples])
+
+    mask = [[1] * len(example["input_ids"]) + [0] * (longest - len(example["input_ids"])) for example in examples]
+    return {
+        "input_ids": padded("input_ids", pad_token_id),
+        "attention_mask": torch.tensor(mask),
+        "labels": padded("labels", IGNORED),
+    }
+
+
+def main(settings: Settings) -> None:
+    from common.checks import check_rows, require_clean
+    from common.jsonl import read_jsonl, write_json
+    from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.runs import begin_run, set_seed
+
+    model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    # before an earlier run's files are touched
+    report = check_rows(
+        settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
+    )
+    require_clean(report)
+    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "21_train_sft_plain") as run:
+        from functools import partial
+
+        from peft import LoraConfig, get_peft_model
+        from transformers import Trainer, TrainingArguments
+
+        from common.likelihood import mean_nll
+        from common.probes import stop_rate
+
+        train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
+        val = val[: settings.eval_rows or None]
+        examples, held_out = (
+            [encode(row, tokenizer, settings.max_length, settings.enable_thinking) for row in rows]
+            for rows in (train, val)
+        )
+        trained = sum(label != IGNORED for example in examples for label in example["labels"])
+        model = load_model(model_path, tokenizer, settings.dtype)
+        print(f"{len(train)} training rows, {trained} trained tokens, {model.dtype} on {model.device}")
+
+        set_seed(settings.seed)  # here, because the adapter starts from random numbers
+        lora = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets),
+            task_type="CAUSAL_LM",
+        )
+        config = TrainingArguments(
+            output_dir=str(settings.output_dir),
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            learning_rate=settings.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup_share,
+            weight_decay=settings.weight_decay,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.accumulation,
+            train_sampling_strategy="batch_rebalance",
+            bf16=str(model.dtype) == "torch.bfloat16",
+            use_cpu=model.device.type == "cpu",
+            eval_strategy="steps",
+            eval_steps=settings.eval_steps,
+            save_steps=settings.eval_steps,
+            save_total_limit=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            logging_steps=10,
+            report_to="none",
+            dataloader_pin_memory=model.device.type == "cuda",
+            seed=settings.seed,
+        )
+        trainer = Trainer(
+            model=get_peft_model(model, lora),
+            args=config,
+            data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+            train_dataset=examples,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+
+        trainer.save_model(str(settings.output_dir))
+        log = trainer.state.log_history
+        write_json(settings.output_dir / "log_history.json", log)
+        after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
+        stopped, samples = stop_rate(
+            trainer.model, tokenizer, val, settings.probe_count, settings.probe_tokens, settings.seed, settings.enable_thinking
+        )  # fmt: skip
+        losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+        losses = losses or [trainer.evaluate()["eval_loss"]]  # a run shorter than eval_steps
+        print(f"validation loss {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped")
+        print(f"NLL per character of the validation answers: {after:.3f} nats")
+        run.figure("trained_tokens", trained)
+        run.figure("val_nll", after)
+        run.figure("steps", trainer.state.global_step)
+        run.figure("train_loss", next((entry["loss"] for entry in reversed(log) if "loss" in entry), None))
+        run.figure("eval_loss", min(losses))
+        run.figure("stopped", stopped)
+        run.figure("samples", samples[:2])
+        folder = show_path(settings.output_dir)
+        run.finish(
+            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
+        )
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

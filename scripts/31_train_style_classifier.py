@@ -1,0 +1,207 @@
+"""Train a dialogue style classifier: which of the styles in --labels_file does an answer have?
+
+Full fine-tuning of a causal model with a fresh head on its last token; --lora_r trains an adapter instead and merges it, so that the
+folder loads with plain transformers either way. The head and the labels are checked by reading the folder back. Beside it in the
+report, on the same rows: the majority class, and TF-IDF + logistic regression on the whole text and on the answer alone. Weights
+are trained in float32; bfloat16 is used in the multiplications where the hardware has it.
+
+Reads   --train_file, --validation_file (stage 12; a JSON array or JSONL of labelled rows), --labels_file
+Writes  checkpoints/{task}/classifier: model.safetensors, config.json with id2label, tokenizer, label_mapping.json, metrics.json,
+        confusion.png, reliability.png, learning_curve.png, log_history.json, adapter/ with --lora_r, run.json
+Run     python scripts/31_train_style_classifier.py --learning_rate 5e-4 --num_train_epochs 4 --per_device_train_batch_size 16
+        python scripts/31_train_style_classifier.py --model_name_or_path Qwen/Qwen2.5-0.5B --train_file data/styles/training_data.json \
+            --validation_file None --demo_inference
+
+The flags are those of the classifier's earlier recipe, underscores and all (dashes do as well).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, resolve_model, show_path
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "styles"  # names the folders below
+    model_name_or_path: str = "data/tiny_qwen3"  # base model, folder or hub id
+    train_file: Path = Path("processed_data/{task}/style_train.jsonl")  # labelled rows
+    validation_file: Path | None = Path(
+        "processed_data/{task}/style_val.jsonl"
+    )  # None = 15 % of the questions of train_file
+    labels_file: Path = Path("data/styles/labels.json")  # labels in the order of their ids
+    max_length: int = 512  # tokens; a longer text loses its beginning, and is counted
+
+    # --- optimisation
+    num_train_epochs: float = 3.0  # passes over the training rows; the best by macro-F1 on validation is kept
+    learning_rate: float = 2e-5  # AdamW's peak; linear to 0. The embedded base, small as it is, wants about 5e-4
+    per_device_train_batch_size: int = 4  # rows per step and device
+    per_device_eval_batch_size: int = 8  # rows per evaluation batch and device
+    weight_decay: float = 0.01  # AdamW's
+    warmup_share: float = 0.1  # of all steps
+    lora_r: int = 0  # rank of a LoRA on all projections (alpha = 2 r), 0 = full fine-tuning
+    dtype: str = "auto"  # of the multiplications: auto, float32, bfloat16
+    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+
+    # --- loss
+    class_weights: bool = False  # rows weigh by the inverse of their label's frequency
+    label_smoothing: float = 0.0  # share of the target spread over all labels
+    teacher: str = ""  # larger classifier with the same labels to distil from; empty = none
+    teacher_share: float = 0.5  # of the loss: KL to the teacher (Hinton et al. 2015); the rest is cross-entropy
+    temperature: float = 2.0  # softens teacher and student in the KL
+
+    # --- run
+    demo_inference: bool = False  # print the styles of five new answers at the end
+    output_dir: Path = Path("checkpoints/{task}/classifier")  # model and report
+    seed: int = 42  # of the head, the data order and the resampling
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # adapted by --lora_r
+
+
+def main(settings: Settings) -> None:
+    from common.jsonl import write_json
+    from common.models import load_tokenizer, newest_checkpoint, resolve_dtype
+    from common.runs import begin_run, set_seed
+    from tasks import style_metrics, styles
+
+    labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
+    train, val = styles.read_split(settings.train_file, settings.validation_file, labels)
+    names = [label["label"] for label in labels]
+    model_path = resolve_model(settings.model_name_or_path, settings.task)
+    teacher = resolve_model(settings.teacher, settings.task) if settings.teacher else None
+    tokenizer = load_tokenizer(model_path)
+    inputs = {"model": model_path, "train_file": settings.train_file, "validation_file": settings.validation_file}
+    inputs |= {"labels_file": settings.labels_file, "teacher": teacher}
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "31_train_style_classifier") as run:
+        import torch
+        from datasets import Dataset
+        from sklearn.metrics import f1_score
+        from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+
+        from common.classifiers import load_classifier, logits_of
+        from common.distillation import make_loss
+        from common.plots import plot_learning_curve
+
+        set_seed(settings.seed)
+        sides = {"train": train, "val": val}
+        targets = {side: [[names.index(row["label"])] for row in rows] for side, rows in sides.items()}
+        if teacher:
+            larger, its_tokenizer = load_classifier(teacher, settings.dtype, len(names))
+            if [larger.config.id2label[index] for index in range(len(names))] != names:
+                raise UserError(
+                    f"{teacher} has other labels: {larger.config.id2label}; mend: train it with this --labels_file"
+                )
+            for side, rows in sides.items():
+                logits = logits_of(larger, its_tokenizer, [row["input"] for row in rows], settings.max_length).tolist()
+                targets[side] = [[*label, *soft] for label, soft in zip(targets[side], logits, strict=True)]
+            del larger
+
+        def dataset(side: str) -> Dataset:
+            ids = tokenizer([row["input"] for row in sides[side]], add_special_tokens=False)["input_ids"]
+            if cut := sum(len(row) > settings.max_length for row in ids):
+                print(
+                    f"notice: {cut} {side} texts have more than {settings.max_length} tokens and lose their beginning"
+                )
+            rows = zip((row[-settings.max_length :] for row in ids), targets[side], strict=True)
+            return Dataset.from_list([{"input_ids": row, "labels": target} for row, target in rows])
+
+        model = AutoModelForSequenceClassification.from_pretrained(
+            model_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, num_labels=len(names),
+            id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        if settings.lora_r:
+            from peft import LoraConfig, get_peft_model
+
+            scale = 2 * settings.lora_r
+            lora = LoraConfig(r=settings.lora_r, lora_alpha=scale, target_modules=TARGETS, task_type="SEQ_CLS")
+            model = get_peft_model(model, lora)
+        counts = Counter(row["label"] for row in train)
+        print(f"{len(train)} training rows {dict(counts)}, {len(val)} validation rows")
+        weights = None
+        if settings.class_weights:
+            weights = torch.tensor([len(train) / len(names) / counts[name] for name in names])
+        loss = make_loss(weights, settings.label_smoothing, settings.teacher_share, settings.temperature)
+
+        def compute_metrics(prediction) -> dict:
+            true, said = prediction.label_ids[:, 0].astype(int), prediction.predictions.argmax(-1)
+            averages = {f"f1_{average}": f1_score(true, said, average=average) for average in ("macro", "weighted")}
+            return {"accuracy": float((true == said).mean()), **averages}
+
+        config = TrainingArguments(
+            output_dir=str(settings.output_dir),
+            num_train_epochs=settings.num_train_epochs,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_share,
+            weight_decay=settings.weight_decay,
+            per_device_train_batch_size=settings.per_device_train_batch_size,
+            per_device_eval_batch_size=settings.per_device_eval_batch_size,
+            bf16=resolve_dtype(settings.dtype) == torch.bfloat16,
+            use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=settings.gradient_checkpointing,
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_f1_macro",
+            logging_steps=10,
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            seed=settings.seed,
+        )
+        trainer = Trainer(
+            model=model,
+            args=config,
+            train_dataset=dataset("train"),
+            eval_dataset=dataset("val"),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_loss_func=loss,
+            compute_metrics=compute_metrics,
+        )
+        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+
+        ids = {name: index for index, name in enumerate(names)}
+        mapping = {"id_to_label": {str(index): name for name, index in ids.items()}, "label_to_id": ids}
+        trained = trainer.model
+        if settings.lora_r:
+            trained.save_pretrained(settings.output_dir / "adapter")
+            tokenizer.save_pretrained(settings.output_dir / "adapter")
+            write_json(settings.output_dir / "adapter" / "label_mapping.json", mapping)
+            trained = trained.merge_and_unload(safe_merge=True)
+        trained.save_pretrained(settings.output_dir)
+        tokenizer.save_pretrained(settings.output_dir)
+        write_json(settings.output_dir / "label_mapping.json", mapping)
+        log = trainer.state.log_history
+        write_json(settings.output_dir / "log_history.json", log)
+        curves = {"loss": "training loss", "eval_loss": "validation loss", "eval_f1_macro": "validation macro-F1"}
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
+        del model, trained, trainer
+
+        # --- the report, of the folder as it was saved
+        classifier, tokenizer = load_classifier(str(settings.output_dir), settings.dtype, len(names))
+        chances = logits_of(classifier, tokenizer, [row["input"] for row in val], settings.max_length).softmax(-1)
+        report = style_metrics.compare_with_baselines(labels, train, val, chances.tolist(), settings.seed)
+        write_json(settings.output_dir / "metrics.json", report)
+        style_metrics.plot_report(report, chances.tolist(), labels, settings.output_dir)
+        print(style_metrics.report_table(report))
+        if settings.demo_inference:
+            demo = [styles.classifier_text(*pair) for pair in styles.DEMO]
+            shown = logits_of(classifier, tokenizer, demo, settings.max_length).softmax(-1)
+            for text, row in zip(demo, shown, strict=True):
+                print(f"{names[row.argmax()]} {row.max():.3f}  {text!r}")
+        for name in ("eval_accuracy", "eval_f1_macro", "eval_f1_weighted", "eval_per_class_f1"):
+            run.figure(name, report[name])
+        example = styles.classifier_text(*styles.DEMO[0]).replace("\n", "\\n")
+        run.finish(f"python scripts/61_classify_style.py --model {show_path(settings.output_dir)} --text $'{example}'")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

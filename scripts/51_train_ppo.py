@@ -1,0 +1,347 @@
+"""Proximal policy optimisation (PPO) with LoRA: the model writes, rewards by name judge, a value head says what was to be expected.
+
+One step: write an answer to each of `batch_size` prompts; judge the texts; give every token its share of the reward (GAE on the value
+head, less a KL penalty to the reference); then pass a few times over the answers with the clipped surrogate. The policy is a LoRA adapter,
+its reference the same model with the adapter switched off. docs/PPO.md has the formulas and what was decided.
+
+Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only: [tokens].
+
+Reads   --model (stage 22); processed_data/{task}/prompts_train.jsonl, sft_val.jsonl
+Writes  checkpoints/{task}/ppo: adapter, tokenizer, checkpoint-N, learning_curve.png, overoptimisation.png, log_history.json, run.json
+Run     python scripts/51_train_ppo.py
+        python scripts/51_train_ppo.py --rewards form:1 rhyme:1 meter:1 fluency:0.5 --value-body own --kl-target 1.5
+
+Deviations from Schulman et al. 2017: whitened advantages; no entropy bonus (the KL penalty keeps the policy broad); the value head starts
+from the first batch's mean reward; an answer that is cut ends its episode like one that stops.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common.settings import UserError, read_settings, resolve_model, show_path
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = "checkpoints/{task}/sft_merged"  # the policy to start from, and the reference
+    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")  # prompts to answer; meta goes to the rewards
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # held-out prompts to sample, answers for the NLL
+    rewards: tuple[str, ...] = ("form:1", "rhyme:1", "meter:1", "fluency:0.5")  # NAME[:WEIGHT], model=PATH[:WEIGHT]
+    watch: tuple[str, ...] = ("all_three", "no_repeat")  # rewards that are logged and not learned from
+    enable_thinking: bool = False  # passed to the chat template of models that think
+    max_length: int = 512  # tokens, prompt and answer; a prompt without room for max_new_tokens is left out, counted
+
+    # --- LoRA
+    lora_r: int = 32  # rank
+    lora_alpha: int = 64  # the update is scaled by alpha / r
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
+    value_body: Literal["shared", "own"] = "shared"  # the value head reads the policy's body, or has a LoRA of its own
+
+    # --- rollout
+    max_steps: int = 60  # batches written and learned from
+    batch_size: int = 128  # prompts a step, one answer each
+    max_new_tokens: int = 96  # an answer that is longer is cut
+    temperature: float = 1.0  # of the policy: of what is drawn and of every log-probability
+    missing_eos: float = 0.5  # taken off the reward of an answer that was cut
+
+    # --- reward and advantage
+    kl_coef: float = 0.05  # beta: reward taken off per nat of KL to the reference
+    kl_estimator: Literal["k1", "k3"] = "k1"  # of the penalty; k1 is unbiased, k3 never negative
+    kl_target: float = 0.0  # nats an answer that the adaptive controller steers beta to, 0 = beta stays
+    gamma: float = 1.0  # discount per token
+    lam: float = 0.99  # lambda of GAE: 1 = what came minus what was expected, less = trust the value head more
+
+    # --- optimisation
+    epochs: int = 1  # passes over each batch
+    minibatches: int = 2  # optimizer steps per pass
+    clip: float = 0.2  # epsilon of the surrogate
+    value_clip: float = 0.2  # most that a value may move from the rollout's before it stops counting, 0 = no limit
+    value_coef: float = 0.1  # weight of the value loss
+    stop_kl: float = 0.05  # nats per token from the policy that wrote; past it the step's passes end, 0 = never
+    lr: float = 6e-4  # of the policy; falls to 0 linearly
+    value_lr: float = 3e-4  # of the value head and its adapter
+    warmup_steps: int = 5  # steps until the full rates
+    max_grad_norm: float = 1.0  # longer gradients are cut to this
+    micro_tokens: int = 2048  # padded tokens in one forward pass: memory, not result
+    dtype: str = "auto"  # auto, float32, bfloat16
+
+    # --- watching
+    eval_steps: int = 10  # steps between probes and checkpoints
+    probe_count: int = 64  # held-out rows of the probe
+    kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
+    nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
+    report_to: Literal["tensorboard", "none"] = "tensorboard"  # event files in output_dir/runs
+
+    # --- run
+    output_dir: Path = Path("checkpoints/{task}/ppo")  # adapter and run record
+    seed: int = 42  # of LoRA, prompts, answers and minibatches
+    overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+# --- formulas
+
+
+def kl_estimate(logprobs, reference, estimator: str = "k1"):
+    """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL divergence")."""
+    difference = logprobs - reference
+    return difference if estimator == "k1" else (-difference).exp() - 1 + difference
+
+
+def next_beta(beta: float, kl: float, target: float) -> float:
+    """The adaptive controller (Ziegler et al. 2019, section 2.2): at most 2 % up or down a step."""
+    return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
+
+
+def token_rewards(scores, penalties, mask):
+    """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last: [N, T]."""
+    rewards = penalties * mask
+    rewards[range(len(scores)), mask.sum(1) - 1] += scores
+    return rewards
+
+
+def gae(rewards, values, mask, gamma: float, lam: float):
+    """Advantages and returns, both [N, T] (Schulman et al. 2016, eq. 16); nothing follows the last real token of a row.
+
+    delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's target.
+    """
+    advantages, after, value_after = values.new_zeros(values.shape), 0.0, 0.0
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * value_after - values[:, t]
+        advantages[:, t] = after = (delta + gamma * lam * after) * mask[:, t]
+        value_after = values[:, t] * mask[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values, mask):
+    """Mean 0 and standard deviation 1 over the real tokens; 0 elsewhere."""
+    real = values[mask]
+    return (values - real.mean()) / (real.std(correction=0) + 1e-8) * mask
+
+
+def policy_loss(logprobs, old_logprobs, advantages, clip: float):
+    """The clipped surrogate of each token, negative (Schulman et al. 2017, eq. 7), and where the clipping binds."""
+    ratio = (logprobs - old_logprobs).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return plain.maximum(clipped), clipped > plain
+
+
+def value_loss(values, old_values, returns, clip: float):
+    """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 = plain."""
+    error = (values - returns) ** 2
+    if clip:
+        error = error.maximum((old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
+    return error / 2
+
+
+def explained_variance(values, returns) -> float:
+    """1 - Var[returns - values] / Var[returns]: 1 = the value head knew, 0 = no better than a constant; 0 where nothing varies."""
+    spread = returns.var(correction=0).item()
+    return 1 - (returns - values).var(correction=0).item() / spread if spread else 0.0
+
+
+# --- one step's learning
+
+
+def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> dict:
+    """Up to `epochs` passes over one batch (common.actor_critic.Rollout) by its ActorCritic; means of what was seen in them."""
+    import torch
+
+    parameters = [*agent.policy.values(), *agent.value.values()]
+    seen, count, sums = [], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}
+    passes = (torch.randperm(len(batch.prompts)) for _ in range(settings.epochs))
+    for rows in (rows for order in passes for rows in order.chunk(settings.minibatches)):
+        tokens, moved = int(batch.mask[rows].sum()), 0.0
+        optimizer.zero_grad()
+        for part in batch.micro_batches(rows.tolist(), settings.micro_tokens):
+            real = batch.mask[part]
+            tensors = (batch.tokens, batch.logprobs, batch.values, advantages, returns)
+            targets, old_logprobs, old_values, advantage, target = (
+                tensor[part][real] for tensor in tensors
+            )  # [tokens]
+            states = agent.states(batch, part)
+            logprobs = agent.logprobs(states, targets)
+            surrogate, bound = policy_loss(logprobs, old_logprobs, advantage, settings.clip)
+            loss = surrogate.sum() / tokens
+            if agent.own:  # a second pass, through the other adapter
+                loss.backward()
+                agent.model.set_adapter("value")
+                states, loss = agent.states(batch, part), 0.0
+            error = value_loss(agent.values(states), old_values, target, settings.value_clip)
+            (loss + settings.value_coef * error.sum() / tokens).backward()
+            if agent.own:
+                agent.model.set_adapter("default")
+            # KL(old || new), drawn from old: k3 with the new policy in the reference's place
+            moved += kl_estimate(old_logprobs, logprobs.detach(), "k3").sum().item() / tokens
+            for name, values in zip(sums, (surrogate, error, bound), strict=True):
+                sums[name] += values.sum().item()
+            count += len(targets)
+        seen.append(moved)
+        if settings.stop_kl and moved > settings.stop_kl:
+            break
+        if not torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).isfinite():
+            raise UserError("the gradient is not finite; mend: a lower --lr, or --dtype float32")
+        optimizer.step()
+    return {**{name: value / count for name, value in sums.items()}, "updates": len(seen), "update_kl": seen[-1]}
+
+
+# --- the run
+
+
+def main(settings: Settings) -> None:
+    from transformers import AutoConfig
+
+    from common.actor_critic import ActorCritic, draw_prompts, encode_prompts, load_checkpoint, save_checkpoint
+    from common.checks import check_rows, require_clean
+    from common.jsonl import read_jsonl, write_json
+    from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.reward_watch import RewardWatch
+    from common.runs import begin_run, set_seed
+
+    model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    # before an earlier run's files are touched
+    config = AutoConfig.from_pretrained(model_path).get_text_config()
+    if settings.max_length > (context := getattr(config, "max_position_embeddings", settings.max_length)):
+        raise UserError(f"--max-length {settings.max_length}: the model reads {context} tokens; mend: a smaller one")
+    for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
+        require_clean(check_rows(file, None, schema, tokenizer, settings.max_length, settings.enable_thinking))
+    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
+    watch = RewardWatch(settings.rewards, settings.watch, settings.task, val, settings.dtype, settings.max_length)
+    room = settings.max_length - settings.max_new_tokens
+    rows = read_jsonl(settings.train_file, "prompts")
+    prompts = [(row, ids) for row, ids in encode_prompts(tokenizer, rows, settings.enable_thinking) if len(ids) <= room]
+    print(f"{len(prompts)} prompts, {len(rows) - len(prompts)} left out: longer than {room} tokens")
+    if not prompts:
+        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; mend: a larger --max-length")
+
+    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    inputs |= watch.model_paths
+    with begin_run(
+        settings.output_dir, settings, inputs, settings.overwrite, "51_train_ppo", ignore=("report_to",)
+    ) as run:
+        import torch
+        from peft import LoraConfig
+
+        from common.plots import plot_learning_curve, plot_overoptimisation
+
+        set_seed(settings.seed)
+        model = load_model(model_path, tokenizer, settings.dtype)
+        lora = LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            target_modules=list(settings.lora_targets),
+            task_type="CAUSAL_LM",
+        )
+        agent = ActorCritic(model, lora, settings.value_body, settings.temperature)
+        rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
+        groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        print(f"{sum(p.numel() for group in groups for p in group['params'])} trained parameters, {model.dtype}")
+        probing = (agent.model, tokenizer, settings.max_new_tokens, settings.seed, settings.enable_thinking)
+        first, beta, log, over_budget, board = 0, settings.kl_coef, [], "", None
+        if run.resuming and (checkpoint := newest_checkpoint(settings.output_dir)):
+            first, beta, log = load_checkpoint(Path(checkpoint), agent, optimizer)
+            print(f"resumed at step {first}")
+        else:
+            log.append({"step": 0, **watch.probe(*probing)})
+            save_checkpoint(settings.output_dir, agent, optimizer, 0, beta, log)
+        if settings.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            board = SummaryWriter(str(settings.output_dir / "runs"), purge_step=first + 1)
+
+        for step in range(first, settings.max_steps):
+            # what a step draws is decided by the seed and the step alone: a resumed run goes on exactly
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = (
+                    group["peak"] * min(1, (step + 1) / settings.warmup_steps) * (1 - step / settings.max_steps)
+                )
+
+            started = time.perf_counter()
+            asked = draw_prompts(prompts, step, settings.batch_size, settings.seed)
+            batch = agent.rollout([ids for _, ids in asked], settings.max_new_tokens)
+            written = time.perf_counter()
+            totals, means = watch.judge([row for row, _ in asked], batch.texts(tokenizer))
+            judged = [place for place, value in enumerate(totals) if value is not None]
+            if not judged:
+                raise UserError(f"step {step + 1}: no answer could be judged; mend: --rewards, or meta of the prompts")
+            batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged], device=model.device)
+            scored = time.perf_counter()
+
+            if step == 0:
+                agent.expect(batch, scores.mean().item())
+            reference = agent.look_again(batch, "reference", settings.micro_tokens)
+            if agent.own:
+                batch.values = agent.look_again(batch, "value", settings.micro_tokens)
+            real, paid = batch.mask, scores - settings.missing_eos * ~batch.stopped
+            penalties = -beta * kl_estimate(batch.logprobs, reference, settings.kl_estimator)
+            rewards = token_rewards(paid, penalties, real)
+            advantages, returns = gae(rewards, batch.values, real, settings.gamma, settings.lam)
+            learned = update(agent, optimizer, batch, whiten(advantages, real), returns, settings)
+
+            kl = (kl_estimate(batch.logprobs, reference, "k3") * real).sum(1).mean().item()  # nats an answer
+            entry = {"step": step + 1, "reward": scores.mean().item(), **means, **learned}
+            entry |= {"unjudged": len(totals) - len(judged), "stopped": batch.stopped.float().mean().item()}
+            entry |= {"kl": kl, "beta": beta, "tokens": real.sum().item() / len(scores)}
+            entry["entropy"] = -batch.logprobs[real].mean().item()  # from the policy's own draws
+            entry["reference_nll"] = (
+                -reference[real].mean().item()
+            )  # how likely the starting model finds what is written
+            entry["explained_variance"] = explained_variance(batch.values[real], returns[real])
+            entry |= {"seconds_rollout": written - started, "seconds_rewards": scored - written}
+            entry["seconds_update"] = time.perf_counter() - scored
+            shown = {"reward": entry["reward"], **means, "kl": kl, "entropy": entry["entropy"]}
+            print(
+                f"step {step + 1}: " + " ".join(f"{name.split('/')[-1]} {value:.3f}" for name, value in shown.items())
+            )
+            beta = next_beta(beta, kl, settings.kl_target) if settings.kl_target else beta
+            if (step + 1) % settings.eval_steps == 0 or step + 1 == settings.max_steps:
+                entry |= watch.probe(*probing)
+                print(
+                    "  probe: " + " ".join(f"{name} {entry[f'probe/{name}']:.3f}" for name in ("reward", "kl", "nll"))
+                )
+                if settings.kl_budget and entry["probe/kl"] > settings.kl_budget:
+                    over_budget = f"KL {entry['probe/kl']:.2f} over its budget of {settings.kl_budget}"
+                elif settings.nll_budget and entry["probe/nll"] > log[0]["probe/nll"] + settings.nll_budget:
+                    over_budget = (
+                        f"held-out NLL {entry['probe/nll']:.3f} over {log[0]['probe/nll']:.3f} + {settings.nll_budget}"
+                    )
+            log.append(entry)
+            for name, value in entry.items() if board else ():
+                if name != "samples":
+                    board.add_scalar(name, value, step + 1)
+            if over_budget:
+                break
+            if "probe/nll" in entry:
+                save_checkpoint(settings.output_dir, agent, optimizer, step + 1, beta, log)
+
+        before, after, taken = log[0], log[-1], len(log) - 1
+        if over_budget:
+            checkpoint = Path(newest_checkpoint(settings.output_dir))
+            _, _, (*_, after) = load_checkpoint(checkpoint, agent, optimizer)
+            print(f"stopped at step {taken}: {over_budget}; the adapter is that of {checkpoint.name}")
+        agent.model.save_pretrained(settings.output_dir, selected_adapters=["default"])
+        tokenizer.save_pretrained(settings.output_dir)
+        write_json(settings.output_dir / "log_history.json", log)
+        curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {name: name for name in curves})
+        plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
+        for name in (name for name in before if name.startswith("probe/") and name in after):
+            print(f"{name.removeprefix('probe/')}: {before[name]:.3f} -> {after[name]:.3f}")
+            run.figure(name.removeprefix("probe/"), [before[name], after[name]])
+        run.figure("samples", after["samples"])
+        run.figure("steps", taken)
+        run.figure("stopped_by", over_budget or None)
+        flags = f"--task {settings.task} --model {show_path(model_path)} --adapter {show_path(settings.output_dir)}"
+        run.finish(f"python scripts/60_generate.py {flags}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,128 @@
+"""Which style does a text have? One text, a file, or standard input, a JSON object a text.
+
+A text is what the classifier was trained on: 用户问题：…\\n回答：…. Rows of a generation file (prompt, completion) are put into that
+shape. Texts are batched by length; neither batch size nor padding side changes the answer beyond rounding.
+
+Reads   --model: checkpoints/{task}/classifier (stage 31); --text, or --input-file: .txt (a text a line), .json or .jsonl (rows with
+        "input" or "text", or prompt and completion); neither: standard input, a text a line (\\n inside a text as two characters)
+Writes  standard output: {"predicted_label", "confidence", "probabilities": {label: probability}} a line; for a file --output-file, with
+        the row's id and input in front, and <output>.run.json
+Run     python scripts/61_classify_style.py --text $'用户问题：能退吗？\\n回答：能，七天内都可以，运费我们出。'
+        python scripts/61_classify_style.py --input-file processed_data/styles/style_test.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError, read_settings, resolve_model, show_path
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "styles"  # names the folders below
+    model: str = "checkpoints/{task}/classifier"  # classifier with its head, folder or hub id
+    text: str = ""  # one text: the answer is printed, nothing is written
+    input_file: Path | None = None  # .txt, .json or .jsonl; None without --text = standard input
+
+    # --- scoring
+    max_length: int = 512  # tokens; a longer text loses its beginning
+    token_budget: int = 8192  # padded tokens a batch
+    dtype: str = "auto"  # of the weights: auto, float32, bfloat16
+
+    # --- run
+    output_file: Path = Path("results/{task}/classified/{name}.jsonl")  # {name} is the input file's
+    overwrite: bool = False  # replace what an earlier run left in output_file
+
+
+def decode_lines(data: bytes, name: str) -> list[str]:
+    r"""Texts, one a line, with \n written as two characters for a line end inside one. Raises UserError with the line at fault."""
+    texts = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        try:
+            text = line.decode("utf-8").replace("\\n", "\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}:{number}: not UTF-8 (byte {error.start + 1}); mend: save it as UTF-8") from None
+        if not text.strip():
+            raise UserError(f"{name}:{number}: an empty line; mend: take it out")
+        texts.append(text)
+    if not texts:
+        raise UserError(f"{name}: no text; mend: one a line")
+    return texts
+
+
+def read_texts(path: Path) -> list[tuple[str, str]]:
+    """(id, text) of every row. Raises UserError naming the row that holds no text."""
+    from common.jsonl import read_json, read_jsonl
+    from tasks.styles import classifier_text
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; mend: name another --input-file")
+    if path.suffix not in (".json", ".jsonl"):
+        return [(str(number), text) for number, text in enumerate(decode_lines(path.read_bytes(), str(path)), start=1)]
+    rows = read_json(path) if path.suffix == ".json" else read_jsonl(path)
+    texts = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+        text = row if isinstance(row, str) else None
+        if isinstance(row, dict):
+            text = row.get("input", row.get("text"))
+            if "completion" in row and "prompt" in row:
+                answer, prompt = row["completion"], row["prompt"]
+                answer = answer[-1]["content"] if isinstance(answer, list) else answer
+                text = classifier_text(prompt[-1]["content"], answer)
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f'{path}: row {number} has no text; mend: "input", "text", or prompt and completion')
+        texts.append((str(row.get("id", number)) if isinstance(row, dict) else str(number), text))
+    if not texts:
+        raise UserError(f"{path}: no rows; mend: name another --input-file")
+    return texts
+
+
+def main(settings: Settings) -> None:
+    if settings.text and settings.input_file:
+        raise UserError("--text and --input-file together; mend: one of them")
+    model_path = resolve_model(settings.model, settings.task)
+    if settings.input_file:
+        rows = read_texts(settings.input_file)
+    elif settings.text:
+        rows = [("", settings.text)]
+    else:
+        rows = [("", text) for text in decode_lines(sys.stdin.buffer.read(), "standard input")]
+    if any("\ud800" <= char <= "\udfff" for _, text in rows for char in text):
+        raise UserError("half of a surrogate pair in a text; mend: write the whole character, in UTF-8")
+
+    from common.classifiers import load_classifier
+    from common.jsonl import write_jsonl
+    from common.runs import begin_run
+    from tasks.style_predictions import predict_styles
+
+    def classify(texts: list[str]) -> list[dict]:
+        model, tokenizer = load_classifier(model_path, settings.dtype)
+        return predict_styles(model, tokenizer, texts, settings.max_length, settings.token_budget)
+
+    if not settings.input_file:
+        for result in classify([text for _, text in rows]):
+            print(json.dumps(result, ensure_ascii=False))
+        return
+    output = Path(str(settings.output_file).replace("{name}", settings.input_file.stem))
+    if output.suffix != ".jsonl":
+        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
+    inputs = {"model": model_path, "input_file": settings.input_file}
+    with begin_run(output, settings, inputs, settings.overwrite, "61_classify_style", resumable=False) as run:
+        results = classify([text for _, text in rows])
+        write_jsonl(
+            output, [{"id": id, "input": text} | result for (id, text), result in zip(rows, results, strict=True)]
+        )
+        counts = Counter(result["predicted_label"] for result in results)
+        print(", ".join(f"{label} {count} ({count / len(rows):.1%})" for label, count in counts.most_common()))
+        run.figure("predicted", counts)
+        run.finish(f"python scripts/73_human_sheet.py --kind style --generations {show_path(settings.input_file)}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,342 @@
+"""Serve the style classifier and the scalar reward model over HTTP. Writing models are served by `vllm serve` (docs/STYLES.md).
+
+Requests that wait are scored together (micro-batching): while one batch is on the model the next one fills, so one client waits for
+nothing and many share a batch. SIGTERM or Ctrl-C: no new connection is taken, what was accepted is answered, then the process ends.
+Bound to 127.0.0.1 unless told otherwise. Put TLS and rate limits in front of it (nginx, caddy) before anyone else can reach it.
+
+    POST /predict        {"text": "..."} or ?text=...   -> predicted_label, confidence, probabilities
+    POST /predict_batch  {"texts": ["...", ...]}        -> {"results": [the same, in order]}
+    POST /reward         {"prompt": "..." or messages, "completion": "..."} -> {"reward": number}
+    GET  /health, GET /metrics (Prometheus), GET /docs (OpenAPI, with examples)
+
+Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 413 body too large, 422 bad field, empty or
+too long text, too many texts, 429 too many requests waiting. No text or token
+is ever logged or sent back in an error.
+
+Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it is set
+Writes  nothing; one log line a request on standard error: method, path without its query, status, milliseconds
+Run     python scripts/62_serve.py
+        SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model checkpoints/styles/reward
+"""
+
+import asyncio
+import hmac
+import os
+import socket
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from common.settings import UserError, read_settings, resolve_model
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "styles"  # fills {task} in the folders below
+    model: str = "checkpoints/{task}/classifier"  # style classifier, folder or hub id
+    reward_model: str = ""  # scalar reward model, folder or hub id; empty = /reward answers 404
+    max_length: int = 512  # tokens; a longer text loses its beginning
+    dtype: str = "auto"  # of the weights: auto, float32, bfloat16
+    enable_thinking: bool = False  # passed to the chat template of a reward model that thinks
+    threads: int = 0  # of the model's arithmetic, 0 = torch's choice
+
+    # --- network
+    host: str = "127.0.0.1"  # 0.0.0.0 = every interface: set SERVE_TOKEN first
+    port: int = 8000  # 0 = any free one, printed
+    grace_seconds: int = 30  # time to answer what was accepted after SIGTERM
+
+    # --- limits
+    max_body_bytes: int = 262_144  # of a request; more is answered 413
+    max_text_chars: int = 8192  # of one text; more is answered 422
+    max_batch_texts: int = 64  # in one /predict_batch; more is answered 422
+    max_waiting: int = 2048  # texts; more are answered 429
+
+    # --- micro-batching
+    batch_texts: int = 64  # scored together, 1 = one by one
+    token_budget: int = 0  # padded tokens in one pass through the model; 0 = 1024 on a CPU (its cache), 16384 on a GPU
+    batch_wait_ms: float = 2.0  # that a lone request waits for company; under load nothing waits for this
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Guard:
+    """ASGI layer around the app: body limit, token, counters and the log line. Pure ASGI, so that a stream is counted as it comes."""
+
+    OPEN = ("/health", "/docs", "/openapi.json")  # answered without a token
+
+    def __init__(self, app, settings: Settings, token: bytes | None, requests, seconds):
+        self.app, self.settings, self.token, self.requests, self.seconds = app, settings, token, requests, seconds
+        self.accepted = self.answered = 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.accepted += 1
+        started, status, size = time.perf_counter(), 500, 0
+
+        async def counted_send(message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            headers = dict(scope["headers"])
+            if self.token and scope["path"] not in self.OPEN and not self.allowed(headers):
+                await self.refuse(counted_send, 401, "missing or wrong token", [(b"www-authenticate", b"Bearer")])
+                return
+            chunks, more = [], True  # the whole body first: a refusal must not come in the middle of an answer
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    status = 499  # the client went away before its request was whole: nothing to answer
+                    return
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                more = message.get("more_body", False)
+                if size > self.settings.max_body_bytes:
+                    text = f"the body is larger than {self.settings.max_body_bytes} bytes"
+                    await self.refuse(counted_send, 413, text, [(b"connection", b"close")])
+                    return
+            body = b"".join(chunks)
+            await self.app(scope, self.replay(body, receive), counted_send)
+        except Exception as error:  # 500 has been sent; the traceback goes no further, a message may hold the text
+            log(f"error: {type(error).__name__}")
+        finally:
+            self.answered += 1
+            elapsed = time.perf_counter() - started
+            route = scope.get("route")
+            path = getattr(route, "path", "other")  # never the raw path: texts and tokens end up in it
+            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "OTHER"
+            self.requests.labels(path, str(status)).inc()
+            self.seconds.labels(path).observe(elapsed)
+            log(f"{method} {path} {status} {elapsed * 1000:.1f} ms")
+
+    def allowed(self, headers: dict[bytes, bytes]) -> bool:
+        """Compared in constant time: how long it takes says nothing of how much of a guess was right."""
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(given.strip(), self.token) and scheme.lower() == b"bearer"
+
+    @staticmethod
+    def replay(body: bytes, receive):
+        given = False
+
+        async def again():
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return again
+
+    @staticmethod
+    async def refuse(send, status: int, detail: str, headers: list) -> None:
+        body = b'{"detail": "%s"}' % detail.encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def open_models(settings: Settings, model_path: str, reward_path: str | None) -> dict:
+    """name -> (score, what the handlers need): the style classifier, and the reward model where there is one."""
+    import torch
+
+    from common.classifiers import load_classifier, logits_of
+    from tasks.style_predictions import predict_styles
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model, tokenizer = load_classifier(model_path, settings.dtype)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    limits = (settings.max_length, settings.token_budget or (1024 if model.device.type == "cpu" else 16384))
+    opened = {"styles": (lambda texts: predict_styles(model, tokenizer, texts, *limits), names)}
+    if reward_path:
+        reward_model, reward_tokenizer = load_classifier(reward_path, settings.dtype, num_labels=1)
+
+        def rewards(texts: list[str]) -> list[float]:
+            return logits_of(reward_model, reward_tokenizer, texts, *limits)[:, 0].tolist()
+
+        opened["reward"] = (rewards, reward_tokenizer)
+    for score, _ in opened.values():
+        score(["你好"])  # the first call is slow
+    return opened
+
+
+def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None, url: str) -> Guard:
+    """The ASGI app; models are loaded when the server starts up."""
+    from typing import Annotated, Literal
+
+    from fastapi import Depends, FastAPI, HTTPException, Query
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, PlainTextResponse
+    from fastapi.security import HTTPBearer
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from pydantic import BaseModel, ConfigDict, Field
+
+    from common.classifiers import render_conversation
+    from common.jsonl import validate_row
+    from common.micro_batching import MicroBatcher, TooBusy
+
+    registry = CollectorRegistry()
+    requests = Counter("requests", "Answered requests", ("path", "status"), registry=registry)
+    seconds = Histogram("request_seconds", "From accepted to answered", ("path",), registry=registry)
+    steps = [2**power for power in range(9)]
+    sizes = Histogram("batch_texts", "Texts scored together", ("model",), registry=registry, buckets=steps)
+    waiting = Gauge("waiting_texts", "Texts that wait for the model", ("model",), registry=registry)
+    batchers: dict[str, MicroBatcher] = {}
+    opened: dict = {}
+
+    # --- what is asked and answered; a text holds at least one character that is no space
+    Text = Annotated[str, Field(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
+    example = "用户问题：能退吗？\n回答：能，七天内都可以，运费我们出。"
+
+    class PredictRequest(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        text: Text = Field(examples=[example])
+
+    class BatchRequest(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        texts: list[Text] = Field(min_length=1, max_length=settings.max_batch_texts, examples=[[example, "你好"]])
+
+    class Message(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        role: Literal["system", "user", "assistant"]
+        content: Text
+
+    class RewardRequest(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        prompt: Text | Annotated[list[Message], Field(min_length=1, max_length=64)] = Field(examples=["能退吗？"])
+        completion: Text = Field(examples=["能，七天内都可以。"])
+
+    class Prediction(BaseModel):
+        predicted_label: str
+        confidence: float
+        probabilities: dict[str, float]
+
+    class Predictions(BaseModel):
+        results: list[Prediction]
+
+    class Reward(BaseModel):
+        reward: float
+
+    class Health(BaseModel):
+        status: Literal["ok"]
+        labels: list[str]
+        reward_model: bool
+
+    class Problem(BaseModel):
+        detail: str
+
+    @asynccontextmanager
+    async def lifespan(app):
+        opened.update(await asyncio.to_thread(open_models, settings, model_path, reward_path))
+        for name, (score, _) in opened.items():
+            limits = (settings.batch_texts, settings.batch_wait_ms / 1000, settings.max_waiting)
+            batchers[name] = MicroBatcher(score, *limits, sizes.labels(name).observe)
+            waiting.labels(name).set_function(batchers[name].queue.qsize)
+        print(f"listening on {url} (token {'needed' if token else 'not set: open to everyone who reaches it'})")
+        yield
+        for batcher in batchers.values():
+            await batcher.close()
+        log(f"stopped: accepted {guard.accepted} requests, answered {guard.answered}")
+
+    faults = {400: "not JSON or not UTF-8", 413: "body too large", 422: "bad field", 429: "too many texts wait"}
+    if token:
+        faults[401] = "missing or wrong token"
+    faults = {status: {"model": Problem, "description": text} for status, text in faults.items()}
+    security = [Depends(HTTPBearer(auto_error=False))] if token else []  # for the OpenAPI page; the Guard decides
+    app = FastAPI(title="Style classifier and reward model", lifespan=lifespan, redoc_url=None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request, error):
+        """Where and what, never the value: it may be private, and half a surrogate pair cannot even be encoded."""
+        known = {"body", "query", "text", "texts", "prompt", "completion", "role", "content"}
+        details = []
+        for item in error.errors()[:5]:
+            if item["type"] == "json_invalid":
+                return JSONResponse({"detail": "the body is not JSON"}, 400)
+            place = ".".join(str(part) for part in item["loc"] if isinstance(part, int) or part in known)
+            what = "the text is empty" if item["type"] == "string_pattern_mismatch" else item["msg"]
+            details.append(f"{place}: {what}")
+        return JSONResponse({"detail": "; ".join(details)}, 422)
+
+    async def ask(name: str, texts: list[str]) -> list:
+        try:
+            return await batchers[name].submit(texts)
+        except TooBusy:
+            raise HTTPException(429, "too many texts wait; try again in a second", {"Retry-After": "1"}) from None
+
+    Asked = Annotated[str | None, Query(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
+
+    @app.post(
+        "/predict", responses=faults, dependencies=security, summary="The style of one text (the body's, if both)"
+    )
+    async def predict(body: PredictRequest | None = None, text: Asked = None) -> Prediction:
+        if body is None and text is None:
+            raise HTTPException(422, 'no text; mend: {"text": "..."} as JSON, or ?text=...')
+        return (await ask("styles", [text if body is None else body.text]))[0]
+
+    @app.post("/predict_batch", responses=faults, dependencies=security, summary="The styles of several texts")
+    async def predict_batch(body: BatchRequest) -> Predictions:
+        return {"results": await ask("styles", body.texts)}
+
+    missing = {404: {"model": Problem, "description": "no reward model is loaded"}}
+
+    @app.post("/reward", responses=faults | missing, dependencies=security, summary="Score of an answer")
+    async def reward(body: RewardRequest) -> Reward:
+        if "reward" not in opened:
+            raise HTTPException(404, "no reward model is loaded; start the server with --reward-model")
+        asked = body.prompt if isinstance(body.prompt, str) else [message.model_dump() for message in body.prompt]
+        turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        if found := validate_row({"prompt": turns, "meta": {}}, "prompts"):
+            raise HTTPException(422, f"{found[0][0]}; mend: {found[0][1]}")
+        try:
+            text = render_conversation(opened["reward"][1], turns, body.completion, settings.enable_thinking)
+        except Exception:  # a template may raise anything
+            raise HTTPException(422, "the chat template refuses these turns") from None
+        return {"reward": (await ask("reward", [text]))[0]}
+
+    @app.get("/health", summary="Are the models loaded?")
+    async def health() -> Health:
+        return {"status": "ok", "labels": opened["styles"][1], "reward_model": "reward" in opened}
+
+    refused = {401: faults[401]} if token else {}
+
+    @app.get(
+        "/metrics", response_class=PlainTextResponse, responses=refused, dependencies=security, summary="For Prometheus"
+    )
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    guard = Guard(app, settings, token and token.encode(), requests, seconds)
+    return guard
+
+
+def main(settings: Settings) -> None:
+    import uvicorn
+
+    model_path = resolve_model(settings.model, settings.task)
+    reward_path = resolve_model(settings.reward_model, settings.task) if settings.reward_model else None
+    token = os.environ.get("SERVE_TOKEN") or None
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; mend: another --host or --port") from None
+    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    app = build_app(settings, model_path, reward_path, token, url)
+    # uvicorn's access log would write the query, and with it people's texts
+    config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="on", server_header=False)
+    config.timeout_graceful_shutdown = settings.grace_seconds
+    uvicorn.Server(config).run([listener])
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,165 @@
+"""A sheet for people to judge texts blind, and what they said: write a shuffled CSV, read it back, report agreement.
+
+Three kinds: `rating` (each text alone, 1-5), `style` (which of the labels has the answer), `pair` (two runs' answers to one prompt, A or
+B or tie). Who wrote what stands only in the key beside the sheet, with a hash of the sheet's texts, so that a sheet is read with its own
+key. Sides and order are drawn at random. Give every rater a copy of the same sheet; cells that look like formulas are made harmless.
+
+Reads   --generations (stage 60; with `rating` and `pair` the prompts that all files share) or labelled rows for `style`;
+        --read: filled sheets, one a rater; --machine: what to compare them with (stage 61's output, or rows with "id" and "score")
+Writes  results/{task}/human/<kind>.csv (UTF-8 with a byte order mark, for spreadsheets), <kind>.key.json, <kind>.run.json;
+        with --read nothing, or --report FILE.json
+Run     python scripts/73_human_sheet.py --task poems --kind pair --generations results/poems/generations/{base,sft}.jsonl
+        python scripts/73_human_sheet.py --kind style --generations processed_data/styles/style_test.jsonl
+        python scripts/73_human_sheet.py --kind style --read anna.csv bo.csv --machine results/styles/classified/style_test.jsonl
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from common.settings import UserError, read_settings, show_path
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "styles"  # names the folders below
+    kind: Literal["rating", "style", "pair"] = "rating"  # what a rater is asked
+    generations: tuple[
+        Path, ...
+    ] = ()  # files to judge; the reference texts join them as the run "reference" with --reference
+    reference: bool = False  # the golden texts are judged too (rating, pair)
+    labels: Path = Path("data/styles/labels.json")  # the answers of `style`
+    items: int = 50  # prompts on the sheet, 0 = all that the files share
+
+    # --- reading back
+    read: tuple[Path, ...] = ()  # filled sheets, one a rater; empty = write a sheet
+    machine: Path | None = None  # JSONL with "id" and "predicted_label" or "score", compared with the raters
+    report: Path | None = None  # JSON file for all figures; an earlier one is replaced
+
+    # --- run
+    output: Path = Path("results/{task}/human/{kind}.csv")  # the sheet; its key lies beside it
+    seed: int = 42  # of the choice, the order and the sides
+    overwrite: bool = False  # replace an earlier sheet: what was filled into it is lost
+
+
+def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
+    """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come without)."""
+    from common.jsonl import read_jsonl
+    from tasks.styles import answer_of, question_of
+
+    if not settings.generations:
+        raise UserError("nothing to judge; mend: --generations FILE ...")
+    runs: dict[str, dict[str, dict]] = {}
+    for path in settings.generations:
+        if path.stem in runs:
+            raise UserError(f"two files are called {path.stem}; mend: rename one")
+        rows = read_jsonl(path)
+        if settings.kind == "style" and all("input" in row for row in rows):
+            texts = [{"id": str(row.get("id", n)), "prompt": question_of(row["input"]), "text": answer_of(row["input"])}
+                     for n, row in enumerate(rows, start=1)]  # fmt: skip
+            runs[path.stem] = {row["id"]: row for row in texts}
+            continue
+        for row in read_jsonl(path, "generation"):  # once more, for its schema
+            item = {"id": row["id"], "prompt": row["prompt"][-1]["content"], "text": row["completion"]}
+            runs.setdefault(path.stem, {}).setdefault(row["prompt_id"], item)
+            if settings.reference and row["reference"] is not None and settings.kind != "style":
+                golden = {**item, "id": f"{row['prompt_id']}#reference", "text": row["reference"]}
+                runs.setdefault("reference", {}).setdefault(row["prompt_id"], golden)
+    if settings.kind == "pair" and len(runs) < 2:
+        raise UserError("a pair needs two runs; mend: name two files, or --reference")
+    return runs
+
+
+def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dict]:
+    """The lines of the sheet in random order: {"sides": [(run, row), ...]}, one side, or two of different runs in random order."""
+    rng = random.Random(settings.seed)
+    shared = sorted(set.intersection(*(set(rows) for rows in runs.values())))
+    if not shared:
+        raise UserError("the files share no prompt; mend: generate on the same --prompts-file")
+    chosen = rng.sample(shared, min(settings.items or len(shared), len(shared)))
+    items = []
+    for prompt in chosen:
+        for sides in combinations(runs, 2) if settings.kind == "pair" else [(run,) for run in runs]:
+            order = rng.sample(sides, len(sides))
+            items.append({"sides": [(run, runs[run][prompt]) for run in order]})
+    rng.shuffle(items)
+    return items
+
+
+def write_sheet(settings: Settings) -> None:
+    from common.human_sheets import ANSWERS, COLUMNS, cell, digest
+    from common.jsonl import write_json
+    from common.runs import begin_run
+    from tasks.styles import read_labels
+
+    runs = load_runs(settings)
+    items = make_items(settings, runs)
+    allowed = ANSWERS.get(settings.kind) or [row["label"] for row in read_labels(settings.labels)]
+    *texts, asked = COLUMNS[settings.kind]
+    lines = [[str(n), cell(item["sides"][0][1]["prompt"]), *(cell(row["text"]) for _, row in item["sides"])]
+             for n, item in enumerate(items, start=1)]  # fmt: skip
+    key = [{"item": n, "runs": [run for run, _ in item["sides"]], "ids": [row["id"] for _, row in item["sides"]]}
+           for n, item in enumerate(items, start=1)]  # fmt: skip
+    output = Path(str(settings.output).replace("{kind}", settings.kind))
+    if output.suffix != ".csv":
+        raise UserError(f"--output {output}: not a .csv file; mend: name one")
+    key_path = output.with_suffix(".key.json")
+    inputs = {path.stem: path for path in settings.generations}
+    with begin_run(output, settings, inputs, settings.overwrite, "73_human_sheet", False, also=(key_path,)) as run:
+        file = io.StringIO()
+        table = csv.writer(file)
+        table.writerow(["item", "prompt", *texts, f"{asked} ({' / '.join(allowed)})", "comment"])
+        table.writerows([*line, "", ""] for line in lines)
+        output.write_bytes(file.getvalue().encode("utf-8-sig"))
+        write_json(key_path, {"kind": settings.kind, "allowed": allowed, "sha256": digest(lines), "items": key})
+        print(
+            f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}"
+        )
+        run.finish(
+            f"python scripts/73_human_sheet.py --task {settings.task} --kind {settings.kind} --read FILLED.csv ..."
+        )
+
+
+def read_back(settings: Settings) -> None:
+    from common.human_sheets import agreement, by_run, machine_answers, read_sheet
+    from common.jsonl import read_json, write_json
+    from common.tables import interval, markdown_table, number
+
+    sheet = Path(str(settings.output).replace("{kind}", settings.kind))
+    key = read_json(sheet.with_suffix(".key.json"))
+    if len({path.stem for path in settings.read}) < len(settings.read):
+        raise UserError("two raters' files have one name; mend: rename one")
+    answers = {path.stem: read_sheet(path, key) for path in settings.read}
+    judges = dict(answers) | ({"machine": machine_answers(settings.machine, key)} if settings.machine else {})
+    pairs = {f"{a} / {b}": agreement(judges[a], judges[b], key["kind"]) for a, b in combinations(judges, 2)}
+    runs = by_run(key, answers, settings.seed)
+    report = {"kind": key["kind"], "items": len(key["items"]), "answered": {n: len(a) for n, a in answers.items()}}
+    report |= {"agreement": pairs, "runs": runs}
+    print(", ".join(f"{name}: {count} of {len(key['items'])} items" for name, count in report["answered"].items()))
+    rows = [[name, str(a["items"]), number(a["equal"]), number(a["kappa"])] for name, a in pairs.items()]
+    if rows:
+        print(markdown_table(["who", "items", "equal", "Cohen's kappa"], rows))
+    if key["kind"] == "style":
+        print("\n".join(f"{run}: {counts}" for run, counts in runs.items()))
+    else:
+        what = "mean rating" if key["kind"] == "rating" else "share of wins"
+        rows = [[run, interval([f["mean"], f["low"], f["high"]]), str(f["answers"])] for run, f in runs.items()]
+        print(markdown_table(["run", what, "answers"], rows))
+    if settings.report:
+        write_json(settings.report, report)
+    print(f"next: python scripts/72_compare.py --task {settings.task}")
+
+
+def main(settings: Settings) -> None:
+    read_back(settings) if settings.read else write_sheet(settings)
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,221 @@
+"""Policy, reference and value head of stage 51 on one body, and the answers that the policy writes.
+
+The policy is a LoRA adapter, the reference the same model with the adapter switched off. Shapes: N answers of at most T tokens, [N, T]
+with a mask of the real ones; inside a micro-batch only the real tokens, row after row: [tokens].
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+from common.batching import length_batches
+from common.generation import render_prompt
+from common.jsonl import read_json, write_json
+
+
+@dataclass
+class Rollout:
+    """N answers, and what the policy and the value head thought while they were written."""
+
+    prompts: list[list[int]]  # token ids
+    tokens: Tensor  # [N, T] token ids, the stop token included
+    mask: Tensor  # [N, T] bool, True on tokens that were written
+    logprobs: Tensor  # [N, T] of the policy that wrote, nats
+    values: Tensor  # [N, T] of the value head
+    stopped: Tensor  # [N] bool: ended by itself
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.mask.sum(1).tolist()
+
+    def texts(self, tokenizer) -> list[str]:
+        """The answers as text, without their stop tokens."""
+        ends = (self.mask.sum(1) - self.stopped.long()).tolist()
+        answers = [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
+        return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+    def keep(self, rows: list[int]) -> Rollout:
+        tensors = (self.tokens, self.mask, self.logprobs, self.values, self.stopped)
+        return Rollout([self.prompts[row] for row in rows], *(tensor[rows] for tensor in tensors))
+
+    def micro_batches(self, rows: list[int], token_budget: int) -> list[list[int]]:
+        """`rows` in parts of similar length, each within `token_budget` padded tokens."""
+        lengths = self.lengths
+        sizes = [len(self.prompts[row]) + lengths[row] for row in rows]
+        return [[rows[i] for i in part] for part in length_batches(sizes, token_budget, seed=0)]
+
+
+class ActorCritic:
+    """A causal model with the LoRA adapter "default" (the policy) and a linear value head on the last hidden state.
+
+    value_body "shared": the head reads the policy's body and trains it; "own": it reads the same weights under an adapter of its own,
+    "value". `policy` and `value` are the trainable parameters by name. temperature: of the policy, here and everywhere.
+    """
+
+    def __init__(self, model, lora, value_body: str, temperature: float):
+        self.model = get_peft_model(
+            model, lora
+        ).eval()  # eval: with dropout, old and new log-probabilities would differ
+        self.own = value_body == "own"
+        if self.own:
+            self.model.add_adapter("value", lora)
+        self.body, self.head = model.base_model, model.get_output_embeddings()  # get_peft_model put the adapters inside
+        self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
+        for parameter in self.value_head.parameters():
+            torch.nn.init.zeros_(parameter)
+        self.temperature, self.stop_ids = temperature, model.generation_config.eos_token_id
+        named = dict(self.model.named_parameters())
+        self.policy = {name: p for name, p in named.items() if ".default." in name}
+        self.value = {name: p for name, p in named.items() if ".value." in name}
+        self.value |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+
+    def save(self, folder: Path) -> None:
+        """The policy as an ordinary adapter folder, the value head and its adapter in value.safetensors beside it."""
+        self.model.save_pretrained(folder, selected_adapters=["default"])
+        save_file({name: p.detach().contiguous() for name, p in self.value.items()}, folder / "value.safetensors")
+
+    def load(self, folder: Path) -> None:
+        set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+        saved = load_file(folder / "value.safetensors")
+        with torch.no_grad():
+            for name, parameter in self.value.items():
+                parameter.copy_(saved[name])
+
+    def states(self, batch: Rollout, rows: list[int]) -> Tensor:
+        """Hidden states [tokens, hidden] at the places that predict the answers' tokens, under the adapter that is active."""
+        lengths = batch.lengths
+        sequences = [batch.prompts[row] + batch.tokens[row, : lengths[row] - 1].tolist() for row in rows]
+        shape = (len(rows), max(map(len, sequences)))
+        ids, seen, wanted = (torch.zeros(shape, dtype=kind) for kind in (torch.long, torch.long, torch.bool))
+        for place, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+            ids[place, : len(sequence)] = torch.tensor(sequence)
+            seen[place, : len(sequence)] = 1
+            wanted[place, len(batch.prompts[row]) - 1 : len(sequence)] = True
+        ids, seen, wanted = (tensor.to(batch.tokens.device) for tensor in (ids, seen, wanted))
+        return self.body(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[wanted]
+
+    def logits(self, states: Tensor) -> Tensor:
+        logits = self.head(states).float()
+        return (
+            logits if self.temperature == 1 else logits / self.temperature
+        )  # a pass over the vocabulary that is mostly not needed
+
+    def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Of the target tokens, [tokens]: the vocabulary is projected at these places only."""
+        return -torch.nn.functional.cross_entropy(self.logits(states), targets, reduction="none")
+
+    def values(self, states: Tensor) -> Tensor:
+        return self.value_head(states.float())[:, 0]
+
+    @torch.no_grad()
+    def expect(self, batch: Rollout, reward: float) -> None:
+        """Start the value head from a constant, in a first batch too: from 0 it would take many steps, and its errors are noise for
+        the policy meanwhile."""
+        self.value_head.bias.fill_(reward)
+        batch.values.fill_(reward)
+
+    @torch.no_grad()
+    def look_again(self, batch: Rollout, what: str, token_budget: int) -> Tensor:
+        """[N, T]: the "reference"'s log-probabilities of the written tokens, or the "value"s of a value head with its own body."""
+        result = torch.zeros_like(batch.values)
+        for rows in batch.micro_batches(list(range(len(batch.prompts))), token_budget):
+            real = batch.mask[rows]
+            if what == "reference":
+                with self.model.disable_adapter():
+                    found = self.logprobs(self.states(batch, rows), batch.tokens[rows][real])
+            else:
+                self.model.set_adapter("value")
+                found = self.values(self.states(batch, rows))
+                self.model.set_adapter("default")
+            result[rows] = torch.zeros_like(result[rows]).masked_scatter(real, found)
+        return result
+
+    @torch.no_grad()
+    def rollout(self, prompts: list[list[int]], max_new_tokens: int) -> Rollout:
+        """One answer to each prompt, drawn from the whole distribution. Rows that have ended leave the batch at once.
+
+        The log-probabilities are those of the pass that drew the tokens: no second pass for them.
+        """
+        device, count, width = self.value_head.weight.device, len(prompts), max(map(len, prompts))
+        ids, seen = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):  # left padding: answers begin in one column
+            ids[row, width - len(prompt) :], seen[row, width - len(prompt) :] = torch.tensor(prompt), 1
+        ids, seen = ids.to(device), seen.to(device)
+        places = (seen.cumsum(1) - 1).clamp(min=0)
+        tokens = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
+        logprobs, values = torch.zeros(2, count, max_new_tokens, device=device)
+        mask, stopped = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens[:, 0], dtype=torch.bool)
+        stops, writing, cache = (
+            torch.tensor(self.stop_ids, device=device),
+            torch.arange(count, device=device),
+            DynamicCache(),
+        )
+        for t in range(max_new_tokens):
+            output = self.body(
+                input_ids=ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
+            )
+            hidden = output.last_hidden_state[:, -1]
+            probs = self.logits(hidden).softmax(-1)  # [rows still writing, vocabulary]
+            # through the inverse of the distribution function: on a CPU four times as fast as torch.multinomial
+            below = probs.cumsum(-1)
+            drawn = torch.searchsorted(below, torch.rand_like(below[:, :1]) * below[:, -1:], right=True)
+            drawn = drawn.clamp(max=probs.shape[1] - 1)  # [rows still writing, 1]
+            tokens[writing, t], mask[writing, t] = drawn[:, 0], True
+            logprobs[writing, t] = probs.gather(1, drawn)[:, 0].log()
+            if not self.own:
+                values[writing, t] = self.values(hidden)
+            ended = torch.isin(drawn[:, 0], stops)
+            stopped[writing[ended]] = True
+            going = (~ended).nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) < len(writing):
+                cache.batch_select_indices(going)
+            writing, ids, places = writing[going], drawn[going], places[going, -1:] + 1
+            seen = torch.cat([seen[going], seen.new_ones(len(going), 1)], 1)
+        tokens, mask, logprobs, values = (tensor[:, : t + 1] for tensor in (tokens, mask, logprobs, values))
+        return Rollout(prompts, tokens, mask, logprobs, values, stopped)
+
+
+def encode_prompts(tokenizer, rows: list[dict], enable_thinking: bool) -> list[tuple[dict, list[int]]]:
+    """Each row with the token ids of its rendered prompt."""
+    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows]
+    return list(zip(rows, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+
+
+def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:
+    """The prompts of one step, which decides them with the seed alone: pass after pass over all, each in an order of its own."""
+    places = range(step * count, (step + 1) * count)
+    passes = {place // len(prompts) for place in places}
+    orders = {number: random.Random(f"{seed} {number}").sample(prompts, len(prompts)) for number in passes}
+    return [orders[place // len(prompts)][place % len(prompts)] for place in places]
+
+
+def save_checkpoint(output_dir: Path, agent: ActorCritic, optimizer, step: int, beta: float, log: list[dict]) -> None:
+    """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept."""
+    partial, whole = output_dir / "partial", output_dir / f"checkpoint-{step}"
+    for folder in (partial, whole):
+        shutil.rmtree(folder, ignore_errors=True)
+    agent.save(partial)
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    write_json(partial / "trainer_state.json", {"global_step": step, "beta": beta, "log_history": log})
+    partial.replace(whole)
+    for folder in sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))[:-2]:
+        shutil.rmtree(folder)
+
+
+def load_checkpoint(folder: Path, agent: ActorCritic, optimizer) -> tuple[int, float, list[dict]]:
+    """(step, beta, log) of a checkpoint; weights and optimizer are put back in place."""
+    agent.load(folder)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=agent.model.device, weights_only=True))
+    state = read_json(folder / "trainer_state.json")
+    return state["global_step"], state["beta"], state["log_history"]

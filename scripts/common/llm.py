@@ -1,0 +1,517 @@
+"""Asking an OpenAI-compatible endpoint many questions, each of them once: DeepSeek, Qwen, OpenAI, a local `vllm serve`.
+
+    with LLM(settings.request_log, concurrency=16) as llm:
+        answers = llm.ask([ChatRequest("deepseek-chat", messages, max_tokens=600), ...])
+
+OPENAI_BASE_URL and OPENAI_API_KEY name the endpoint; the key goes nowhere else, and what looks like it is cut out of error texts.
+
+Every answer is appended to the request log (JSONL) the moment it arrives, under a hash of what was asked. A question that
+stands in the log is never asked again, by this run or another. Only answers get there: what failed is counted and asked anew.
+
+The openai library sends and parses; its own retries are off (max_retries=0), because they neither cover an answer that is no
+answer, nor limit the time of a whole exchange, nor say what happened. docs/COPYWRITING.md has the rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from common.jsonl import CONTROL, SURROGATE, JsonlAppender, read_jsonl
+from common.settings import UserError, show_path
+
+FIRST_WAIT = 0.5  # seconds before the second try; doubled with each further one
+LONGEST_WAIT = 30.0
+LONGEST_RETRY_AFTER = 120.0  # what a server may ask for; the openai library obeys as long
+RETRIED = {408, 409, 425, 429}  # and every 5xx
+FATAL = {401, 402, 403, 404}  # key, balance, permission, address: the next question would fare no better
+HOPELESS_QUOTA = "insufficient_quota"  # a 429 that no waiting mends
+# Settings of a stage that say how it asks, not what: begin_run(..., ignore=HOW_TO_ASK)
+HOW_TO_ASK = (
+    "request_log", "concurrency", "max_tries", "time_limit", "price_in", "price_out", "max_cost", "max_total_tokens", "max_failed",
+    "dry_run",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question. Equal questions have equal keys; `sample` tells those apart that are to be asked several times."""
+
+    model: str  # its name at the endpoint
+    messages: list[dict]
+    max_tokens: int  # of the answer
+    temperature: float = 0.7
+    top_p: float = 1.0
+    sample: int = 0  # not sent
+    extra: dict = field(default_factory=dict)  # further fields of the body; null takes one away
+
+    @property
+    def body(self) -> dict:
+        body = {"model": self.model, "messages": self.messages, "max_tokens": self.max_tokens}
+        body |= {"temperature": self.temperature, "top_p": self.top_p} | self.extra
+        return {name: value for name, value in body.items() if value is not None}
+
+    @cached_property
+    def key(self) -> str:
+        asked = json.dumps([self.body, self.sample], ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(asked.encode("utf-8")).hexdigest()[:24]
+
+
+class Answer(NamedTuple):
+    text: str
+    finish_reason: str  # stop, or length: cut off at max_tokens
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Failure(NamedTuple):
+    """A question without an answer. A type of its own, so that its text cannot be taken for one."""
+
+    reason: str
+
+
+class Estimate(NamedTuple):
+    """What a list of questions will take, beyond what the log already answers. Costs in the unit of the prices."""
+
+    requests: int
+    answered: int  # of them, in the log
+    tokens_in: int
+    tokens_out: int  # expected: the mean of the log's answers by this model, else the limit
+    most_tokens_out: int  # if every answer runs to its limit
+    cost: float
+    most_cost: float
+    basis: str  # what the token counts rest on
+
+
+class _Fault(Exception):
+    """Why a try brought no answer: `then` is again (wait and retry), skip (this question) or stop (all)."""
+
+    def __init__(self, reason: str, then: str = "again", wait: float | None = None, billed: bool = False):
+        super().__init__(reason)
+        self.reason, self.then, self.wait = reason, then, wait
+        self.billed = billed  # the server may have charged for it
+
+
+def read_extra(text: str) -> dict:
+    """The setting `extra_body`: a JSON object, or nothing. Raises UserError."""
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"--extra-body {text}: not JSON ({error}); mend: quote it for the shell") from None
+    if not isinstance(value, dict):
+        raise UserError(f'--extra-body {text}: not an object; mend: write {{"name": value}}')
+    return value
+
+
+def estimate_tokens(text: str) -> float:
+    """Tokens of a text, roughly: one for 1.5 Chinese characters or 4 others, as Qwen's and DeepSeek's tokenizers do."""
+    wide = sum(char >= "\u2e80" for char in text)
+    return wide / 1.5 + (len(text) - wide) / 4
+
+
+def _estimate_prompt(messages: list[dict]) -> float:
+    return sum(estimate_tokens(message["content"]) + 4 for message in messages)  # 4: role and turn marks
+
+
+class LLM:
+    """An endpoint with its request log. Use it as a context manager.
+
+    request_log: JSONL file of answers; one process at a time writes it. Keep it outside the folders that --overwrite empties.
+    concurrency: questions under way at once. max_tries: per question. time_limit: seconds for one try as a whole.
+    price_in, price_out: per million tokens. max_cost, max_total_tokens: budget for the questions asked through this object,
+        answers from the log included, 0 = none. A try starts only if the budget would hold the longest answer to it.
+    max_failed: questions that may stay without an answer. dry_run: refuse to ask.
+    """
+
+    def __init__(
+        self,
+        request_log: Path,
+        concurrency: int = 16,
+        max_tries: int = 10,
+        time_limit: float = 120.0,
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        max_cost: float = 0.0,
+        max_total_tokens: int = 0,
+        max_failed: int = 0,
+        dry_run: bool = False,
+    ):
+        if min(concurrency, max_tries) < 1 or time_limit <= 0:
+            raise UserError("--concurrency, --max-tries and --time-limit have to be above 0; mend: raise them")
+        if max_cost and not (price_in or price_out):
+            raise UserError("--max-cost needs prices; mend: set --price-in and --price-out (per million tokens)")
+        self.log, self.concurrency, self.max_tries, self.time_limit = (
+            Path(request_log),
+            concurrency,
+            max_tries,
+            time_limit,
+        )
+        self.price_in, self.price_out = price_in, price_out
+        self.max_cost, self.max_total_tokens, self.max_failed = max_cost, max_total_tokens, max_failed
+        self.dry_run = dry_run
+        self.answers: dict[str, Answer] = {}
+        self.failures: dict[str, str] = {}
+        self.faults: Counter = Counter()  # reason -> tries
+        self.asked = self.tokens_in = self.tokens_out = self.seconds = 0
+        self._counted: set[str] = set()  # keys whose tokens are in the sums
+        self._unconfirmed = [0.0, 0.0]  # tokens in, out of tries that broke off and may have been billed
+        self._reserved = [0.0, 0.0]  # and of tries under way
+        self._seen: dict[str, list[float]] = {}  # model -> prompt tokens, estimate of them, answer tokens, answers
+        self._stop: str | None = None
+        self._answered = False  # has this object got an answer from the endpoint?
+        self._failed_in_a_row = 0
+        self._appender = self._lock = None
+
+    # ------------------------------------------------------------------------------------------------- the log
+
+    def __enter__(self) -> LLM:
+        if self.log.exists():  # a dry run makes no new one
+            self._open_log()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._appender:
+            self._appender.close()
+            self._lock.close()
+
+    def _open_log(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.log, "ab")  # noqa: SIM115 (closed in __exit__)
+        try:
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it after any kill
+        except ModuleNotFoundError:  # Windows
+            pass
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"another process writes {show_path(self.log)}; mend: wait for it, or name another --request-log"
+            ) from None
+        self._appender = JsonlAppender(self.log)
+        for row in read_jsonl(self.log, max_line_bytes=1 << 30):
+            answer = Answer(row["text"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"])
+            self.answers[row["id"]] = answer
+            self._learn(row["request"], answer)
+
+    def _learn(self, body: dict, answer: Answer) -> None:
+        seen = self._seen.setdefault(body["model"], [0.0, 0.0, 0.0, 0.0])
+        for i, value in enumerate(
+            (answer.prompt_tokens, _estimate_prompt(body["messages"]), answer.completion_tokens, 1)
+        ):
+            seen[i] += value
+
+    def _count(self, key: str) -> None:
+        """Take an answer's tokens into the sums, once."""
+        if key not in self._counted:
+            self._counted.add(key)
+            self.tokens_in += self.answers[key].prompt_tokens
+            self.tokens_out += self.answers[key].completion_tokens
+
+    # ------------------------------------------------------------------------------------------------- before
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float:
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+
+    def estimate(self, requests: Sequence[ChatRequest]) -> Estimate:
+        """What asking these would take. Needs neither key nor network, and gets closer as the log fills."""
+        unique = {request.key: request for request in requests}
+        new = [request for key, request in unique.items() if key not in self.answers]
+        tokens_in = sum(self._tokens_in(request) for request in new)
+        most = sum(request.max_tokens for request in new)
+        means = [
+            self._seen[r.model][2] / self._seen[r.model][3] if r.model in self._seen else r.max_tokens for r in new
+        ]
+        expected = sum(min(mean, r.max_tokens) for mean, r in zip(means, new, strict=True))
+        known = sum(int(self._seen[model][3]) for model in {request.model for request in new} if model in self._seen)
+        basis = f"{known} answers in the log" if known else "characters of the prompts and the limit of the answers"
+        return Estimate(
+            len(unique), len(unique) - len(new), round(tokens_in), round(expected), most,
+            self.cost(tokens_in, expected), self.cost(tokens_in, most), basis,
+        )  # fmt: skip
+
+    def _tokens_in(self, request: ChatRequest) -> float:
+        seen = self._seen.get(request.model)
+        return _estimate_prompt(request.messages) * (seen[0] / seen[1] if seen and seen[1] else 1.0)
+
+    def check(self, requests: Sequence[ChatRequest]) -> None:
+        """Fail before a run is opened: raises UserError where something is to be asked and nobody to ask it."""
+        if any(request.key not in self.answers for request in requests):
+            _endpoint()
+
+    def print_estimate(self, requests: Sequence[ChatRequest], note: str = "") -> None:
+        """The --dry-run of a stage."""
+        e = self.estimate(requests)
+        print(f"{e.requests} requests, {e.answered} of them answered in {show_path(self.log)}")
+        print(f"tokens in about {e.tokens_in}, out about {e.tokens_out}, at most {e.most_tokens_out} ({e.basis})")
+        if self.price_in or self.price_out:
+            print(
+                f"cost about {e.cost:.4f}, at most {e.most_cost:.4f} (in {self.price_in}, out {self.price_out} per million)"
+            )
+        else:
+            print("cost unknown: set --price-in and --price-out (per million tokens)")
+        print(f"{note + '; ' if note else ''}dry run: nothing asked, nothing written")
+
+    # ------------------------------------------------------------------------------------------------- asking
+
+    def ask(self, requests: Sequence[ChatRequest], label: str = "requests") -> list[Answer | Failure]:
+        """The answers, in order; equal questions share one. Asks only what the log does not answer.
+
+        Raises UserError where more than `max_failed` questions stay without an answer, where the budget ends, or where
+        going on is pointless (key refused, wrong address, one failure after the other). The answers so far are kept.
+        With max_failed, a Failure stands in the place of an answer.
+        """
+        unique = {request.key: request for request in requests}
+        new = [request for key, request in unique.items() if key not in self.answers]
+        for key in unique:
+            if key in self.answers:
+                self._count(key)
+        if new:
+            if self.dry_run:
+                raise UserError(f"--dry-run: {len(new)} {label} would be asked here")
+            if self._appender is None:
+                self._open_log()
+            connection = _endpoint()
+            started = time.monotonic()
+            try:
+                asyncio.run(self._ask_all(new, connection, label))
+            finally:
+                self.seconds += time.monotonic() - started
+        failed = [key for key in unique if key not in self.answers]
+        mend = "run the same command again: it asks only what is missing"
+        if self._stop:
+            got = len(unique) - len(failed)
+            raise UserError(f"{self._stop}; {got} of {len(unique)} {label} are answered and kept; mend: {mend}")
+        if len(failed) > self.max_failed:
+            reasons = Counter(self.failures[key] for key in failed)
+            raise UserError(
+                f"{len(failed)} of {len(unique)} {label} without an answer: "
+                + ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+                + f"; mend: {mend}, or allow as many with --max-failed"
+            )
+        return [self.answers.get(request.key) or Failure(self.failures[request.key]) for request in requests]
+
+    async def _ask_all(self, requests: list[ChatRequest], connection: dict, label: str) -> None:
+        from openai import AsyncOpenAI
+        from tqdm import tqdm
+
+        waiting = iter(requests)  # shared by the workers: each takes the next
+        with tqdm(total=len(requests), desc=label, unit=" requests") as progress:
+            async with AsyncOpenAI(**connection, max_retries=0, timeout=self.time_limit) as client:
+
+                async def worker() -> None:
+                    for request in waiting:
+                        await self._ask_one(client, request)
+                        if self._stop:
+                            return
+                        progress.update()
+
+                await asyncio.gather(*(worker() for _ in range(min(self.concurrency, len(requests)))))
+
+    async def _ask_one(self, client, request: ChatRequest) -> None:
+        for number in range(1, self.max_tries + 1):
+            most = (self._tokens_in(request), request.max_tokens)
+            if not await self._within_budget(most):
+                return
+            self._reserve(most, 1)
+            self.asked += 1
+            started = time.monotonic()
+            try:
+                answer = await self._try(client, request)
+            except _Fault as fault:
+                wait = fault.wait
+                self._note(fault, most)
+                if fault.then != "again" or number == self.max_tries:
+                    return self._give_up(request, fault.reason)
+            else:
+                self._keep(request, answer, number, time.monotonic() - started)
+                return
+            finally:
+                self._reserve(most, -1)
+            backoff = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (number - 1))
+            # Jitter, so that those who failed together do not come back together.
+            jitter = backoff * random.uniform(0.5, 1)
+            await asyncio.sleep(jitter if wait is None else wait + 0.2 * jitter)
+            if self._stop:
+                return
+
+    async def _try(self, client, request: ChatRequest) -> Answer:
+        """One try. Raises _Fault, whatever goes wrong on the way."""
+        import openai
+
+        body = request.body
+        try:
+            async with asyncio.timeout(self.time_limit):
+                reply = await client.chat.completions.create(
+                    model=body.pop("model"), messages=body.pop("messages"), extra_body=body
+                )
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Fault(f"no answer in {self.time_limit:g} s", billed=True) from None
+        except openai.APIStatusError as error:
+            raise _status_fault(error) from None
+        except openai.APIConnectionError as error:
+            kind = type(error.__cause__ or error).__name__
+            raise _Fault(f"connection: {kind}", billed=kind != "ConnectError") from None
+        except ValueError:  # JSON that is none
+            raise _Fault("garbage: broken JSON", billed=True) from None
+        answer = _read(reply)
+        # Not every server counts: what it leaves out is estimated.
+        tokens_in = answer.prompt_tokens or round(self._tokens_in(request))
+        return answer._replace(
+            prompt_tokens=tokens_in, completion_tokens=answer.completion_tokens or round(estimate_tokens(answer.text))
+        )
+
+    def _keep(self, request: ChatRequest, answer: Answer, tries: int, seconds: float) -> None:
+        row = {"id": request.key, "request": request.body, "sample": request.sample, **answer._asdict()}
+        self._appender.write(row | {"tries": tries, "seconds": round(seconds, 3)})
+        self.answers[request.key] = answer
+        self._learn(request.body, answer)
+        self._count(request.key)
+        self._answered, self._failed_in_a_row = True, 0
+
+    def _note(self, fault: _Fault, most: tuple[float, float]) -> None:
+        self.faults[fault.reason] += 1
+        tries = self.faults.total()
+        if fault.billed:
+            self._unconfirmed = [a + b for a, b in zip(self._unconfirmed, most, strict=True)]
+        if fault.then == "stop":
+            self._stop = self._stop or fault.reason
+        elif not self._answered and tries >= max(20, 3 * self.concurrency):  # a wrong address, a server that is down
+            self._stop = self._stop or f"not one of {tries} tries got an answer, the last: {fault.reason}"
+
+    def _give_up(self, request: ChatRequest, reason: str) -> None:
+        self.failures[request.key] = reason
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(10, self.concurrency):
+            self._stop = self._stop or f"{self._failed_in_a_row} questions in a row failed, the last with: {reason}"
+
+    # ------------------------------------------------------------------------------------------------- budget
+
+    def _reserve(self, tokens: tuple[float, float], sign: int) -> None:
+        self._reserved = [a + sign * b for a, b in zip(self._reserved, tokens, strict=True)]
+
+    async def _within_budget(self, most: tuple[float, float]) -> bool:
+        """Wait until the budget holds this try with those under way. False: it never will."""
+        while not self._stop:
+            held = [sum(x) for x in zip(self._unconfirmed, self._reserved, most, strict=True)]
+            tokens = (self.tokens_in + held[0], self.tokens_out + held[1])
+            over_cost = self.max_cost and self.cost(*tokens) > self.max_cost
+            if not over_cost and not (self.max_total_tokens and sum(tokens) > self.max_total_tokens):
+                return True
+            if self._reserved[1] < 1:  # nothing under way that could turn out cheaper than feared
+                which = f"--max-cost {self.max_cost:g}" if over_cost else f"--max-total-tokens {self.max_total_tokens}"
+                self._stop = f"the budget {which} does not hold another question (spent {self.spent()})"
+            else:
+                await asyncio.sleep(0.05)
+        return False
+
+    # ------------------------------------------------------------------------------------------------- after
+
+    def spent(self) -> str:
+        cost = f", cost {self.cost(self.tokens_in, self.tokens_out):.4f}" if self.price_in or self.price_out else ""
+        return f"{self.tokens_in} tokens in, {self.tokens_out} out{cost}"
+
+    def summary(self) -> str:
+        faults = ", ".join(f"{count} x {reason}" for reason, count in self.faults.most_common()) or "none"
+        return f"{self.spent()}; {self.asked} tries in {self.seconds:.1f} s, faults: {faults}"
+
+    def figures(self) -> dict:
+        """For the run's record. Tokens and cost are those of the answers used, also where an earlier run paid for them."""
+        return {
+            "requests": len(self._counted),
+            "tries": self.asked,
+            "faults": dict(self.faults.most_common()),
+            "without_answer": len(self.failures),
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "tokens_unconfirmed": round(sum(self._unconfirmed)),
+            "cost": round(self.cost(self.tokens_in, self.tokens_out), 6),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+# ----------------------------------------------------------------------------------------------------- the endpoint
+
+
+def _endpoint() -> dict:
+    """Address and key from the environment, for the client alone. Raises UserError where they are missing."""
+    url, key = os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY", "").strip()
+    if url and urlsplit(url).scheme not in ("http", "https"):
+        raise UserError("OPENAI_BASE_URL is no http address; mend: e.g. https://api.deepseek.com/v1")
+    if not key:
+        if not url or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise UserError(
+                "OPENAI_API_KEY is not set; mend: export it (and OPENAI_BASE_URL, where it is not OpenAI's), or leave "
+                '--model "" to do without an API'
+            )
+        key = "none"  # a server on this machine asks for none, the library wants one
+    return {"base_url": url, "api_key": key}
+
+
+def _hide_key(text: str) -> str:
+    """Some servers repeat the key in their error texts, whole or in part."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    text = text.replace(key, "***") if len(key) >= 4 else text
+    return re.sub(r"\b(sk-|Bearer )\S+", r"\1***", text)
+
+
+def _status_fault(error) -> _Fault:
+    """error: openai.APIStatusError."""
+    status = error.status_code
+    text = " ".join(_hide_key(error.message).split())[:200]
+    text = text if text.startswith("Error code") else f"Error code: {status} - {text}"
+    if status in FATAL or error.code == HOPELESS_QUOTA or HOPELESS_QUOTA in str(error.body):
+        return _Fault(text, "stop")
+    if status not in RETRIED and status < 500:
+        return _Fault(text, "skip")
+    wait = _retry_after(error.response.headers)
+    if wait is not None and wait > LONGEST_RETRY_AFTER:
+        return _Fault(f"HTTP {status}: the server asks to wait {wait:.0f} s", "skip")
+    return _Fault(f"HTTP {status}", wait=wait)
+
+
+def _retry_after(headers) -> float | None:
+    """Seconds that a server asks to wait: a number, or a date (RFC 9110, section 10.2.3); None where it does not say."""
+    from email.utils import parsedate_to_datetime
+
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        value = headers.get(name, "")
+        try:
+            return max(0.0, float(value) / unit)
+        except ValueError:
+            pass
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _read(reply) -> Answer:
+    """The answer in a reply. The library does not check what it parses: a field may hold anything, or be missing."""
+    try:
+        choice = reply.choices[0]
+        text, reason = choice.message.content, choice.finish_reason
+        usage = getattr(reply, "usage", None)
+        counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    except (AttributeError, TypeError, IndexError, KeyError):
+        raise _Fault("garbage: no choices in it", billed=True) from None
+    if reason == "content_filter":
+        raise _Fault("refused by the content filter", "skip")
+    if not isinstance(text, str) or not text.strip() or SURROGATE.search(text):
+        raise _Fault("garbage: no text in it", billed=True)
+    if reason not in ("stop", "length"):
+        raise _Fault(f"garbage: finish_reason {str(reason)[:40]}", billed=True)
+    text = CONTROL.sub("", text).strip()
+    return Answer(text, reason, *(count if isinstance(count, int) and count > 0 else 0 for count in counts))
