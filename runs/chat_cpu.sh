@@ -39,8 +39,8 @@ stage 22_merge_adapter.py --adapter $models/sft --probe-file $data/sft_val.jsonl
 
 stage 30_train_reward.py --model $models/sft_merged $pref --epochs $pairs --lr 5e-4 --batch-size 16 --eval-steps 5 --output-dir $models/reward
 rewards="follows:1 no_repeat:0.5 closed:0.5 model=$models/reward:0.2"
-stage 51_train_ppo.py --model $models/sft_merged $rl --rewards $rewards --watch length chinese --steps $ppo --batch-size $rollout \
-  --eval-steps 10 --eval-rows $probe --output-dir $models/ppo
+stage 51_train_ppo.py --model $models/sft_merged $rl --rewards $rewards --watch length chinese --max-steps $ppo --batch-size $rollout \
+  --probe-count $probe --output-dir $models/ppo
 stage 50_train_grpo.py --model $models/sft_merged $rl --rewards $rewards --max-steps $grpo --batch-size $rollout --probe-count $probe \
   --output-dir $models/grpo
 

@@ -41,7 +41,7 @@ stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl"
 stage 50_train_grpo.py --model $models/sft_merged $rl --max-steps $grpo --output-dir $models/grpo
 stage 50_train_grpo.py --model $models/dpo_merged $rl --max-steps $grpo --output-dir $models/dpo_grpo
-stage 51_train_ppo.py --model $models/sft_merged $rl --steps $ppo --output-dir $models/ppo
+stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --output-dir $models/ppo
 
 generate() {  # generate NAME MODEL-FLAGS...
   local name=$1; shift

@@ -40,7 +40,7 @@ python scripts/22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 160"
 python scripts/50_train_grpo.py --model $models/sft_merged $rl $lora $grpo --output-dir $models/grpo
 python scripts/50_train_grpo.py --model $models/dpo_merged $rl $lora $grpo --output-dir $models/dpo_grpo
-python scripts/51_train_ppo.py --model $models/sft_merged $rl --lora-r 32 --lora-alpha 64 --lr 5e-5 --steps 300 --output-dir $models/ppo
+python scripts/51_train_ppo.py --model $models/sft_merged $rl --lora-r 32 --lora-alpha 64 --lr 5e-5 --max-steps 300 --output-dir $models/ppo
 
 generate() {
   local name=$1; shift

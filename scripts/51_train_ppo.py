@@ -64,9 +64,9 @@ class Settings:
     value_clip: float = 0.2  # most that a value may move from the rollout's before it stops counting, 0 = no limit
     value_coef: float = 0.1  # weight of the value loss
     stop_kl: float = 0.05  # nats per token from the policy that wrote; past it the step's passes end, 0 = never
-    lr: float = 6e-4  # of the policy; falls to 0 linearly
+    lr: float = 1.5e-3  # of the policy; falls to 0 linearly
     value_lr: float = 3e-4  # of the value head and its adapter
-    warmup_steps: int = 5  # steps until the full rates
+    warmup_steps: int = 3  # steps until the full rates
     max_grad_norm: float = 1.0  # longer gradients are cut to this
     micro_tokens: int = 2048  # padded tokens in one forward pass: memory, not result
     dtype: str = "auto"  # auto, float32, bfloat16

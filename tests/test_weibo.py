@@ -19,7 +19,9 @@ DATA = ROOT / "data" / "weibo"
 NAMES = ("posts", "comments", "users")
 SPLITS = ("train", "val", "test")
 # written here once more, so that a gap in the stage's own pattern shows
-UNWANTED = re.compile(r"https?:|(?<![A-Za-z0-9])www\.|//\s*@|@评论罗伯特|[\u200b-\u200f\u2060-\u2064\ufeff\ufffd\ud800-\udfff]")
+UNWANTED = re.compile(
+    r"https?:|(?<![A-Za-z0-9])www\.|//\s*@|@评论罗伯特|[\u200b-\u200f\u2060-\u2064\ufeff\ufffd\ud800-\udfff]"
+)
 
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
