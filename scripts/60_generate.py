@@ -1,13 +1,14 @@
 """Generate texts with any model or adapter: for a prompt file, for one prompt, or for prompts typed in.
 
-Prompts are batched by length on one fixed plan: a run that was killed goes on where it stopped and writes the rows it would have
-written. Sample k of every prompt is drawn with seed + k.
+Backend hf (transformers) batches prompts by length on one fixed plan; backend vllm (docs/PARITY.md) has its engine batch them, with a
+seed for each. Either way a run that was killed goes on where it stopped. Sample k of every prompt is drawn with seed + k.
 
 Reads   --model, --adapter; --prompts-file: rows with "prompt" (messages) and "meta"
 Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model, finish_reason, tokens, meta)
 Run     python scripts/60_generate.py --adapter checkpoints/poems/sft
         python scripts/60_generate.py --adapter checkpoints/poems/sft --prompt "写一首[五言绝句] 要求4句 主题为: 山水、自然、宁静"
         python scripts/60_generate.py --model checkpoints/poems/sft_merged --interactive
+        python scripts/60_generate.py --adapter checkpoints/poems/sft --backend vllm
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from common.settings import UserError, read_settings, resolve_model, show_path
+
+TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Settings:
     name: str = ""  # run name; empty = the folder's name, "base" for the model as it ships
     enable_thinking: bool = False  # passed to the chat template of models that think
     dtype: str = "auto"  # auto, float32, bfloat16
+    backend: Literal["hf", "vllm"] = "hf"  # transformers, or vLLM's engine with adapters as LoRA requests
+    tensor_parallel: int = 1  # GPUs that share the model, vllm only
 
     # --- prompts: a file, one prompt, or typed in
     prompts_file: Path = Path("processed_data/{task}/prompts_test.jsonl")  # rows with "prompt"
@@ -42,7 +49,7 @@ class Settings:
     top_k: int = 0  # most likely tokens to draw from, 0 = all
     top_p: float = 1.0  # probability mass to draw from
     max_new_tokens: int = 96  # an answer that is longer ends with finish_reason "length"
-    batch_tokens: int = 32768  # tokens in a batch, prompts and answers
+    batch_tokens: int = 32768  # tokens in a batch, prompts and answers; hf only
 
     # --- run
     output_file: Path = Path("results/{task}/generations/{name}.jsonl")  # {name} is the run name
@@ -56,20 +63,33 @@ def run_name(settings: Settings) -> str:
     return folder.name if settings.adapter or (folder / "merge_report.json").exists() else "base"
 
 
-def show_answers(settings: Settings, model, tokenizer, prompt: str) -> None:
-    from common.generation import render_prompt, sample
+def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int):
+    """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a prompt."""
+    names = ["max_new_tokens", "temperature", "top_k", "top_p"]
+    if settings.backend == "hf":
+        from common.generation import sample
+        from common.models import load_model
+
+        model, names = load_model(model_path, tokenizer, settings.dtype, adapter), [*names, "batch_tokens"]
+        return partial(sample, model, tokenizer, **{name: getattr(settings, name) for name in names})
+    from common.vllm_engine import open_engine, stop_tokens, vllm_sample
+
+    room = longest + settings.max_new_tokens
+    engine = open_engine(model_path, settings.dtype, adapter, room, settings.tensor_parallel)
+    sampling = {name: getattr(settings, name) for name in names}
+    return partial(
+        vllm_sample, engine, tokenizer, stops=stop_tokens(model_path, tokenizer), adapter=adapter, **sampling
+    )
+
+
+def show_answers(settings: Settings, sample, tokenizer, prompt: str) -> None:
+    from common.generation import render_prompt
 
     texts = [
         render_prompt(tokenizer, [{"role": "user", "content": prompt}], settings.enable_thinking)
     ] * settings.num_samples
-    for _, text, reason, tokens in sample(model, tokenizer, texts, seed=settings.seed, **sampling(settings)):
+    for _, text, reason, tokens in sample(texts, seed=settings.seed):
         print(f"{text}\n[{reason}, {tokens} tokens]")
-
-
-def sampling(settings: Settings) -> dict:
-    return {
-        name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "batch_tokens")
-    }
 
 
 def main(settings: Settings) -> None:
@@ -83,24 +103,28 @@ def main(settings: Settings) -> None:
 
     from tqdm import tqdm
 
-    from common.generation import prompt_id, render_prompt, sample
+    from common.generation import prompt_id, render_prompt
     from common.jsonl import JsonlAppender, read_jsonl
-    from common.models import load_model, load_tokenizer
+    from common.models import load_tokenizer
     from common.runs import begin_run
 
+    if settings.backend == "vllm":
+        from common.vllm_engine import require_vllm
+
+        require_vllm()
     if settings.output_file.suffix != ".jsonl":
         raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
     if one_by_one:
         tokenizer = load_tokenizer(model_path)
-        model = load_model(model_path, tokenizer, settings.dtype, adapter)
+        sample = open_backend(settings, model_path, adapter, tokenizer, TYPED_TOKENS)
         if settings.prompt:
-            show_answers(settings, model, tokenizer, settings.prompt)
+            show_answers(settings, sample, tokenizer, settings.prompt)
         while settings.interactive:
             print("prompt> ", end="", flush=True)
             line = sys.stdin.readline().strip()
             if not line:
                 return
-            show_answers(settings, model, tokenizer, line)
+            show_answers(settings, sample, tokenizer, line)
         return
 
     name = settings.name or run_name(settings)
@@ -109,13 +133,14 @@ def main(settings: Settings) -> None:
     with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate") as run:
         rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
         tokenizer = load_tokenizer(model_path)
-        model = load_model(model_path, tokenizer, settings.dtype, adapter)
         ids = [prompt_id(row) for row in rows]
         if len(set(ids)) < len(ids):
             raise UserError(
                 f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; mend: remove them"
             )
         texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
+        longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        sample = open_backend(settings, model_path, adapter, tokenizer, longest)
         started, written = time.time(), 0
         with JsonlAppender(output_file, key="id") as output:
             for number in range(settings.num_samples):
@@ -124,7 +149,7 @@ def main(settings: Settings) -> None:
                     return all(f"{ids[index]}#{number}" in output.done for index in indices)
 
                 seed = settings.seed + number
-                answers = sample(model, tokenizer, texts, seed=seed, skip=finished, **sampling(settings))
+                answers = sample(texts, seed=seed, skip=finished)
                 progress = tqdm(answers, f"sample {number + 1} of {settings.num_samples}", len(texts), unit=" rows")
                 for index, text, reason, tokens in progress:
                     meta = dict(rows[index]["meta"])

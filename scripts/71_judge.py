@@ -58,7 +58,7 @@ class Settings:
         "results/{task}/judgements/{name}.requests.jsonl"
     )  # raw replies; what is in it costs nothing
     concurrency: int = 16  # requests under way at once
-    max_tries: int = 6  # per request: rate limits, server errors, time-outs and broken answers are tried again
+    max_tries: int = 10  # per request: rate limits, server errors, time-outs and broken answers are tried again
     time_limit: float = 120.0  # seconds for one try
     price_in: float = 0.0  # per million prompt tokens, for the estimate and the budget
     price_out: float = 0.0  # per million answer tokens

@@ -1,0 +1,236 @@
+"""Do training, transformers and vLLM see the same tokens, and do adapter, merged model and vLLM write the same text?
+
+Tokens: for real rows, and for conversations chained of two of them, with thinking off and on, what stage 20 trains must begin with what
+the model is asked with in generation, go on with the answer and its eos, and vLLM's chat endpoint must be asked with the same ids.
+Texts: greedy, one prompt at a time. Where two first differ at a place whose two best logits are closer than --near-tie, rounding decides:
+that is listed, not failed. Exit code 1 on any other difference.
+
+Reads   --adapter on its base, --merged (stage 22), --rows-file: rows with prompt and completion
+Writes  results/{task}/parity.json: what was compared and every difference
+Run     python scripts/23_check_parity.py
+        python scripts/23_check_parity.py --server http://127.0.0.1:8000
+        python scripts/23_check_parity.py --server none
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.row_styles import RowStyle
+from common.settings import UserError, read_settings, resolve_model
+
+SHOWN = 12  # tokens shown on both sides of a difference
+
+
+@dataclass
+class Settings:
+    # --- what
+    task: str = "poems"  # writing job: names the folders below
+    model: str = ""  # base model; empty = the one that the adapter names
+    adapter: str = "checkpoints/{task}/sft"  # LoRA folder, as stage 20 left it; its tokenizer is training's
+    merged: str = "checkpoints/{task}/sft_merged"  # merged model: what is generated with and served
+    server: str = "start"  # start = a vLLM server for this check; a URL = one that runs already; none = leave vLLM out
+    dtype: str = "float32"  # of the texts' comparison; in bfloat16 texts part by rounding alone
+
+    # --- tokens
+    rows_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # real rows
+    max_rows: int = 32  # rows whose tokens are compared, evenly taken
+    row_style: RowStyle = "prompt"  # as in stage 20
+    chained: bool = True  # also chain two rows into a conversation of two turns
+
+    # --- texts
+    max_prompts: int = 8  # of these rows, prompts that are answered
+    max_new_tokens: int = 64  # in an answer
+    near_tie: float = 1e-3  # difference of the two best logits below which rounding decides
+
+    # --- run
+    output_file: Path = Path("results/{task}/parity.json")  # the report
+    overwrite: bool = False  # replace what an earlier run left in output_file
+
+
+@contextmanager
+def open_server(settings: Settings, merged: str, rows: list[dict], tokenizer):
+    """(URL, name of the served model), or (None, None) where vLLM is left out."""
+    if settings.server == "none":
+        yield None, None
+        return
+    from common.vllm_engine import get, serve
+
+    if settings.server != "start":
+        yield settings.server, get(settings.server, "v1/models")["data"][0]["id"]
+        return
+    longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in rows)
+    print("starting vLLM", flush=True)
+    with serve(merged, settings.dtype, longest + settings.max_new_tokens + 16) as url:
+        yield url, merged
+
+
+def render_ids(tokenizer, messages: list[dict], thinking: bool) -> list[int]:
+    from common.generation import render_prompt
+
+    return tokenizer(render_prompt(tokenizer, messages, thinking), add_special_tokens=False)["input_ids"]
+
+
+def without_system(messages: list[dict]) -> list[dict]:
+    return [message for message in messages if message["role"] != "system"]
+
+
+def difference(tokenizer, one: list[int], other: list[int]) -> dict:
+    """Where two token lists first differ, and what stands there."""
+    from common.checks import common_prefix
+
+    place = common_prefix(one, other)
+    cut = slice(max(0, place - SHOWN), place + SHOWN)
+    return {"place": place, "first": tokenizer.decode(one[cut]), "second": tokenizer.decode(other[cut])}
+
+
+def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
+    """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's tokenizer."""
+    from common.mask_preview import sft_sequence
+    from common.vllm_engine import post
+
+    found = []
+    for thinking in (False, True):
+        faults = []
+        for number, row in enumerate(rows):
+            asked = render_ids(tokenizer, row["prompt"], thinking)
+            trained = sft_sequence(row, trained_with, 1 << 20, settings.row_style, thinking).ids
+            place = {"row": number, "turns": kind, "thinking": thinking}
+            if trained[: len(asked)] != asked:
+                shown = difference(tokenizer, trained[: len(asked)], asked)
+                faults.append({"what": "training and hf: prompt", **place, **shown})
+            else:
+                # what follows may open with an empty thinking block; then the answer as it is tokenized alone, and the turn's end
+                answer = trained_with(row["completion"][-1]["content"], add_special_tokens=False)["input_ids"]
+                wanted = [*answer, trained_with.eos_token_id]
+                rest = trained[len(asked) :]
+                if not any(rest[i : i + len(wanted)] == wanted for i in range(len(rest) - len(wanted) + 1)):
+                    faults.append({"what": "training and answer", **place, **difference(tokenizer, rest, wanted)})
+            if url:
+                body = {"model": name, "messages": row["prompt"], "add_generation_prompt": True}
+                served = post(url, "tokenize", body | {"chat_template_kwargs": {"enable_thinking": thinking}})["tokens"]
+                if served != asked:
+                    faults.append({"what": "hf and vllm: prompt", **place, **difference(tokenizer, asked, served)})
+        bad = len({fault["row"] for fault in faults})
+        who = "training = hf = vllm" if url else "training = hf"
+        print(f"tokens, {kind}, thinking {'on' if thinking else 'off'}: {who} in {len(rows) - bad} of {len(rows)} rows")
+        found += faults
+    return found
+
+
+def greedy(model, ids: list[int], max_new_tokens: int) -> list[int]:
+    """The best continuation of one prompt, alone in its batch; ends with a stop token or at the limit."""
+    import torch
+
+    model.eval()
+    given = torch.tensor([ids], device=model.device)
+    plain = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
+    plain |= {"attention_mask": torch.ones_like(given), "max_new_tokens": max_new_tokens}
+    with torch.inference_mode():
+        output = model.generate(input_ids=given, **plain)
+    return output[0, len(ids) :].tolist()
+
+
+def served_answer(url: str, name: str, messages: list[dict], max_new_tokens: int) -> list[int]:
+    """The chat endpoint's greedy answer as tokens."""
+    from common.vllm_engine import post
+
+    body = {
+        "model": name,
+        "messages": messages,
+        "max_tokens": max_new_tokens,
+        "temperature": 0,
+        "repetition_penalty": 1.0,
+    }
+    body |= {"return_token_ids": True, "chat_template_kwargs": {"enable_thinking": False}}
+    return post(url, "v1/chat/completions", body)["choices"][0]["token_ids"]
+
+
+def best_gap(model, ids: list[int]) -> float:
+    """Difference of the two best logits behind ids."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
+    best = logits.topk(2).values
+    return (best[0] - best[1]).item()
+
+
+def compare_texts(settings: Settings, rows, tokenizer, adapted, merged, url, name) -> tuple[list[dict], list[dict]]:
+    """(differences, near-ties) of the greedy answers of adapter, merged model and vLLM."""
+    found, ties = [], []
+    for number, row in enumerate(rows):
+        ids = render_ids(tokenizer, row["prompt"], False)
+        texts = {"adapter": greedy(adapted, ids, settings.max_new_tokens)}
+        texts["merged"] = greedy(merged, ids, settings.max_new_tokens)
+        if url:
+            texts["vllm"] = served_answer(url, name, row["prompt"], settings.max_new_tokens)
+        for other in list(texts)[1:]:
+            if texts[other] != texts["adapter"]:
+                shown = {"what": f"adapter and {other}: text", "row": number}
+                shown |= difference(tokenizer, texts["adapter"], texts[other])
+                shown["gap"] = best_gap(adapted, ids + texts["adapter"][: shown["place"]])
+                (ties if shown["gap"] < settings.near_tie else found).append(shown)
+    bad = len({fault["row"] for fault in found})
+    who = "adapter = merged = vllm" if url else "adapter = merged"
+    print(f"greedy texts: {who} in {len(rows) - bad} of {len(rows)} prompts, {len(ties)} near-ties")
+    return found, ties
+
+
+def main(settings: Settings) -> None:
+    from common.jsonl import read_jsonl, write_json
+    from common.models import load_model, load_tokenizer, read_adapter_config
+    from common.runs import begin_run
+
+    adapter, merged = (resolve_model(path, settings.task) for path in (settings.adapter, settings.merged))
+    base = resolve_model(settings.model or read_adapter_config(adapter)["base_model_name_or_path"], settings.task)
+    rows = read_jsonl(settings.rows_file, "sft")
+    if settings.server == "start":
+        from common.vllm_engine import require_vllm
+
+        require_vllm()
+    if not rows:
+        raise UserError(f"{settings.rows_file}: no rows; mend: run the prepare stage")
+    rows = rows[:: max(1, len(rows) // settings.max_rows)][: settings.max_rows]
+    groups = {"rows": rows}
+    if settings.chained:
+        pairs = zip(rows, rows[1:] + rows[:1], strict=True)
+        groups["chained"] = [
+            {**two, "prompt": one["prompt"] + one["completion"] + without_system(two["prompt"])} for one, two in pairs
+        ]
+    inputs = {"model": base, "adapter": adapter, "merged": merged, "rows_file": settings.rows_file}
+    record = (settings.output_file, settings, inputs, settings.overwrite, "23_check_parity")
+    with begin_run(*record, resumable=False) as run:
+        trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
+        adapted = load_model(base, tokenizer, settings.dtype, adapter)
+        whole = load_model(merged, tokenizer, settings.dtype)
+        found = []
+        with open_server(settings, merged, groups.get("chained", rows), tokenizer) as (url, name):
+            for kind, group in groups.items():
+                found += compare_tokens(settings, group, kind, trained_with, tokenizer, url, name)
+            chosen = rows[: settings.max_prompts]
+            differing, ties = compare_texts(settings, chosen, tokenizer, adapted, whole, url, name)
+        found += differing
+        report = {"vllm": bool(url), "rows": len(rows), "prompts": len(chosen), "passed": not found}
+        write_json(settings.output_file, report | {"differences": found, "near_ties": ties})
+        for fault in [*{fault["what"]: fault for fault in reversed(found)}.values(), *ties]:  # the first of each kind
+            print(
+                f"{'near-tie' if fault in ties else 'DIFFERENT'}, {fault['what']}, row {fault['row']}, token {fault['place']}:"
+            )
+            print(f"  {fault['first']!r}\n  {fault['second']!r}")
+        run.figure("differences", len(found))
+        run.figure("near_ties", len(ties))
+        if not url:
+            print("vLLM was not compared (--server none)")
+        if found:
+            run.fail(f"{len(found)} differences")
+            print(f"not the same: {len(found)} differences; mend: docs/PARITY.md names the causes", file=sys.stderr)
+            raise SystemExit(1)
+        run.finish(f"python scripts/60_generate.py --task {settings.task} --adapter {settings.adapter}")
+
+
+if __name__ == "__main__":
+    main(read_settings(Settings))

@@ -1,0 +1,240 @@
+"""vLLM: the offline engine that stage 60 generates with, and a server for as long as a block lasts.
+
+vLLM is no need of the other stages: requirements-vllm.txt for GPUs, requirements-vllm-cpu.txt for CPUs (runs/setup_vllm.sh).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.settings import UserError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
+# Seconds until a server answers: it imports vLLM in three processes, one after the other.
+START_SECONDS = 900
+
+
+def require_vllm() -> None:
+    """Raises UserError where vLLM is not installed; sets what suits small models on a CPU, unless the user has set it."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vllm is not installed; mend: bash runs/setup_vllm.sh (GPU: pip install -r requirements-vllm.txt)"
+        )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory is taken
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def open_engine(
+    model: str, dtype: str = "auto", adapter: str | None = None, max_length: int = 2048, tensor_parallel: int = 1
+):
+    """An offline vllm.LLM with room for `max_length` tokens a row, prompt and answer; `adapter` is served as LoRA requests.
+
+    On a CPU the engine runs in this process: its own processes would import vLLM twice more, and leave a core unused.
+    Raises UserError where vLLM refuses model, adapter or length.
+    """
+    require_vllm()
+    from common.models import check_adapter, pick_device, read_adapter_config, resolve_dtype
+
+    words = {"enable_lora": False}
+    if adapter:
+        check_adapter(adapter, model)
+        config = read_adapter_config(adapter)
+        rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+        if rank > LORA_RANKS[-1]:
+            raise UserError(
+                f"{adapter}: rank {rank}, and vllm serves up to {LORA_RANKS[-1]}; mend: merge it (stage 22)"
+            )
+        words = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in LORA_RANKS if r >= rank)}
+    if pick_device() == "cpu":
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        words |= {"enforce_eager": True, "distributed_executor_backend": "uni" if tensor_parallel == 1 else "mp"}
+    from vllm import LLM
+
+    try:
+        return LLM(
+            model=model,
+            dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
+            skip_tokenizer_init=True,  # prompts come as tokens, answers are decoded as those of the hf backend
+            generation_config="vllm",  # a model's own sampling defaults, such as a repetition penalty, would bend samples
+            max_model_len=max_length,
+            tensor_parallel_size=tensor_parallel,
+            disable_log_stats=True,
+            trust_remote_code=False,
+            **words,
+        )
+    except ValueError as error:
+        raise UserError(f"vllm refuses {model}: {first_reason(error)}; mend: --backend hf, or what it names") from None
+
+
+def first_reason(error: Exception) -> str:
+    """The line of vLLM's (pydantic's) message that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Value error" in line), lines[0] if lines else type(error).__name__)
+
+
+def stop_tokens(model: str, tokenizer) -> list[int]:
+    """The tokenizer's eos and whatever else the model's generation_config stops at: as common.models.align_stop_tokens."""
+    from transformers import GenerationConfig
+
+    try:
+        known = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a folder without one
+        known = None
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *known]))
+
+
+def vllm_sample(
+    engine,
+    tokenizer,
+    texts: list[str],
+    stops: list[int],
+    adapter: str | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    skip=lambda indices: False,
+) -> Iterator[tuple[int, str, str, int]]:
+    """What common.generation.sample yields, as vLLM finishes rows: (index, completion, finish_reason, tokens).
+
+    All prompts are in the engine at once, which batches them as they come and go. Each has a seed of its own, made of `seed` and its
+    index, so that it draws the same whatever else is in the batch, up to rounding. `skip([index])` says that a row need not be run.
+    """
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind
+
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for index, ids in enumerate(encoded):
+        if skip([index]):
+            continue
+        room = engine.model_config.max_model_len - max_new_tokens
+        if len(ids) > room:
+            raise UserError(f"a prompt of {len(ids)} tokens, and room for {room}; mend: shorten it, or --backend hf")
+        params = SamplingParams(
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed * 1_000_003 + index,
+            stop_token_ids=stops,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine.llm_engine.add_request(f"{seed}-{index}", {"prompt_token_ids": ids}, params, lora_request=lora)
+    while engine.llm_engine.has_unfinished_requests():
+        for request in engine.llm_engine.step():
+            tokens = list(request.outputs[0].token_ids)
+            stopped = bool(tokens) and tokens[-1] in stops
+            answer = tokens[:-1] if stopped else tokens
+            # the engine may add to the id it was given
+            index = int(request.request_id.split("-")[1])
+            text = tokenizer.decode(answer, skip_special_tokens=True)
+            yield index, text, "stop" if stopped else "length", len(tokens)
+
+
+@contextmanager
+def serve(model: str, dtype: str = "auto", max_length: int = 2048, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """The URL of a vLLM server for `model`, on a free port of 127.0.0.1, stopped at the end of the block.
+
+    `words` are further flags. Raises UserError with the end of the server's log where it does not start.
+    """
+    require_vllm()
+    from common.models import pick_device, resolve_dtype
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    eager = ["--enforce-eager"] if pick_device() == "cpu" else []
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    command += [
+        "--dtype",
+        str(resolve_dtype(dtype)).removeprefix("torch."),
+        "--max-model-len",
+        str(max_length),
+        *eager,
+        *words,
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not answers(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    tail = log.read()[-3000:].decode("utf-8", errors="replace")
+                    raise UserError(f"vllm did not start: {' '.join(command)}\n{tail}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            _stop(process)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def get(url: str, path: str) -> dict:
+    """The JSON that a vLLM server answers at `path`. Raises UserError with what it says against the request."""
+    return _ask(url, path, None)
+
+
+def post(url: str, path: str, body: dict) -> dict:
+    """The JSON that a vLLM server answers to `body`. Raises UserError with what it says against the request."""
+    return _ask(url, path, json.dumps(body, ensure_ascii=False).encode("utf-8"))
+
+
+def _ask(url: str, path: str, data: bytes | None) -> dict:
+    key = os.environ.get("VLLM_API_KEY")  # vLLM's own name for the key of a server
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(f"{url.rstrip('/')}/{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            return json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        said = error.read()[:500].decode("utf-8", errors="replace")
+        raise UserError(f"{url}/{path}: {error.code}: {said}; mend: name a vLLM server of this model") from None
+    except (OSError, ValueError) as error:  # ValueError: no URL, or no JSON
+        raise UserError(f"{url}/{path}: {error}; mend: start the server, or leave it to --server start") from None
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """The server and the processes it started: it has a session of its own."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
