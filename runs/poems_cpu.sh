@@ -16,8 +16,8 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=6000 ranked=480 samples=16 grpo=100 ppo=80
-if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 pairs=600 ranked=48 samples=8 grpo=6 ppo=6; fi
+folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=3000 ranked=480 samples=16 grpo=80 after_dpo=40 ppo=50
+if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 pairs=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
 
@@ -38,9 +38,11 @@ stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl
 stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
   --output-dir $models/dpo
 stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged
-rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl"
-stage 50_train_grpo.py --model $models/sft_merged $rl --max-steps $grpo --output-dir $models/grpo
-stage 50_train_grpo.py --model $models/dpo_merged $rl --max-steps $grpo --output-dir $models/dpo_grpo
+# shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
+rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
+  --rewards form:0.5 rhyme:2 meter all_three no_repeat:0.5"
+stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
+stage 50_train_grpo.py --model $models/dpo_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
 stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --output-dir $models/ppo
 
 generate() {  # generate NAME MODEL-FLAGS...
