@@ -28,9 +28,7 @@ class Settings:
     corpus: Path = Path("data/poems/tang.json.xz")  # file or folder in chinese-poetry's schema
     clean: Literal["none", "basic", "full"] = "full"  # of the training rows: as printed, no damage, regular verse only
     max_train: int = 0  # SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)
-    min_character_poems: int = (
-        5  # SFT training rows keep to characters that so many training poems have: rarer ones teach only noise
-    )
+    min_character_poems: int = 5  # --clean full: SFT rows keep to characters that so many training poems have
     themes: int = 3  # themes named in an instruction
 
     # --- preference pairs and RL prompts
@@ -98,11 +96,12 @@ def main(settings: Settings) -> None:
             if settings.max_pairs:
                 pairs = pairs[: max(1, round(settings.max_pairs * min(1.0, share * 4)))]
             sft, rare = poems, 0
-            if split == "train":
+            if split == "train" and settings.clean == "full":
                 found_in = Counter(char for poem in poems for char in set(poem.text))
                 common = {char for char, count in found_in.items() if count >= settings.min_character_poems}
                 sft = [poem for poem in poems if common.issuperset(poem.text)]
                 rare = len(poems) - len(sft)
+            if split == "train":
                 sft = sft[: settings.max_train or None]
             prompts = poems[: settings.max_prompts or None] if split == "train" else poems
 
@@ -128,7 +127,8 @@ def main(settings: Settings) -> None:
                 "pair kinds": Counter(kind for _, _, kind in pairs),
                 "pairs skipped": skipped,
             }
-            print(f"{split}: " + ", ".join(f"{len(rows)} {name}" for name, rows in files.items()))
+            left_out = f" ({rare} poems not among sft for a rare character)" if rare else ""
+            print(f"{split}: " + ", ".join(f"{len(rows)} {name}" for name, rows in files.items()) + left_out)
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)
         files = f"--train-file {show_path(settings.output_dir)}/sft_train.jsonl --val-file {show_path(settings.output_dir)}/sft_val.jsonl"

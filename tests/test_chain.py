@@ -154,6 +154,7 @@ def test_cleaning_drops_more_at_each_level_on_the_same_held_out_poems(prepared, 
         report = json.loads((tmp_path / level / "report.json").read_text(encoding="utf-8"))
         counts[level] = report["splits"]["train"]["sft"]
         kept = sum(split["sft"] for split in report["splits"].values()) if level == "full" else counts[level]
+        kept += report["splits"]["train"]["not among sft for a rare character"]  # still among pairs and prompts
         assert report["read"] == kept + sum(report["dropped"].values()), "every record is kept or has a reason"
         held_out.add((tmp_path / level / "sft_test.jsonl").read_bytes())
     assert counts["none"] > counts["basic"] > counts["full"] > 0
