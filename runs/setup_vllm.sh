@@ -1,5 +1,5 @@
 # Puts vLLM into .venv, beside what the stages need: with an NVIDIA driver the GPU build, else the CPU build (Linux on x86-64 or ARM).
-# Sourced by runs/test.sh --all; by hand: bash runs/setup_vllm.sh
+# bash runs/setup_vllm.sh; runs/test.sh --all calls it too.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if command -v nvidia-smi >/dev/null; then
   install requirements-vllm.txt

@@ -49,12 +49,8 @@ class Settings:
     max_thread: int = 80  # characters of each earlier comment shown in a prompt
 
     # --- preference pairs and RL prompts
-    recipe: Literal["likes", "classic"] = (
-        "likes"  # likes, reactions to the bot and relevance; classic: the older published score
-    )
-    min_margin: float = (
-        1.0  # of log(1 + likes) between chosen and rejected: 2 likes against 0 pass, 1 against 0 does not
-    )
+    recipe: Literal["likes", "classic"] = "likes"  # likes: with reactions and relevance; classic: the older score
+    min_margin: float = 1.0  # of log(1 + likes) between the sides: 2 likes against 0 pass, 1 against 0 does not
     pairs_per_thread: int = 4  # pairs by likes from one thread
     max_prompts: int = 20_000  # RL prompts a split, 0 = all
 

@@ -14,8 +14,9 @@ Run     python scripts/23_check_parity.py
 
 from __future__ import annotations
 
+import re
 import sys
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,31 +52,16 @@ class Settings:
     overwrite: bool = False  # replace what an earlier run left in output_file
 
 
-@contextmanager
-def open_server(settings: Settings, merged: str, rows: list[dict], tokenizer):
-    """(URL, name of the served model), or (None, None) where vLLM is left out."""
-    if settings.server == "none":
-        yield None, None
-        return
-    from common.vllm_engine import get, serve
-
-    if settings.server != "start":
-        yield settings.server, get(settings.server, "v1/models")["data"][0]["id"]
-        return
-    longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in rows)
-    print("starting vLLM", flush=True)
-    with serve(merged, settings.dtype, longest + settings.max_new_tokens + 16) as url:
-        yield url, merged
-
-
 def render_ids(tokenizer, messages: list[dict], thinking: bool) -> list[int]:
     from common.generation import render_prompt
 
     return tokenizer(render_prompt(tokenizer, messages, thinking), add_special_tokens=False)["input_ids"]
 
 
-def without_system(messages: list[dict]) -> list[dict]:
-    return [message for message in messages if message["role"] != "system"]
+def chain(one: dict, two: dict) -> dict:
+    """A conversation of two turns."""
+    second = [message for message in two["prompt"] if message["role"] != "system"]
+    return {**two, "prompt": one["prompt"] + one["completion"] + second}
 
 
 def difference(tokenizer, one: list[int], other: list[int]) -> dict:
@@ -85,6 +71,14 @@ def difference(tokenizer, one: list[int], other: list[int]) -> dict:
     place = common_prefix(one, other)
     cut = slice(max(0, place - SHOWN), place + SHOWN)
     return {"place": place, "first": tokenizer.decode(one[cut]), "second": tokenizer.decode(other[cut])}
+
+
+def begins_with_answer(tokenizer, ids: list[int], answer: str) -> bool:
+    """Nothing but a thinking block, then the answer as it is tokenized alone, then the token that ends a turn?"""
+    answer = answer.split("</think>")[-1].lstrip("\n")  # Qwen3's template writes a block anew
+    wanted = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    places = (i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
+    return any(re.fullmatch(r"(<think>.*</think>\s*)?", tokenizer.decode(ids[:i]), re.DOTALL) for i in places)
 
 
 def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
@@ -98,22 +92,19 @@ def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer,
         for number, row in enumerate(rows):
             asked = render_ids(tokenizer, row["prompt"], thinking)
             trained = sft_sequence(row, trained_with, 1 << 20, settings.row_style, thinking).ids
-            place = {"row": number, "turns": kind, "thinking": thinking}
+            rest, answer = trained[len(asked) :], row["completion"][-1]["content"]
+            pairs = {}
             if trained[: len(asked)] != asked:
-                shown = difference(tokenizer, trained[: len(asked)], asked)
-                faults.append({"what": "training and hf: prompt", **place, **shown})
-            else:
-                # what follows may open with an empty thinking block; then the answer as it is tokenized alone, and the turn's end
-                answer = trained_with(row["completion"][-1]["content"], add_special_tokens=False)["input_ids"]
-                wanted = [*answer, trained_with.eos_token_id]
-                rest = trained[len(asked) :]
-                if not any(rest[i : i + len(wanted)] == wanted for i in range(len(rest) - len(wanted) + 1)):
-                    faults.append({"what": "training and answer", **place, **difference(tokenizer, rest, wanted)})
+                pairs["training and hf: prompt"] = trained[: len(asked)], asked
+            elif not begins_with_answer(trained_with, rest, answer):
+                pairs["training and answer"] = rest, trained_with(answer, add_special_tokens=False)["input_ids"]
             if url:
                 body = {"model": name, "messages": row["prompt"], "add_generation_prompt": True}
                 served = post(url, "tokenize", body | {"chat_template_kwargs": {"enable_thinking": thinking}})["tokens"]
                 if served != asked:
-                    faults.append({"what": "hf and vllm: prompt", **place, **difference(tokenizer, asked, served)})
+                    pairs["hf and vllm: prompt"] = asked, served
+            place = {"row": number, "turns": kind, "thinking": thinking}
+            faults += [{"what": what, **place, **difference(tokenizer, *pair)} for what, pair in pairs.items()]
         bad = len({fault["row"] for fault in faults})
         who = "training = hf = vllm" if url else "training = hf"
         print(f"tokens, {kind}, thinking {'on' if thinking else 'off'}: {who} in {len(rows) - bad} of {len(rows)} rows")
@@ -138,14 +129,8 @@ def served_answer(url: str, name: str, messages: list[dict], max_new_tokens: int
     """The chat endpoint's greedy answer as tokens."""
     from common.vllm_engine import post
 
-    body = {
-        "model": name,
-        "messages": messages,
-        "max_tokens": max_new_tokens,
-        "temperature": 0,
-        "repetition_penalty": 1.0,
-    }
-    body |= {"return_token_ids": True, "chat_template_kwargs": {"enable_thinking": False}}
+    body = {"model": name, "messages": messages, "max_tokens": max_new_tokens, "return_token_ids": True}
+    body |= {"temperature": 0, "repetition_penalty": 1.0, "chat_template_kwargs": {"enable_thinking": False}}
     return post(url, "v1/chat/completions", body)["choices"][0]["token_ids"]
 
 
@@ -155,8 +140,7 @@ def best_gap(model, ids: list[int]) -> float:
 
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
-    best = logits.topk(2).values
-    return (best[0] - best[1]).item()
+    return -logits.topk(2).values.diff().item()
 
 
 def compare_texts(settings: Settings, rows, tokenizer, adapted, merged, url, name) -> tuple[list[dict], list[dict]]:
@@ -184,31 +168,32 @@ def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, read_adapter_config
     from common.runs import begin_run
+    from common.vllm_engine import get, require_vllm, serve
 
     adapter, merged = (resolve_model(path, settings.task) for path in (settings.adapter, settings.merged))
     base = resolve_model(settings.model or read_adapter_config(adapter)["base_model_name_or_path"], settings.task)
     rows = read_jsonl(settings.rows_file, "sft")
-    if settings.server == "start":
-        from common.vllm_engine import require_vllm
-
-        require_vllm()
     if not rows:
         raise UserError(f"{settings.rows_file}: no rows; mend: run the prepare stage")
+    if settings.server == "start":
+        require_vllm()
     rows = rows[:: max(1, len(rows) // settings.max_rows)][: settings.max_rows]
     groups = {"rows": rows}
     if settings.chained:
-        pairs = zip(rows, rows[1:] + rows[:1], strict=True)
-        groups["chained"] = [
-            {**two, "prompt": one["prompt"] + one["completion"] + without_system(two["prompt"])} for one, two in pairs
-        ]
+        groups["chained"] = [chain(one, two) for one, two in zip(rows, rows[1:] + rows[:1], strict=True)]
     inputs = {"model": base, "adapter": adapter, "merged": merged, "rows_file": settings.rows_file}
-    record = (settings.output_file, settings, inputs, settings.overwrite, "23_check_parity")
-    with begin_run(*record, resumable=False) as run:
+    # a server may have changed since the last check
+    anew = settings.overwrite or settings.server not in ("start", "none")
+    with begin_run(settings.output_file, settings, inputs, anew, "23_check_parity", resumable=False) as run:
         trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
         adapted = load_model(base, tokenizer, settings.dtype, adapter)
         whole = load_model(merged, tokenizer, settings.dtype)
         found = []
-        with open_server(settings, merged, groups.get("chained", rows), tokenizer) as (url, name):
+        longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in [*rows, *groups.get("chained", [])])
+        room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
+        servers = {"none": nullcontext(), "start": serve(merged, settings.dtype, room)}
+        with servers.get(settings.server, nullcontext(settings.server)) as url:
+            name = get(url, "v1/models")["data"][0]["id"] if url else None
             for kind, group in groups.items():
                 found += compare_tokens(settings, group, kind, trained_with, tokenizer, url, name)
             chosen = rows[: settings.max_prompts]
@@ -217,9 +202,8 @@ def main(settings: Settings) -> None:
         report = {"vllm": bool(url), "rows": len(rows), "prompts": len(chosen), "passed": not found}
         write_json(settings.output_file, report | {"differences": found, "near_ties": ties})
         for fault in [*{fault["what"]: fault for fault in reversed(found)}.values(), *ties]:  # the first of each kind
-            print(
-                f"{'near-tie' if fault in ties else 'DIFFERENT'}, {fault['what']}, row {fault['row']}, token {fault['place']}:"
-            )
+            label = "near-tie" if fault in ties else "DIFFERENT"
+            print(f"{label}, {fault['what']}, row {fault['row']}, token {fault['place']}:")
             print(f"  {fault['first']!r}\n  {fault['second']!r}")
         run.figure("differences", len(found))
         run.figure("near_ties", len(ties))

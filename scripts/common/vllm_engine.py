@@ -183,6 +183,7 @@ def serve(model: str, dtype: str = "auto", max_length: int = 2048, words: tuple[
         *words,
     ]
     url = f"http://127.0.0.1:{port}"
+    print(f"starting vLLM for {model}", flush=True)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
