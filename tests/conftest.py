@@ -13,7 +13,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="also run what needs a browser")
+    parser.addoption("--all", action="store_true", help="also run what needs a browser or vLLM")
 
 
 def pytest_collection_modifyitems(config, items):
