@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The poems chain on Qwen3-4B in bf16, on one GPU of 80 GB: SFT, merge, GRPO with vLLM writing the rollouts in the same process, compare.
-# Needs requirements-vllm.txt. Downloads the model from the hub on first use, or set MODEL to a local folder. For several GPUs put
-# `accelerate launch --config_file configs/accelerate/multi_gpu.yaml` before the training stages (docs/SCALING.md).
+# Needs requirements-vllm.txt. Downloads the model from the hub on first use, or set MODEL to a local folder.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install requirements-vllm.txt
