@@ -447,7 +447,7 @@ def test_a_budget_ends_the_run_and_keeps_the_adapter_within_it(data, tmp_path):
 
 def test_prompts_without_room_for_an_answer_are_left_out_and_counted(data, tmp_path):
     rows = read_rows(data / "prompts_train.jsonl")
-    rows[3]["prompt"] = turn("user", "山" * 200)
+    rows[3]["prompt"] = turn("user", "山" * 180)
     train = write_rows(tmp_path / "prompts.jsonl", rows)
     words = grpo_words(data, tmp_path / "grpo", "--rewards", "form", "--max-steps", 1, "--max-length", 200)
     done = stage("50_train_grpo.py", *words, "--train-file", train)
