@@ -217,7 +217,7 @@ def test_scoring_again_is_already_done(scored):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--task", "sonnets"), "unknown task 'sonnets'; mend: use one of poems"),
+        (("--task", "sonnets"), "unknown task 'sonnets'; mend: use one of "),
         (("--generations", "nowhere*.jsonl"), "no generation file at"),
         (("--generations", "broken.jsonl"), "broken.jsonl:2: broken JSON"),
         (("--generations", "unfinished.jsonl"), "no finished generation file"),
