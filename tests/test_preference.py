@@ -351,8 +351,8 @@ def test_dpo_warns_where_both_sides_fall(data, tmp_path):
     ]
     done = stage("40_train_dpo.py", *words, "--eval-steps", 6, "--epochs", 4, "--output-dir", tmp_path / "dpo")
     figures = record_of(tmp_path / "dpo")["figures"]
-    fell = figures["chosen_logps_change"] < 0 and figures["rejected_logps_change"] < 0
-    assert fell == ("both became less likely" in done.stdout)
+    assert figures["chosen_logps_change"] < 0 and figures["rejected_logps_change"] < 0
+    assert "both became less likely" in done.stdout
 
 
 def test_dpo_goes_on_after_a_kill_to_the_same_loss(dpo, data, tmp_path):
