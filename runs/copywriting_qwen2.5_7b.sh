@@ -27,7 +27,7 @@ python scripts/16_prepare_copy.py --golden-file $data/golden_clean.jsonl --rejec
 python scripts/19_check_data.py $task --model "$model" $sft_files --max-length 2048 --preview results/$run/mask_preview.html
 
 python scripts/20_train_sft.py $task --model "$model" $sft_files $lora --epochs "$epochs" --lr 1e-5 --batch-size 1 --accumulation 8 \
-  --packing --max-length 2048 --gradient-checkpointing --eval-steps 50 --probe-tokens 512 --output-dir $models/sft
+  --packing --max-length 2048 --gradient-checkpointing --device-map auto --eval-steps 50 --probe-tokens 512 --output-dir $models/sft
 python scripts/22_merge_adapter.py $task --adapter $models/sft --probe-file $data/sft_val.jsonl --greedy-tokens 256 --output-dir $models/sft_merged
 python scripts/30_train_reward.py $task --model $models/sft_merged $pairs --max-length 2048 --lr 1e-4 --batch-size 2 --accumulation 8 \
   --gradient-checkpointing --output-dir $models/reward
@@ -42,7 +42,7 @@ python scripts/50_train_grpo.py $task --model $models/sft_merged --train-file $d
 generate() {  # generate NAME MODEL-FLAGS...: 8 prompts of about 500 tokens with 512 new ones in a batch
   local name=$1; shift
   python scripts/60_generate.py $task "$@" --name "$name" --prompts-file $data/prompts_$split.jsonl --max-new-tokens 512 --temperature 0.1 \
-    --top-k 50 --top-p 0.95 --batch-tokens 8192 --output-file $texts/"$name".jsonl
+    --top-k 50 --top-p 0.95 --batch-tokens 8192 --device-map auto --output-file $texts/"$name".jsonl
 }
 generate base --model "$model"
 generate sft --model "$model" --adapter $models/sft

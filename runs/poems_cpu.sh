@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The poems chain on the embedded base model, on a laptop's CPU: prepare, check, SFT, merge, reward model, on-policy pairs, DPO, GRPO, PPO,
-# generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged DPO model.
+# generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
 #   bash runs/poems_cpu.sh            about 40 minutes on two idle cores (aim; docs/RESULTS.md has what was measured)
 #   bash runs/poems_cpu.sh --quick    about 5 minutes: fewer rows, steps and samples, results in results/poems_quick
@@ -38,12 +38,19 @@ stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl
 stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
   --output-dir $models/dpo
 stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged
+# once more: pairs of what the model writes now
+stage 60_generate.py --model $models/dpo_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
+  --seed 1042 --output-file results/$folder/onpolicy/dpo_merged.jsonl
+stage 33_rank_samples.py --generations results/$folder/onpolicy/dpo_merged.jsonl --rewards rhyme meter --output-dir $data/round2
+stage 40_train_dpo.py --model $models/dpo_merged --train-file $data/round2/pref_onpolicy_train.jsonl \
+  --val-file $data/round2/pref_onpolicy_val.jsonl --output-dir $models/dpo_round2
+stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
 # shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
   --rewards form:0.5 rhyme:2 meter all_three no_repeat:0.5"
 stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
-stage 50_train_grpo.py --model $models/dpo_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
-stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --output-dir $models/ppo
+stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
+stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
 
 generate() {  # generate NAME MODEL-FLAGS...
   local name=$1; shift
@@ -54,8 +61,9 @@ generate base
 generate sft --adapter $models/sft
 generate sft_merged --model $models/sft_merged
 generate dpo --model $models/sft_merged --adapter $models/dpo
+generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
 generate grpo --model $models/sft_merged --adapter $models/grpo
-generate dpo_grpo --model $models/dpo_merged --adapter $models/dpo_grpo
+generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
 generate ppo --model $models/sft_merged --adapter $models/ppo
 
 stage 70_score.py --generations $texts --output-dir results/$folder/scores

@@ -54,6 +54,7 @@ class Settings:
     batch_size: int = 32  # rows in a micro-batch, on average: long rows come in smaller ones
     accumulation: int = 2  # micro-batches per optimizer step
     dtype: str = "auto"  # auto, float32, bfloat16
+    device_map: str = ""  # auto = spread one model over all GPUs, in a single process; empty = one device a process
     gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
 
     # --- watching
@@ -104,7 +105,7 @@ def main(settings: Settings) -> None:
         set_seed(settings.seed)
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
         val = val[: settings.eval_rows or None]
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = load_model(model_path, tokenizer, settings.dtype, device_map=settings.device_map)
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
 
         config = SFTConfig(
@@ -166,10 +167,10 @@ def main(settings: Settings) -> None:
 
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
-        plot_learning_curve(
-            log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"}
-        )
+        if run.is_main:
+            write_json(settings.output_dir / "log_history.json", log)
+            curves = {"loss": "training loss", "eval_loss": "validation loss"}
+            plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
         with trainer.model.disable_adapter():
             before = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
         after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)

@@ -183,7 +183,8 @@ def main(settings: Settings) -> None:
 
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
+        if run.is_main:
+            write_json(settings.output_dir / "log_history.json", log)
         after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
         stopped, samples = stop_rate(
             trainer.model, tokenizer, val, settings.probe_count, settings.probe_tokens, settings.seed, settings.enable_thinking

@@ -84,9 +84,10 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_tokenizer, newest_checkpoint, pick_device, resolve_dtype
+    from common.models import load_tokenizer, newest_checkpoint, pick_device, require_whole_weights, resolve_dtype
     from common.runs import begin_run, set_seed
 
+    require_whole_weights()
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
@@ -165,14 +166,15 @@ def main(settings: Settings) -> None:
         )
         trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
 
+        if not run.is_main:
+            return  # one process saves and reports
         trained = trainer.accelerator.unwrap_model(trainer.model).eval()
-        if run.is_main:
-            if settings.lora_r:
-                trained.save_pretrained(settings.output_dir / "adapter")
-                tokenizer.save_pretrained(settings.output_dir / "adapter")
-                trained = trained.merge_and_unload(safe_merge=True)
-            trained.save_pretrained(settings.output_dir)
-            tokenizer.save_pretrained(settings.output_dir)
+        if settings.lora_r:
+            trained.save_pretrained(settings.output_dir / "adapter")
+            tokenizer.save_pretrained(settings.output_dir / "adapter")
+            trained = trained.merge_and_unload(safe_merge=True)
+        trained.save_pretrained(settings.output_dir)
+        tokenizer.save_pretrained(settings.output_dir)
         log = trainer.state.log_history
         write_json(settings.output_dir / "log_history.json", log)
         plot_learning_curve(

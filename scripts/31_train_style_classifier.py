@@ -66,10 +66,11 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def main(settings: Settings) -> None:
     from common.jsonl import write_json
-    from common.models import load_tokenizer, newest_checkpoint, resolve_dtype
+    from common.models import load_tokenizer, newest_checkpoint, require_whole_weights, resolve_dtype
     from common.runs import begin_run, set_seed
     from tasks import style_metrics, styles
 
+    require_whole_weights()
     labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
     train, val = styles.read_split(settings.train_file, settings.validation_file, labels)
     names = [label["label"] for label in labels]
@@ -146,6 +147,7 @@ def main(settings: Settings) -> None:
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=settings.gradient_checkpointing,
             train_sampling_strategy="group_by_length",
+            average_tokens_across_devices=False,  # the loss is a mean over rows; transformers would multiply it by the number of processes
             eval_strategy="epoch",
             save_strategy="epoch",
             save_total_limit=1,
@@ -168,9 +170,11 @@ def main(settings: Settings) -> None:
         )
         trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
 
+        if not run.is_main:
+            return  # one process saves and reports
         ids = {name: index for index, name in enumerate(names)}
         mapping = {"id_to_label": {str(index): name for name, index in ids.items()}, "label_to_id": ids}
-        trained = trainer.model
+        trained = trainer.accelerator.unwrap_model(trainer.model)
         if settings.lora_r:
             trained.save_pretrained(settings.output_dir / "adapter")
             tokenizer.save_pretrained(settings.output_dir / "adapter")

@@ -160,10 +160,10 @@ def main(settings: Settings) -> None:
 
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
-        plot_learning_curve(
-            log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"}
-        )
+        if run.is_main:
+            write_json(settings.output_dir / "log_history.json", log)
+            curves = {"loss": "training loss", "eval_loss": "validation loss"}
+            plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
         evaluations = [entry for entry in log if "eval_loss" in entry]
         first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
         change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}

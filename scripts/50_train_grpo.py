@@ -60,11 +60,12 @@ class Settings:
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
 
     # --- optimisation
-    max_steps: int = 100  # optimizer steps, each on batch_size * accumulation new answers
-    iterations: int = 1  # passes over each batch of answers
+    max_steps: int = 100  # optimizer steps, each on batch_size * accumulation answers
+    iterations: int = 1  # passes over each batch of answers ...
+    minibatches: int = 1  # ... each in so many optimizer steps of batch_size x accumulation answers
     lr: float = 1e-3  # peak; cosine to 0
     warmup_share: float = 0.05  # of all steps
-    batch_size: int = 128  # answers in a micro-batch, a multiple of num_generations with accumulation
+    batch_size: int = 128  # answers in a process's micro-batch; all those of a step are a multiple of num_generations
     accumulation: int = 1  # micro-batches per optimizer step
     dtype: str = "auto"  # auto, float32, bfloat16
     gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
@@ -90,9 +91,8 @@ def reward_function(rewards):
         texts = [completion[-1]["content"] for completion in completions]
         columns = score(rewards, prompts, texts, [json.loads(text) for text in meta])
         for name, values in columns.items():
-            known = [value for value in values if value is not None]
-            if known:
-                log_metric(f"reward/{name}", sum(known) / len(known))
+            for value in (value for value in values if value is not None):
+                log_metric(f"reward/{name}", value)  # trl takes the mean over the values of all processes
         return total(rewards, columns)
 
     return total_reward
@@ -119,10 +119,8 @@ def main(settings: Settings) -> None:
         prompt = render_prompt(tokenizer, row["prompt"], settings.enable_thinking)
         if len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= room:
             rows.append({"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)})
-    if len(rows) < len(read):
-        print(
-            f"notice: {len(read) - len(rows)} prompts of more than {room} tokens leave no room for an answer: left out"
-        )
+    if left_out := len(read) - len(rows):
+        print(f"notice: {left_out} prompts of more than {room} tokens leave no room for an answer: left out")
     if not rows:
         raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; mend: a larger --max-length")
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
@@ -162,6 +160,7 @@ def main(settings: Settings) -> None:
             warmup_steps=settings.warmup_share,
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.accumulation,
+            steps_per_generation=settings.accumulation * settings.minibatches,
             bf16=str(model.dtype) == "torch.bfloat16",
             use_cpu=model.device.type == "cpu",
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -196,13 +195,14 @@ def main(settings: Settings) -> None:
 
         if probe.stopped_by and probe.kept:
             set_peft_model_state_dict(trainer.model, probe.kept)
-            print("the adapter of the last probe within the budgets is kept")
+            print("kept: the adapter of the last probe within the budgets")
         trainer.save_model(str(settings.output_dir))
         log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
-        curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in rewards}
-        plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
-        plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
+        if run.is_main:
+            write_json(settings.output_dir / "log_history.json", log)
+            curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in rewards}
+            plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
+            plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         probes = [entry for entry in log if "probe/kl" in entry]
         last = probes[-1]
         print(f"reward {probes[0]['probe/reward']:.3f} -> {last['probe/reward']:.3f}, KL {last['probe/kl']:.2f} nats an answer, "

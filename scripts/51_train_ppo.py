@@ -5,6 +5,7 @@ head, less a KL penalty to the reference); then pass a few times over the answer
 its reference the same model with the adapter switched off. docs/PPO.md has the formulas and what was decided.
 
 Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only: [tokens].
+Several processes (accelerate launch) share the writing, the judging and the passes of the model; all hold the whole batch.
 
 Reads   --model (stage 22); processed_data/{task}/prompts_train.jsonl, sft_val.jsonl
 Writes  checkpoints/{task}/ppo: adapter, tokenizer, checkpoint-N, learning_curve.png, overoptimisation.png, log_history.json, run.json
@@ -17,6 +18,7 @@ from the first batch's mean reward; an answer that is cut ends its episode like 
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +47,7 @@ class Settings:
 
     # --- rollout
     max_steps: int = 60  # batches written and learned from
-    batch_size: int = 128  # prompts a step, one answer each
+    batch_size: int = 128  # prompts a step, one answer each, over all processes
     max_new_tokens: int = 96  # an answer that is longer is cut
     temperature: float = 1.0  # of the policy: of what is drawn and of every log-probability
     missing_eos: float = 0.5  # taken off the reward of an answer that was cut
@@ -149,21 +151,24 @@ def explained_variance(values, returns) -> float:
 
 
 def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> dict:
-    """Up to `epochs` passes over one batch (common.actor_critic.Rollout) by its ActorCritic; means of what was seen in them."""
+    """Up to `epochs` passes over one batch (common.actor_critic.Rollout) by its ActorCritic; means of what was seen in them.
+
+    Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the whole's.
+    """
     import torch
+    from accelerate.utils import broadcast_object_list, gather_object
 
     parameters = [*agent.policy.values(), *agent.value.values()]
     seen, count, sums = [], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}
-    passes = (torch.randperm(len(batch.prompts)) for _ in range(settings.epochs))
+    passes = (broadcast_object_list([torch.randperm(len(batch.prompts))])[0] for _ in range(settings.epochs))
     for rows in (rows for order in passes for rows in order.chunk(settings.minibatches)):
         tokens, moved = int(batch.mask[rows].sum()), 0.0
+        count += tokens
         optimizer.zero_grad()
         for part in batch.micro_batches(rows.tolist(), settings.micro_tokens):
             real = batch.mask[part]
-            tensors = (batch.tokens, batch.logprobs, batch.values, advantages, returns)
-            targets, old_logprobs, old_values, advantage, target = (
-                tensor[part][real] for tensor in tensors
-            )  # [tokens]
+            kept = (full[part][real] for full in (batch.tokens, batch.logprobs, batch.values, advantages, returns))
+            targets, old_logprobs, old_values, advantage, target = kept  # [tokens]
             states = agent.states(batch, part)
             logprobs = agent.logprobs(states, targets)
             surrogate, bound = policy_loss(logprobs, old_logprobs, advantage, settings.clip)
@@ -180,14 +185,15 @@ def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> 
             moved += kl_estimate(old_logprobs, logprobs.detach(), "k3").sum().item() / tokens
             for name, values in zip(sums, (surrogate, error, bound), strict=True):
                 sums[name] += values.sum().item()
-            count += len(targets)
-        seen.append(moved)
-        if settings.stop_kl and moved > settings.stop_kl:
+        seen.append(sum(gather_object([moved])))
+        if settings.stop_kl and seen[-1] > settings.stop_kl:
             break
+        agent.sum_gradients()
         if not torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).isfinite():
             raise UserError("the gradient is not finite; mend: a lower --lr, or --dtype float32")
         optimizer.step()
-    return {**{name: value / count for name, value in sums.items()}, "updates": len(seen), "update_kl": seen[-1]}
+    means = {name: sum(gather_object([value])) / count for name, value in sums.items()}
+    return {**means, "updates": len(seen), "update_kl": seen[-1]}
 
 
 # --- the run
@@ -196,7 +202,7 @@ def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> 
 def main(settings: Settings) -> None:
     from transformers import AutoConfig
 
-    from common.actor_critic import ActorCritic, draw_prompts, encode_prompts, load_checkpoint, save_checkpoint
+    from common.actor_critic import ActorCritic, draw_prompts, encode_prompts, load_checkpoint, save_checkpoint, share
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint
@@ -206,6 +212,8 @@ def main(settings: Settings) -> None:
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
+    if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
+        raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; mend: a larger one")
     config = AutoConfig.from_pretrained(model_path).get_text_config()
     if settings.max_length > (context := getattr(config, "max_position_embeddings", settings.max_length)):
         raise UserError(f"--max-length {settings.max_length}: the model reads {context} tokens; mend: a smaller one")
@@ -226,6 +234,7 @@ def main(settings: Settings) -> None:
         settings.output_dir, settings, inputs, settings.overwrite, "51_train_ppo", ignore=("report_to",)
     ) as run:
         import torch
+        from accelerate import PartialState
         from peft import LoraConfig
 
         from common.plots import plot_learning_curve, plot_overoptimisation
@@ -251,24 +260,24 @@ def main(settings: Settings) -> None:
         else:
             log.append({"step": 0, **watch.probe(*probing)})
             save_checkpoint(settings.output_dir, agent, optimizer, 0, beta, log)
-        if settings.report_to == "tensorboard":
+        if settings.report_to == "tensorboard" and run.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
             board = SummaryWriter(str(settings.output_dir / "runs"), purge_step=first + 1)
 
         for step in range(first, settings.max_steps):
-            # what a step draws is decided by the seed and the step alone: a resumed run goes on exactly
-            torch.manual_seed(settings.seed * 1_000_003 + step)
+            # what a step draws is decided by seed, process and step alone: a resumed run goes on exactly
+            torch.manual_seed((settings.seed + PartialState().process_index) * 1_000_003 + step)
+            warmth, rest = min(1, (step + 1) / settings.warmup_steps), 1 - step / settings.max_steps
             for group in optimizer.param_groups:
-                group["lr"] = (
-                    group["peak"] * min(1, (step + 1) / settings.warmup_steps) * (1 - step / settings.max_steps)
-                )
+                group["lr"] = group["peak"] * warmth * rest
 
             started = time.perf_counter()
-            asked = draw_prompts(prompts, step, settings.batch_size, settings.seed)
+            asked = share(draw_prompts(prompts, step, settings.batch_size, settings.seed))
             batch = agent.rollout([ids for _, ids in asked], settings.max_new_tokens)
             written = time.perf_counter()
-            totals, means = watch.judge([row for row, _ in asked], batch.texts(tokenizer))
+            totals, means = watch.judge([row for row, _ in asked], batch.texts(tokenizer), shared=True)
+            batch = batch.gather()  # from here on every process knows the answers of all
             judged = [place for place, value in enumerate(totals) if value is not None]
             if not judged:
                 raise UserError(f"step {step + 1}: no answer could be judged; mend: --rewards, or meta of the prompts")
@@ -291,28 +300,21 @@ def main(settings: Settings) -> None:
             entry |= {"unjudged": len(totals) - len(judged), "stopped": batch.stopped.float().mean().item()}
             entry |= {"kl": kl, "beta": beta, "tokens": real.sum().item() / len(scores)}
             entry["entropy"] = -batch.logprobs[real].mean().item()  # from the policy's own draws
-            entry["reference_nll"] = (
-                -reference[real].mean().item()
-            )  # how likely the starting model finds what is written
+            entry["reference_nll"] = -reference[real].mean().item()  # how likely the starting model finds it
             entry["explained_variance"] = explained_variance(batch.values[real], returns[real])
             entry |= {"seconds_rollout": written - started, "seconds_rewards": scored - written}
             entry["seconds_update"] = time.perf_counter() - scored
             shown = {"reward": entry["reward"], **means, "kl": kl, "entropy": entry["entropy"]}
-            print(
-                f"step {step + 1}: " + " ".join(f"{name.split('/')[-1]} {value:.3f}" for name, value in shown.items())
-            )
+            print(f"step {step + 1}:", *(f"{name.split('/')[-1]} {value:.3f}" for name, value in shown.items()))
             beta = next_beta(beta, kl, settings.kl_target) if settings.kl_target else beta
             if (step + 1) % settings.eval_steps == 0 or step + 1 == settings.max_steps:
                 entry |= watch.probe(*probing)
-                print(
-                    "  probe: " + " ".join(f"{name} {entry[f'probe/{name}']:.3f}" for name in ("reward", "kl", "nll"))
-                )
-                if settings.kl_budget and entry["probe/kl"] > settings.kl_budget:
-                    over_budget = f"KL {entry['probe/kl']:.2f} over its budget of {settings.kl_budget}"
-                elif settings.nll_budget and entry["probe/nll"] > log[0]["probe/nll"] + settings.nll_budget:
-                    over_budget = (
-                        f"held-out NLL {entry['probe/nll']:.3f} over {log[0]['probe/nll']:.3f} + {settings.nll_budget}"
-                    )
+                print("  probe:", *(f"{name} {entry[f'probe/{name}']:.3f}" for name in ("reward", "kl", "nll")))
+                drift, nll, first_nll = entry["probe/kl"], entry["probe/nll"], log[0]["probe/nll"]
+                if settings.kl_budget and drift > settings.kl_budget:
+                    over_budget = f"KL {drift:.2f} over its budget of {settings.kl_budget}"
+                elif settings.nll_budget and nll > first_nll + settings.nll_budget:
+                    over_budget = f"held-out NLL {nll:.3f} over {first_nll:.3f} + {settings.nll_budget}"
             log.append(entry)
             for name, value in entry.items() if board else ():
                 if name != "samples":
@@ -327,12 +329,13 @@ def main(settings: Settings) -> None:
             checkpoint = Path(newest_checkpoint(settings.output_dir))
             _, _, (*_, after) = load_checkpoint(checkpoint, agent, optimizer)
             print(f"stopped at step {taken}: {over_budget}; the adapter is that of {checkpoint.name}")
-        agent.model.save_pretrained(settings.output_dir, selected_adapters=["default"])
-        tokenizer.save_pretrained(settings.output_dir)
-        write_json(settings.output_dir / "log_history.json", log)
-        curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))
-        plot_learning_curve(log, settings.output_dir / "learning_curve.png", {name: name for name in curves})
-        plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
+        if run.is_main:
+            agent.model.save_pretrained(settings.output_dir, selected_adapters=["default"])
+            tokenizer.save_pretrained(settings.output_dir)
+            write_json(settings.output_dir / "log_history.json", log)
+            curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))
+            plot_learning_curve(log, settings.output_dir / "learning_curve.png", {name: name for name in curves})
+            plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         for name in (name for name in before if name.startswith("probe/") and name in after):
             print(f"{name.removeprefix('probe/')}: {before[name]:.3f} -> {after[name]:.3f}")
             run.figure(name.removeprefix("probe/"), [before[name], after[name]])

@@ -1,7 +1,7 @@
 """Generate texts with any model or adapter: for a prompt file, for one prompt, or for prompts typed in.
 
-Backend hf (transformers) batches prompts by length on one fixed plan; backend vllm (docs/PARITY.md) has its engine batch them, with a
-seed for each. Either way a run that was killed goes on where it stopped. Sample k of every prompt is drawn with seed + k.
+Backend hf (transformers) batches prompts by length on one fixed plan, and draws sample k of every prompt with seed + k; backend vllm
+(docs/PARITY.md) has its engine batch them and seeds the engine once. Either way a run that was killed goes on where it stopped.
 
 Reads   --model, --adapter; --prompts-file: rows with "prompt" (messages) and "meta"
 Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model, finish_reason, tokens, meta)
@@ -34,6 +34,7 @@ class Settings:
     name: str = ""  # run name; empty = the folder's name, "base" for the model as it ships
     enable_thinking: bool = False  # passed to the chat template of models that think
     dtype: str = "auto"  # auto, float32, bfloat16
+    device_map: str = ""  # auto = spread the model over all GPUs, hf only; empty = one device
     backend: Literal["hf", "vllm"] = "hf"  # transformers, or vLLM's engine with adapters as LoRA requests
     tensor_parallel: int = 1  # GPUs that share the model, vllm only
 
@@ -63,19 +64,23 @@ def run_name(settings: Settings) -> str:
     return folder.name if settings.adapter or (folder / "merge_report.json").exists() else "base"
 
 
-def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int):
-    """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a prompt."""
+def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int, done: int = 0):
+    """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a prompt; done: rows
+    of an earlier run, whose draws a resumed engine must not repeat."""
     names = ["max_new_tokens", "temperature", "top_k", "top_p"]
     if settings.backend == "hf":
         from common.generation import sample
         from common.models import load_model
 
-        model, names = load_model(model_path, tokenizer, settings.dtype, adapter), [*names, "batch_tokens"]
+        model = load_model(model_path, tokenizer, settings.dtype, adapter, settings.device_map)
+        names = [*names, "batch_tokens"]
         return partial(sample, model, tokenizer, **{name: getattr(settings, name) for name in names})
     from common.vllm_engine import open_engine, stop_tokens, vllm_sample
 
     room = longest + settings.max_new_tokens
-    engine = open_engine(model_path, settings.dtype, adapter, room, settings.tensor_parallel)
+    engine = open_engine(
+        model_path, settings.dtype, adapter, room, settings.tensor_parallel, settings.seed * 1_000_003 + done
+    )
     sampling = {name: getattr(settings, name) for name in names}
     return partial(
         vllm_sample, engine, tokenizer, stops=stop_tokens(model_path, tokenizer), adapter=adapter, **sampling
@@ -140,9 +145,9 @@ def main(settings: Settings) -> None:
             )
         texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
         longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-        sample = open_backend(settings, model_path, adapter, tokenizer, longest)
-        started, written = time.time(), 0
         with JsonlAppender(output_file, key="id") as output:
+            sample = open_backend(settings, model_path, adapter, tokenizer, longest, len(output.done))
+            started, written = time.time(), 0
             for number in range(settings.num_samples):
 
                 def finished(indices: list[int], number=number) -> bool:
@@ -161,7 +166,7 @@ def main(settings: Settings) -> None:
                     }
                     output.write(row | {"model": name, "finish_reason": reason, "tokens": tokens, "meta": meta})
                     written += tokens
-        speed = written / (time.time() - started)
+            speed = written / (time.time() - started)
         print(f"{len(output.done)} rows in {output_file}, {speed:.0f} tokens/s")
         run.figure("rows", len(output.done))
         run.figure("tokens_per_second", speed)

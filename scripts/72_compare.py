@@ -24,8 +24,10 @@ PARENTS = {
     "sft_merged": "sft",
     "dpo": "sft_merged",
     "dpo_merged": "dpo",
+    "dpo_round2": "dpo_merged",
+    "dpo_round2_merged": "dpo_round2",
     "grpo": "sft_merged",
-    "dpo_grpo": "dpo_merged",
+    "dpo_grpo": "dpo_round2_merged",
     "ppo": "sft_merged",
 }
 

@@ -95,3 +95,36 @@ def test_a_length_that_the_model_has_no_positions_for_is_a_short_error(run_stage
 def test_without_vllm_both_stages_say_how_to_get_it(run_stage, made, tmp_path):
     done = run_stage("60_generate.py", *words(made, tmp_path / "x.jsonl", "--backend", "vllm"), check=False)
     assert done.returncode == 2 and "bash runs/setup_vllm.sh" in done.stderr and not (tmp_path / "x.run.json").exists()
+
+
+@pytest.mark.all
+@needs_vllm
+def test_the_api_stages_against_vllms_own_server(run_stage, made, tmp_path):
+    """A real server of the embedded model: copy is written and logged; as a judge it says nothing that parses, and that is no score."""
+    from common.vllm_engine import serve
+
+    guide = tmp_path / "guide.md"  # the shipped guide fills more than the model's 2,048 positions
+    guide.write_text("精简有效，回归肌肤本源。冷静、专业、值得信赖。\n", encoding="utf-8")
+    output, log = tmp_path / "golden.jsonl", tmp_path / "requests.jsonl"
+    write = ["--model", "tiny", "--guide-file", guide, "--max-products", 1, "--max-tokens", 200, "--max-tries", 2,
+             "--output-file", output, "--request-log", log]  # fmt: skip
+    texts = tmp_path / "texts"
+    for name, temperature in (("a", 1.0), ("b", 0.5)):
+        flags = ["--name", name, "--temperature", temperature]
+        run_stage("60_generate.py", *words(made, texts / f"{name}.jsonl", *flags))
+    judge = ["--task", "poems", "--judge", "tiny", "--candidates", f"a={texts / 'a.jsonl'}", f"b={texts / 'b.jsonl'}",
+             "--generations", texts, "--max-items", 2, "--control", 1, "--max-tokens", 60, "--output-file", tmp_path / "judged.jsonl",
+             "--request-log", tmp_path / "judge.requests.jsonl", "--temperature", 1, "--max-failed", 4,
+             "--extra-body", '{"min_tokens": 20}']  # fmt: skip
+    with serve(BASE, "float32", 2048, ("--served-model-name", "tiny")) as url:
+        env = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "sk-of-this-test"}
+        written = run_stage("13_write_copy.py", *write, env=env)
+        judged = run_stage("71_judge.py", *judge, env=env)
+    asked = [line for line in log.read_text(encoding="utf-8").splitlines() if '"finish_reason"' in line]
+    assert len(asked) == 9, "one request a copy type, each answered once"
+    assert "of 9 copies (tiny)" in written.stdout and 1 <= len(read(output)) <= 9
+    report = (tmp_path / "judged.txt").read_text(encoding="utf-8")
+    assert "评测统计报告" in report and [row["kind"] for row in read(tmp_path / "judged.jsonl")].count("item") == 2
+    for file in (log, tmp_path / "judge.requests.jsonl"):
+        assert "sk-of-this-test" not in file.read_text(encoding="utf-8")
+    assert "sk-of-this-test" not in written.stdout + written.stderr + judged.stdout + judged.stderr

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
 from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
 from common.batching import length_batches
-from common.generation import render_prompt
+from common.generation import decode, draw, render_prompt
 from common.jsonl import read_json, write_json
 
 
@@ -34,6 +37,10 @@ class Rollout:
     stopped: Tensor  # [N] bool: ended by itself
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.mask, self.logprobs, self.values, self.stopped
+
+    @property
     def lengths(self) -> list[int]:
         return self.mask.sum(1).tolist()
 
@@ -44,12 +51,22 @@ class Rollout:
         return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
     def keep(self, rows: list[int]) -> Rollout:
-        tensors = (self.tokens, self.mask, self.logprobs, self.values, self.stopped)
-        return Rollout([self.prompts[row] for row in rows], *(tensor[rows] for tensor in tensors))
+        return Rollout([self.prompts[row] for row in rows], *(tensor[rows] for tensor in self.tensors))
+
+    def gather(self) -> Rollout:
+        """The answers of all processes, in the order of their ranks."""
+        parts = gather_object([(self.prompts, [tensor.cpu() for tensor in self.tensors])])
+        width = max(tensors[0].size(1) for _, tensors in parts)
+        columns = (
+            torch.cat([F.pad(part, (0, width - part.size(1))) if part.dim() == 2 else part for part in column])
+            for column in zip(*(tensors for _, tensors in parts), strict=True)
+        )
+        prompts = [prompt for part, _ in parts for prompt in part]
+        return Rollout(prompts, *(column.to(self.tokens.device) for column in columns))
 
     def micro_batches(self, rows: list[int], token_budget: int) -> list[list[int]]:
-        """`rows` in parts of similar length, each within `token_budget` padded tokens."""
-        lengths = self.lengths
+        """This process's share of `rows` in parts of similar length, each within `token_budget` padded tokens."""
+        rows, lengths = share(rows), self.lengths
         sizes = [len(self.prompts[row]) + lengths[row] for row in rows]
         return [[rows[i] for i in part] for part in length_batches(sizes, token_budget, seed=0)]
 
@@ -137,7 +154,14 @@ class ActorCritic:
                 found = self.values(self.states(batch, rows))
                 self.model.set_adapter("default")
             result[rows] = torch.zeros_like(result[rows]).masked_scatter(real, found)
-        return result
+        return reduce(result, "sum")  # of the processes' shares: a row is 0 in all but one
+
+    def sum_gradients(self) -> None:
+        """Each gradient becomes its sum over the processes; one that had no row to learn from counts as 0."""
+        if PartialState().num_processes > 1:
+            for parameter in (*self.policy.values(), *self.value.values()):
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = reduce(own, "sum")
 
     @torch.no_grad()
     def rollout(self, prompts: list[list[int]], max_new_tokens: int) -> Rollout:
@@ -150,40 +174,31 @@ class ActorCritic:
         for row, prompt in enumerate(prompts):  # left padding: answers begin in one column
             ids[row, width - len(prompt) :], seen[row, width - len(prompt) :] = torch.tensor(prompt), 1
         ids, seen = ids.to(device), seen.to(device)
-        places = (seen.cumsum(1) - 1).clamp(min=0)
         tokens = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
         logprobs, values = torch.zeros(2, count, max_new_tokens, device=device)
-        mask, stopped = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens[:, 0], dtype=torch.bool)
-        stops, writing, cache = (
-            torch.tensor(self.stop_ids, device=device),
-            torch.arange(count, device=device),
-            DynamicCache(),
-        )
-        for t in range(max_new_tokens):
-            output = self.body(
-                input_ids=ids, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
-            )
-            hidden = output.last_hidden_state[:, -1]
+        mask, stops = torch.zeros_like(tokens, dtype=torch.bool), torch.tensor(self.stop_ids, device=device)
+
+        def choose(rows, texts, inputs):
+            nonlocal hidden, probs
+            hidden = self.body(**inputs).last_hidden_state[:, -1]
             probs = self.logits(hidden).softmax(-1)  # [rows still writing, vocabulary]
-            # through the inverse of the distribution function: on a CPU four times as fast as torch.multinomial
-            below = probs.cumsum(-1)
-            drawn = torch.searchsorted(below, torch.rand_like(below[:, :1]) * below[:, -1:], right=True)
-            drawn = drawn.clamp(max=probs.shape[1] - 1)  # [rows still writing, 1]
-            tokens[writing, t], mask[writing, t] = drawn[:, 0], True
-            logprobs[writing, t] = probs.gather(1, drawn)[:, 0].log()
+            return draw(probs)
+
+        hidden = probs = None
+        for t, (rows, drawn) in enumerate(decode(choose, ids, seen, DynamicCache(), stops, max_new_tokens)):
+            tokens[rows, t], mask[rows, t] = drawn[:, 0], True
+            logprobs[rows, t] = probs.gather(1, drawn)[:, 0].log()
             if not self.own:
-                values[writing, t] = self.values(hidden)
-            ended = torch.isin(drawn[:, 0], stops)
-            stopped[writing[ended]] = True
-            going = (~ended).nonzero()[:, 0]
-            if not len(going):
-                break
-            if len(going) < len(writing):
-                cache.batch_select_indices(going)
-            writing, ids, places = writing[going], drawn[going], places[going, -1:] + 1
-            seen = torch.cat([seen[going], seen.new_ones(len(going), 1)], 1)
+                values[rows, t] = self.values(hidden)
+        stopped = torch.isin(tokens, stops).any(1)
         tokens, mask, logprobs, values = (tensor[:, : t + 1] for tensor in (tokens, mask, logprobs, values))
         return Rollout(prompts, tokens, mask, logprobs, values, stopped)
+
+
+def share(rows: list) -> list:
+    """What this process takes of `rows`: all of them, where it is the only one."""
+    with PartialState().split_between_processes(rows) as part:
+        return part
 
 
 def encode_prompts(tokenizer, rows: list[dict], enable_thinking: bool) -> list[tuple[dict, list[int]]]:
@@ -201,7 +216,10 @@ def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:
 
 
 def save_checkpoint(output_dir: Path, agent: ActorCritic, optimizer, step: int, beta: float, log: list[dict]) -> None:
-    """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept."""
+    """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept. Of several processes
+    the first writes."""
+    if not PartialState().is_main_process:
+        return
     partial, whole = output_dir / "partial", output_dir / f"checkpoint-{step}"
     for folder in (partial, whole):
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,59 @@ def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False
     )
 
 
+def decode(choose, ids, seen, cache, stops, max_new_tokens: int):
+    """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended leave the batch
+    at once: transformers' own loop computes them until the longest has ended.
+
+    ids, seen: prompts and their mask, padded on the left. choose(rows, texts, inputs) picks the tokens; texts [rows, so far] is what they
+    follow, inputs what the model takes.
+    """
+    import torch
+
+    rows, texts, places = torch.arange(len(ids), device=ids.device), ids, (seen.cumsum(1) - 1).clamp(min=0)
+    for _ in range(max_new_tokens):
+        tokens = choose(rows, texts, {"input_ids": ids, "attention_mask": seen, "position_ids": places, "past_key_values": cache,
+                                      "use_cache": True})  # fmt: skip
+        yield rows, tokens
+        going = (~torch.isin(tokens[:, 0], stops)).nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(rows):
+            cache.batch_select_indices(going)
+        rows, ids, places = rows[going], tokens[going], places[going, -1:] + 1
+        texts, seen = torch.cat([texts[going], ids], 1), torch.cat([seen[going], seen.new_ones(len(going), 1)], 1)
+
+
+def draw(probs):
+    """One index of each row, [rows, 1]: through the inverse of the distribution function, on a CPU four times as fast as
+    torch.multinomial."""
+    import torch
+
+    below = probs.cumsum(-1)
+    drawn = torch.searchsorted(below, torch.rand_like(below[:, :1]) * below[:, -1:], right=True)
+    return drawn.clamp(max=probs.shape[1] - 1)
+
+
+def write_on_cpu(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    """A decoding loop for generate(custom_generate=write_on_cpu): [rows, prompt + answer], padded on the right."""
+    import torch
+
+    width = input_ids.shape[1]
+    answers = input_ids.new_full((len(input_ids), generation_config.max_length - width), generation_config.pad_token_id)
+
+    def choose(rows, texts, inputs):
+        scores = logits_processor(texts, model(**inputs, logits_to_keep=1).logits[:, -1].float())
+        return draw(scores.softmax(-1)) if generation_config.do_sample else scores.argmax(-1, keepdim=True)
+
+    stops = torch.tensor(generation_config.eos_token_id)
+    steps = decode(
+        choose, input_ids, model_kwargs["attention_mask"], model_kwargs["past_key_values"], stops, answers.shape[1]
+    )
+    for place, (rows, tokens) in enumerate(steps):
+        answers[rows, place] = tokens[:, 0]
+    return torch.cat([input_ids, answers[:, : place + 1]], 1)
+
+
 def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,
            batch_tokens: int = 32768, skip=lambda indices: False) -> Iterator[tuple[int, str, str, int]]:  # fmt: skip
     """(index, completion, finish_reason, tokens) for every rendered prompt in `texts`, in the order of the plan.
@@ -37,6 +90,7 @@ def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperatu
         "do_sample": False, "temperature": None, "top_k": None, "top_p": None}  # fmt: skip
     # a model's own defaults, such as Qwen2.5's repetition penalty, would bend every figure drawn from samples
     sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    own_loop = write_on_cpu if model.device.type == "cpu" else None
     was_training = model.training
     model.eval()
     start = number = 0
@@ -58,8 +112,8 @@ def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperatu
             mask[row, width - len(encoded[index]) :] = 1
         torch.manual_seed(seed * 1_000_003 + number)
         with torch.inference_mode():
-            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-                                    max_new_tokens=max_new_tokens, use_cache=True, **sampling)  # fmt: skip
+            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max_new_tokens,
+                                    use_cache=True, custom_generate=own_loop, **sampling)  # fmt: skip
         for index, tokens in zip(indices, output[:, width:].tolist(), strict=True):
             length = next((place for place, token in enumerate(tokens) if token in stops), None)
             answer = tokens if length is None else tokens[:length]

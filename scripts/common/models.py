@@ -6,6 +6,7 @@ Safetensors only, never trust_remote_code. torch and transformers are imported i
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from common.settings import UserError
@@ -27,9 +28,23 @@ def resolve_dtype(name: str):
 
 
 def pick_device() -> str:
+    """Of several processes on a machine each has a GPU of its own."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def require_whole_weights() -> None:
+    """Raises UserError where the launch file shares the weights out (FSDP, DeepSpeed's ZeRO-3): no process could merge and save them."""
+    zero3 = (
+        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    )
+    if zero3 or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UserError(
+            "this stage saves a merged model, and under FSDP or ZeRO-3 no process holds all weights; "
+            "mend: --config_file configs/accelerate/multi_gpu.yaml"
+        )
 
 
 def turn_end(tokenizer) -> str:
@@ -98,8 +113,10 @@ def marks_answers(tokenizer) -> bool:
         return False
 
 
-def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None = None):
+def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None = None, device_map: str = ""):
     """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if named.
+
+    device_map "auto" spreads it over the GPUs of this process, and what does not fit over main memory (accelerate's big-model inference).
 
     Raises UserError where the folder holds no causal model or the adapter does not fit it.
     """
@@ -112,6 +129,7 @@ def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None =
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            device_map=device_map or None,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no model could be loaded ({str(error).splitlines()[0]})") from None
@@ -119,7 +137,7 @@ def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None =
     if adapter:
         check_adapter(adapter, model)
         loaded = PeftModel.from_pretrained(loaded, adapter, use_safetensors=True)
-    return loaded.to(pick_device())
+    return loaded if device_map else loaded.to(pick_device())
 
 
 def align_stop_tokens(model, tokenizer) -> None:

@@ -105,6 +105,7 @@ class DriftProbe(TrainerCallback):
 
     def measure(self, model, state, control) -> None:
         import torch
+        from accelerate.utils import broadcast_object_list
         from peft import get_peft_model_state_dict
 
         from common.likelihood import mean_nll
@@ -118,6 +119,8 @@ class DriftProbe(TrainerCallback):
         reward = sum(known) / len(known) if known else None
         kl = kl_to_reference(model, self.tokenizer, self.rows, texts, self.sampling[2])
         nll = mean_nll(model, self.tokenizer, self.rows, self.sampling[2])
+        # every process measures, and takes the first one's figures: no two may differ about when to stop
+        stopped, texts, reward, kl, nll = broadcast_object_list([stopped, texts, reward, kl, nll])
         self.first_nll = nll if self.first_nll is None else self.first_nll
         self.trainer.log({"probe/kl": kl, "probe/nll": nll, "probe/reward": reward, "probe/stopped": stopped})
         state.log_history[-1]["samples"] = texts[:2]

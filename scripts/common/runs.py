@@ -56,11 +56,13 @@ class Run:
     def finish(self, next_command: str | None = None) -> None:
         """Mark the run as done and print the command of the next stage."""
         self.record["status"] = "done"
+        if not self.is_main:
+            return
         self.record["finished"] = _now()
         self.record.pop("process", None)
         self.record["outputs"] = [str(path.relative_to(self.record_path.parent)) for path in self._written()]
         self.save()
-        if next_command and self.is_main:
+        if next_command:
             print(f"next: {next_command}")
 
     def fail(self, message: str) -> None:
@@ -113,11 +115,16 @@ def begin_run(
 
     # Several processes: the first decides, or the others would take its new record for an unfinished run.
     import torch
-    from accelerate import PartialState
+    from accelerate import DistributedType, PartialState
     from accelerate.utils import broadcast_object_list
 
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
-    is_main, run, outcome = PartialState(cpu=use_cpu).is_main_process, None, [None]
+    use_cpu = not torch.cuda.is_available()  # else the process is given its GPU here, before it loads a model
+    state = PartialState(cpu=use_cpu)
+    if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UserError(
+            "on CPUs accelerate leaves the weights whole, whatever FSDP says; mend: configs/accelerate/cpu_2.yaml"
+        )
+    is_main, run, outcome = state.is_main_process, None, [None]
     if is_main:
         try:
             run = _begin(*arguments)
@@ -126,7 +133,7 @@ def begin_run(
             outcome = [("stop", stop)]
     broadcast_object_list(outcome)
     if outcome[0][0] == "stop":
-        raise outcome[0][1] if is_main else SystemExit(0 if isinstance(outcome[0][1], SystemExit) else 2)
+        raise outcome[0][1]
     return run or Run(_record_path(arguments[0]), outcome[0][1], outcome[0][2], is_main=False)
 
 
@@ -142,6 +149,7 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
         "files": [path.name for path in (output, *also)] if record_path.name != "run.json" else [],
         "inputs": {name: describe_input(name, source) for name, source in inputs.items() if source is not None},
         "seed": getattr(settings, "seed", None),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         **_environment(),
         "started": _now(),
         "wall_seconds": 0.0,
@@ -306,6 +314,8 @@ def _differences(old: dict, new: dict, ignore: tuple[str, ...], folder: Path) ->
         before, now = old["settings"].get(name), new["settings"].get(name)
         if before != now and name not in ignore:
             lines.append(f"{name}: {before} -> {now}")
+    if (before := old.get("processes", 1)) != (now := new["processes"]):  # a step is as many times larger
+        lines.append(f"processes: {before} -> {now}")
     for name in dict.fromkeys([*old["inputs"], *new["inputs"]]):
         before, now = old["inputs"].get(name, {}), new["inputs"].get(name, {})
         if before.get("sha256") != now.get("sha256"):

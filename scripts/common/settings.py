@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A model name that starts with one of these is meant as a folder, never as a hub id.
 LOCAL_FOLDERS = ("checkpoints", "data", "processed_data", "results")
+
+# Seconds that the other processes of a launch leave to the first one to say what is wrong with the inputs that all of them read.
+PATIENCE = 30
 
 T = TypeVar("T")
 
@@ -82,12 +86,21 @@ def _set_up_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # pytest puts other objects in their place
             stream.reconfigure(encoding="utf-8", line_buffering=True)
+    if _rank():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  of several processes only the first prints
     sys.excepthook = _show_error
+
+
+def _rank() -> int:
+    """Of this process among those that accelerate launch has started on all machines."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _show_error(kind, error, traceback) -> None:
     # sys.__stderr__: torch.distributed swaps sys.stderr while a hook runs, and loses what is printed before an exit.
     if issubclass(kind, UserError):
+        if _rank():
+            time.sleep(PATIENCE)  # the launcher ends this process once the first has said the same
         print(f"error: {error}", file=sys.__stderr__, flush=True)
         sys.exit(2)
     if issubclass(kind, KeyboardInterrupt):

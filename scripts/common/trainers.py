@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from common.generation import write_on_cpu
+
 
 def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain projection.
@@ -81,6 +83,11 @@ class LeanSFTTrainer(LeanHead, SFTTrainer):
 class LeanDPOTrainer(LeanHead, DPOTrainer):
     """Its training rows carry `length`, so that pairs of similar length share a micro-batch."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.accelerator.num_processes > 1:
+            self.accelerator.gather = functools.partial(gather_uneven, self.accelerator)
+
     def _prepare_dataset(self, dataset, *args, **kwargs):
         dataset = super()._prepare_dataset(dataset, *args, **kwargs)
         lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset]
@@ -91,15 +98,33 @@ class LeanDPOTrainer(LeanHead, DPOTrainer):
         return _seeded(super()._get_train_sampler(self.train_dataset), self.args.seed)
 
 
+def gather_uneven(accelerator, values):
+    """accelerator.gather for a tensor of which every process has another number of rows: batch_rebalance gives each its own, and trl
+    gathers a value per row for its log, where unlike shapes end the run or, worse, hang it. Anything but such a tensor goes as it is."""
+    gather = functools.partial(type(accelerator).gather, accelerator)
+    if not torch.is_tensor(values) or values.dim() == 0:
+        return gather(values)
+    counts = gather(torch.tensor([len(values)], device=values.device)).tolist()
+    parts = gather(accelerator.pad_across_processes(values)).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def _seeded(sampler, seed: int):
     sampler.seed = seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
     return sampler
 
 
 class LeanGRPOTrainer(LeanHead, GRPOTrainer):
-    """GRPO whose update costs what its tokens cost, and that never takes "cannot judge" for a reward of 0."""
+    """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of 0."""
 
     needs_entropy = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            model = self.accelerator.unwrap_model(self.model)
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model
+            model.generate = functools.partial(model.generate, custom_generate=write_on_cpu)
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs

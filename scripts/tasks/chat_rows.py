@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.jsonl import BOM, CONTROL, SURROGATE, Problem, iter_problems, validate_row
+from common.row_checks import CHANCE_LENGTH
 from tasks import chat
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
          "model": "assistant"}  # fmt: skip
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations")  # in a CSV cell these are JSON
-CHANCE_LENGTH = 20  # characters; a shorter answer may stand in two rows by chance (as in common/checks.py)
 TURNS = ("prompt", "completion", "chosen", "rejected")
 SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file name -> schema of common.jsonl
 

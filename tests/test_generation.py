@@ -1,0 +1,37 @@
+"""The decoding loop that writes on a CPU, against transformers' own."""
+
+import pytest
+import torch
+
+from common.generation import draw, render_prompt, write_on_cpu
+from common.models import load_model, load_tokenizer
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def base():
+    tokenizer = load_tokenizer(ROOT / "data/tiny_qwen3")
+    return load_model(ROOT / "data/tiny_qwen3", tokenizer, "float32").eval(), tokenizer
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_texts_are_those_of_transformers_own_loop(base, penalty):
+    model, tokenizer = base
+    asked = ["写一首[五言绝句] 要求4句 主题为: 山水", "你好", "写一首[七言律诗] 要求8句 主题为: 边塞、月夜、思乡", "春"]
+    texts = [render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+    inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    plain = {"do_sample": False, "max_new_tokens": 60, "repetition_penalty": penalty}
+    theirs = model.generate(**inputs, **plain)
+    ours = model.generate(**inputs, **plain, custom_generate=write_on_cpu)
+    assert torch.equal(ours, theirs)
+    ends = (ours == tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :].sum(1)
+    assert len(set(ends.tolist())) > 1, "answers that end at one time would not show that rows leave the batch"
+
+
+def test_draws_follow_the_probabilities():
+    torch.manual_seed(0)
+    probs = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
+    shares = torch.bincount(draw(probs.expand(40_000, -1))[:, 0], minlength=5) / 40_000
+    assert (shares - probs).abs().max() < 0.01  # four standard deviations
+    assert shares[1] == shares[4] == 0, "what has no probability is never drawn"
