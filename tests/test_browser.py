@@ -94,7 +94,9 @@ def test_mask_preview_shows_texts_runs_none_and_loads_nothing(run_stage, browser
     assert not any(tag in shown for tag in ("<img", "<script", "<link", '<h1>"')) and shown.count("<style>") == 1
     assert all(f">{char}</span>" in shown for char in "白日依山尽")
     assert (
-        shown.count('class="trained special"') == 2 and 'class="lowered special"' in shown and 'class="score" title' in shown
+        shown.count('class="trained special"') == 2
+        and 'class="lowered special"' in shown
+        and 'class="score" title' in shown
     )
     assert server.asked == [], "the page asked for something"
     control = tmp_path / "control.html"
