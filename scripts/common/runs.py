@@ -119,6 +119,9 @@ def begin_run(
     from accelerate.utils import broadcast_object_list
 
     use_cpu = not torch.cuda.is_available()  # else the process is given its GPU here, before it loads a model
+    if use_cpu:
+        # "cpu:0" and "cpu:1" otherwise, which torch.load does not know: no run could be resumed
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     state = PartialState(cpu=use_cpu)
     if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
