@@ -16,7 +16,7 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=3000 ranked=480 samples=16 grpo=80 after_dpo=40 ppo=40
+folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=3000 ranked=480 samples=16 grpo=80 after_dpo=40 ppo=50
 if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 pairs=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
