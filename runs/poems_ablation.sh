@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What does cleaning buy, and what does preference add? SFT on raw verse, SFT on cleaned verse, then DPO on its own ranked samples; all on
-# the embedded base, judged on the same test prompts. About 20 minutes on two cores; results in results/poems_ablation.
+# the embedded base, judged on the same test prompts. Results in results/poems_ablation.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

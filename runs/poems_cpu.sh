@@ -2,8 +2,8 @@
 # The poems chain on the embedded base model, on a laptop's CPU: prepare, check, SFT, merge, reward model, on-policy pairs, DPO, GRPO, PPO,
 # generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
-#   bash runs/poems_cpu.sh            about 40 minutes on two idle cores (aim; docs/RESULTS.md has what was measured)
-#   bash runs/poems_cpu.sh --quick    about 5 minutes: fewer rows, steps and samples, results in results/poems_quick
+#   bash runs/poems_cpu.sh            aim: 40 minutes on two idle cores; docs/RESULTS.md has what was measured
+#   bash runs/poems_cpu.sh --quick    fewer rows, steps and samples, results in results/poems_quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
