@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The poems chain on the embedded base model, on a laptop's CPU: prepare, check, SFT, merge, reward model, on-policy pairs, DPO, GRPO, PPO,
 # generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
+# After SFT two lanes run side by side, each on half of the cores: one thread each is worth more than two threads in one process.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
 #   bash runs/poems_cpu.sh            aim: 40 minutes on two idle cores; docs/RESULTS.md has what was measured
 #   bash runs/poems_cpu.sh --quick    fewer rows, steps and samples, results in results/poems_quick
@@ -16,8 +17,8 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=16000 prompts=512 seeds=3 eval=50 pairs=3000 ranked=480 samples=16 grpo=80 after_dpo=40 ppo=50
-if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 pairs=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
+folder=poems rows=16000 prompts=512 seeds=3 eval=50 preferred=3000 ranked=480 samples=16 grpo=80 after_dpo=40 ppo=50
+if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 preferred=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
 
@@ -26,45 +27,52 @@ python scripts/19_check_data.py --train-file $data/sft_train.jsonl --val-file $d
 stage 20_train_sft.py --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl --eval-steps $eval --output-dir $models/sft
 stage 22_merge_adapter.py --adapter $models/sft --probe-file $data/sft_val.jsonl --output-dir $models/sft_merged
 
-stage 30_train_reward.py --model $models/sft_merged --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
-  --max-train $pairs --output-dir $models/reward
-stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
-  --output-file results/$folder/onpolicy/val.jsonl
-stage 32_evaluate_reward.py --model $models/reward --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
-  --generations results/$folder/onpolicy/val.jsonl --output results/$folder/reward_card
-stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
-  --output-file results/$folder/onpolicy/sft_merged.jsonl
-stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl --rewards rhyme meter --output-dir $data
-stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
-  --output-dir $models/dpo
-stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged
-# once more: pairs of what the model writes now
-stage 60_generate.py --model $models/dpo_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
-  --seed 1042 --output-file results/$folder/onpolicy/dpo_merged.jsonl
-stage 33_rank_samples.py --generations results/$folder/onpolicy/dpo_merged.jsonl --rewards rhyme meter --output-dir $data/round2
-stage 40_train_dpo.py --model $models/dpo_merged --train-file $data/round2/pref_onpolicy_train.jsonl \
-  --val-file $data/round2/pref_onpolicy_val.jsonl --output-dir $models/dpo_round2
-stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
-# shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
-rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
-  --rewards form:0.5 rhyme:2 meter all_three no_repeat:0.5"
-stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
-stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
-stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
-
 generate() {  # generate NAME MODEL-FLAGS...
   local name=$1; shift
   stage 60_generate.py "$@" --name "$name" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
     --num-samples $seeds --output-file $texts/"$name".jsonl
 }
-generate base
-generate sft --adapter $models/sft
-generate sft_merged --model $models/sft_merged
-generate dpo --model $models/sft_merged --adapter $models/dpo
-generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
-generate grpo --model $models/sft_merged --adapter $models/grpo
-generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
-generate ppo --model $models/sft_merged --adapter $models/ppo
+# shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
+rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
+  --rewards form:0.5 rhyme:2 meter all_three no_repeat:0.5"
+
+pairs() {  # the reward model and DPO: everything that learns from pairs
+  generate sft --adapter $models/sft
+  generate sft_merged --model $models/sft_merged
+  stage 30_train_reward.py --model $models/sft_merged --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
+    --max-train $preferred --output-dir $models/reward
+  stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
+    --output-file results/$folder/onpolicy/val.jsonl
+  stage 32_evaluate_reward.py --model $models/reward --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
+    --generations results/$folder/onpolicy/val.jsonl --output results/$folder/reward_card
+  stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
+    --output-file results/$folder/onpolicy/sft_merged.jsonl
+  stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl --rewards rhyme meter --output-dir $data
+  stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
+    --output-dir $models/dpo
+  generate dpo --model $models/sft_merged --adapter $models/dpo
+  stage 22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged
+  # once more: pairs of what the model writes now
+  stage 60_generate.py --model $models/dpo_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
+    --seed 1042 --output-file results/$folder/onpolicy/dpo_merged.jsonl
+  stage 33_rank_samples.py --generations results/$folder/onpolicy/dpo_merged.jsonl --rewards rhyme meter --output-dir $data/round2
+  stage 40_train_dpo.py --model $models/dpo_merged --train-file $data/round2/pref_onpolicy_train.jsonl \
+    --val-file $data/round2/pref_onpolicy_val.jsonl --output-dir $models/dpo_round2
+  generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
+  stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
+  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
+  generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
+}
+rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
+  stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
+  generate grpo --model $models/sft_merged --adapter $models/grpo
+  stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
+  generate ppo --model $models/sft_merged --adapter $models/ppo
+  generate base
+}
+lane pairs pairs
+lane rules rules
+wait_lanes
 
 stage 70_score.py --generations $texts --output-dir results/$folder/scores
 # the report is made anew each time: it costs seconds, and any run above may have changed

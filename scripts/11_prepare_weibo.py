@@ -90,7 +90,8 @@ def select(con, query: str) -> Iterator[dict]:
 
 
 def sft_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
-    for row in select(con, f"SELECT * FROM kept WHERE split = '{split}' ORDER BY id, n"):
+    columns = "id, text, is_reply, likes, post_text, root, root_is_bot, parent, parent_is_bot"
+    for row in select(con, f"SELECT {columns} FROM kept WHERE split = '{split}' ORDER BY id, n"):
         prompt, post = prompt_row(task, settings, row)
         meta = {
             "id": row["id"],

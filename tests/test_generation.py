@@ -32,6 +32,14 @@ def test_greedy_texts_are_those_of_transformers_own_loop(base, penalty):
 def test_draws_follow_the_probabilities():
     torch.manual_seed(0)
     probs = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
-    shares = torch.bincount(draw(probs.expand(40_000, -1))[:, 0], minlength=5) / 40_000
+    shares = torch.bincount(draw(probs.expand(40_000, -1), torch.arange(40_000), 40_000)[:, 0], minlength=5) / 40_000
     assert (shares - probs).abs().max() < 0.01  # four standard deviations
     assert shares[1] == shares[4] == 0, "what has no probability is never drawn"
+
+
+def test_a_row_draws_the_same_whether_others_have_ended_or_not():
+    probs, rows = torch.rand(64, 200), torch.arange(0, 64, 3)
+    torch.manual_seed(1)
+    every = draw(probs, torch.arange(64), 64)
+    torch.manual_seed(1)
+    assert torch.equal(draw(probs[rows], rows, 64), every[rows])

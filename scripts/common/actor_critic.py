@@ -182,7 +182,7 @@ class ActorCritic:
             nonlocal hidden, probs
             hidden = self.body(**inputs).last_hidden_state[:, -1]
             probs = self.logits(hidden).softmax(-1)  # [rows still writing, vocabulary]
-            return draw(probs)
+            return draw(probs, rows, len(prompts))
 
         hidden = probs = None
         for t, (rows, drawn) in enumerate(decode(choose, ids, seen, DynamicCache(), stops, max_new_tokens)):

@@ -464,9 +464,12 @@ class JsonlAppender:
                 print(f"notice: {self.path}: cut a torn last line of {size - keep} bytes")
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 def _dump_line(row: dict, place: str) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        return _encode(row).encode("utf-8") + b"\n"
     except (ValueError, TypeError) as error:  # UnicodeEncodeError is a ValueError
         raise ValueError(f"{place}: {error}") from error
 

@@ -47,17 +47,15 @@ def _bands(keys: list[str]):
     from rensa import RMinHash
 
     long = [i for i, key in enumerate(keys) if len(key) >= NEAR_CHARACTERS]
-    digests = np.zeros((len(long), BANDS * BAND_ROWS), dtype=np.uint64)
-    for row, i in enumerate(long):
-        signature = RMinHash(num_perm=BANDS * BAND_ROWS, seed=1)
-        signature.update(weibo_text.shingles(keys[i]))
-        digests[row] = signature.digest()
+    sets = [weibo_text.shingles(keys[i]) for i in long]
+    digests = np.array(RMinHash.digests_from_token_sets(sets, BANDS * BAND_ROWS, 1), dtype=np.uint64)
+    digests = digests.reshape(len(long), BANDS * BAND_ROWS)  # also where there is none
     mixed = np.zeros((len(long), BANDS), dtype=np.uint64)
     for column in range(BAND_ROWS):  # wraps around at 2**64, as a hash does
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + digests[:, column::BAND_ROWS]
     bands: list = [None] * len(keys)
-    for row, i in enumerate(long):
-        bands[i] = mixed[row].tolist()
+    for i, row in zip(long, mixed.tolist(), strict=True):
+        bands[i] = row
     return bands
 
 
@@ -318,10 +316,11 @@ def _count(con, query: str) -> int:
 
 def _like_pairs(con, rules: Rules) -> dict:
     """Two human comments under one prompt, log(1 + likes) apart by min_margin or more; each comment stands in one pair at most."""
-    con.execute("""CREATE TABLE liked AS SELECT *, row_number() OVER (PARTITION BY post, parent ORDER BY likes DESC, id) AS high,
-        row_number() OVER (PARTITION BY post, parent ORDER BY likes, id) AS low, count(*) OVER (PARTITION BY post, parent) AS size,
-        max(likes) OVER (PARTITION BY post, parent) > min(likes) OVER (PARTITION BY post, parent) AS varies
-        FROM kept WHERE likes IS NOT NULL""")
+    con.execute("""CREATE TABLE ranked AS SELECT n, row_number() OVER (thread ORDER BY likes DESC, id) AS high,
+        row_number() OVER (thread ORDER BY likes, id) AS low, count(*) OVER thread AS size,
+        max(likes) OVER thread > min(likes) OVER thread AS varies
+        FROM kept WHERE likes IS NOT NULL WINDOW thread AS (PARTITION BY post, parent)""")
+    con.execute("CREATE TABLE liked AS SELECT * FROM kept JOIN ranked USING (n) WHERE size > 1")
     rank = """c.high = r.low AND c.high + r.low <= c.size AND c.post = r.post AND c.parent = r.parent AND c.key <> r.key
         AND c.likes > r.likes"""
     con.execute(f"""INSERT INTO pair SELECT c.split, c.post, c.post_text, c.is_reply, c.root, c.root_is_bot, c.parent, c.parent_is_bot,

@@ -22,7 +22,7 @@ ZERO_WIDTH = re.compile(
 # control characters and private-use icons (the link sign of the web page) show nothing either
 INVISIBLE = re.compile(f"{ZERO_WIDTH.pattern[:-1]}\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff]")
 HALF_CHARACTER = re.compile("[\ud800-\udfff\ufffd]")
-CHAIN = re.compile(r"\s*/\s*/\s*@")
+CHAIN = re.compile(r"/\s*/\s*@")
 QUOTE = re.compile(r"/\s*/\s*@([^:：\s]{1,30})\s*[:：]")
 REPLY_TO = re.compile(r"^\s*回复\s*@([^:：\s]{1,30})\s*[:：]\s*")
 URL = re.compile(r"https?:[!-~]*|(?<![A-Za-z0-9])(?:www\.|t\.cn/|(?:m\.)?weibo\.(?:com|cn)/)[!-~]*", re.IGNORECASE)
@@ -62,7 +62,8 @@ def clean(text: str) -> str:
         if text == before:
             break
     text = LINE_END.sub("\n", text)
-    text = CHAIN.split(text, maxsplit=1)[0]
+    if "/" in text:
+        text = CHAIN.split(text, maxsplit=1)[0].rstrip()
     while True:
         before = text
         if TRACE.search(text):
@@ -216,7 +217,7 @@ def fault(text: str, max_characters: int = 140) -> str:
         return "names another user"
     if BOILERPLATE.search(text):
         return "platform boilerplate"
-    if ADVERT.search(text) or len(HASHTAG.findall(text)) > 2:
+    if ADVERT.search(text) or (text.count("#") > 5 and len(HASHTAG.findall(text)) > 2):
         return "advertisement"
     if ASSISTANT.search(text):
         return "assistant-speak"
