@@ -421,10 +421,10 @@ def _classic_pairs(con) -> dict[str, dict]:
 
 
 def connect(path, memory_gib: float, workers: int):
-    """A DuckDB database on disk that keeps to its memory; what does not fit goes to files beside it."""
+    """A DuckDB database that keeps to its memory; what does not fit goes to files under `path`."""
     import duckdb
 
-    con = duckdb.connect(str(path / "weibo.duckdb"))
+    con = duckdb.connect()
     con.execute(f"SET memory_limit = '{int(memory_gib * 1024)}MiB'")
     con.execute(f"SET threads = {workers}")
     con.execute(f"SET temp_directory = '{path / 'spill'}'")

@@ -106,7 +106,7 @@ def cut(text: str, limit: int) -> str:
 
 def key(text: str) -> str:
     """What makes two texts the same one: letters, digits and Han characters; of a text without any, the text itself."""
-    return NOT_WORD.sub("", text).lower() or text
+    return "".join(filter(str.isalnum, text)).lower() or text
 
 
 def split_of(text_key: str, percent: int = HELD_OUT) -> str:
