@@ -34,7 +34,7 @@ generate() {  # generate NAME MODEL-FLAGS...
 }
 # shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
-  --rewards form:0.5 rhyme:2 meter all_three no_repeat:0.5"
+  --rewards form:1 rhyme:2 meter all_three no_repeat:0.5"
 
 pairs() {  # the reward model and DPO: everything that learns from pairs
   generate sft --adapter $models/sft
