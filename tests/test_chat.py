@@ -305,7 +305,7 @@ def test_lists_repeats_and_endings():
     assert chat.REWARDS["list_items"]([Q] * 2, ["1. 甲\n\n2. 乙\n3. 丙", "甲，乙，丙。"], meta) == pytest.approx(
         [1.0, 1 / 3]
     )
-    assert chat.REWARDS["no_repeat"]([Q] * 3, ["甲乙丙丁戊", "哈" * 9, "短"], [{}] * 3) == pytest.approx(
+    assert chat.METRICS["no_repeat"]([Q] * 3, ["甲乙丙丁戊", "哈" * 9, "短"], [{}] * 3) == pytest.approx(
         [1.0, 1 / 6, None]
     )
     assert chat.REWARDS["closed"]([Q] * 4, ["好。", "他说“好。”", "还没说", "1. 甲\n2. 乙"], [{}] * 4) == [1, 1, 0, 1]

@@ -141,16 +141,30 @@ def test_lean_grpo_has_trls_log_probabilities_whatever_the_padding(tmp_path):
     assert results[1][0].requires_grad
 
 
-def test_an_unjudged_completion_takes_its_groups_mean(tmp_path):
+def test_an_unjudged_completion_pulls_nowhere_and_is_counted(tmp_path):
+    from common.settings import UserError
     from common.trainers import LeanGRPOTrainer
 
     values = [1.0, None, 3.0, 2.0, None, None, None, None]
     trainer = grpo_trainer(LeanGRPOTrainer, tmp_path, [lambda completions, **_: values])
+    trainer.model.train()
     inputs = [{"prompt": turn("user", "写诗")} for _ in values]
-    rewards = trainer._calculate_rewards(
-        inputs, [row["prompt"] for row in inputs], [turn("assistant", "x")] * 8, [[1]] * 8
-    )
-    assert rewards[:, 0].tolist() == [1.0, 2.0, 3.0, 2.0, 0.0, 0.0, 0.0, 0.0]
+    batch = trainer._generate_and_score_completions(inputs)
+    advantages = batch["advantages"].tolist()
+    assert [advantage != 0 for advantage in advantages] == [True, False, True, False, False, False, False, False]
+    logged = trainer._metrics["train"]
+    assert logged["unjudged"] == [5 / 8] and logged["reward"] == [2.0], "what is not judged is in no mean"
+    values[:] = [None] * 8
+    with pytest.raises(UserError, match="no answer of this step could be judged"):
+        trainer._generate_and_score_completions(inputs)
+
+
+@pytest.mark.parametrize("task, name", [("poems", "no_repeat"), ("poems", "fluency"), ("chat", "no_repeat"), ("styles", "no_repeat")])
+def test_an_empty_answer_does_not_escape_the_other_rewards(task, name):
+    from common.scoring import load_task
+
+    module = load_task(task)
+    assert module.REWARDS[name](["问"], [""], [{}]) == [0.0] and module.METRICS[name](["问"], [""], [{}]) == [None]
 
 
 # --- stage 30

@@ -25,6 +25,15 @@ def load_task(name: str) -> ModuleType:
     return importlib.import_module(f"tasks.{name}")
 
 
+def zero_for_none(metric):
+    """A metric as a reward: 0 where there is too little text to judge, so that a policy cannot escape its other rewards by writing nothing."""
+
+    def reward(prompts, completions, meta, **_) -> list[float]:
+        return [0.0 if value is None else value for value in metric(prompts, completions, meta)]
+
+    return reward
+
+
 def measure_texts(task: ModuleType, rows: list[dict]) -> dict[str, list[float | None]]:
     """metric -> one value per row, None where it does not apply. rows hold prompt (messages), completion, meta, id.
 

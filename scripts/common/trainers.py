@@ -11,6 +11,7 @@ from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from common.generation import write_on_cpu
+from common.settings import UserError
 
 
 def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
@@ -165,10 +166,10 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
             model.unmerge_adapter()
 
     def _calculate_rewards(self, *args):
-        """A completion without a reward takes the mean of its group, so that it pulls nowhere; trl would take it for 0."""
+        """Counts the completions that no reward could judge. trl leaves them out of baselines and gives them the advantage 0."""
         rewards = super()._calculate_rewards(*args)  # [completions of all processes, 1]
-        groups = rewards.view(-1, self.num_generations if self.model.training else self.num_generations_eval)
-        unknown = groups.isnan()
+        unknown = rewards.isnan()
+        if unknown.all():
+            raise UserError("no answer of this step could be judged; mend: --rewards, or meta of the prompts")
         self._metrics["train" if self.model.training else "eval"]["unjudged"].append(unknown.float().mean().item())
-        mean = groups.nanmean(1, keepdim=True).nan_to_num(0.0)
-        return torch.where(unknown, mean, groups).view_as(rewards)
+        return rewards

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from common.scoring import zero_for_none
+
 FILES = ()  # the figures of this module depend on itself alone
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -124,8 +126,8 @@ def chinese(prompts, completions, meta, **_) -> list[float | None]:
 
 
 REWARDS = {
-    "length": length, "include": include, "sentences": sentences, "list_items": list_items, "follows": follows, "no_repeat": no_repeat,
-    "closed": closed, "chinese": chinese,
+    "length": length, "include": include, "sentences": sentences, "list_items": list_items, "follows": follows,
+    "no_repeat": zero_for_none(no_repeat), "closed": closed, "chinese": chinese,
 }  # fmt: skip
 METRICS = {
     "length": _passes(length), "include": _passes(include), "sentences": _passes(sentences), "list_items": _passes(list_items),

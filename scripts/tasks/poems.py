@@ -11,6 +11,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+from common.scoring import zero_for_none
 from common.settings import ROOT
 from tasks import prosody, verse_corpus
 
@@ -212,7 +213,7 @@ def overall(prompts, completions, meta, **_) -> list[float | None]:
 
 REWARDS = {
     "form": form, "rhyme": rhyme, "meter": meter, "rhyme_pass": rhyme_pass, "meter_pass": meter_pass, "all_three": all_three,
-    "fluency": fluency, "no_repeat": no_repeat, "theme": theme, "overall": overall,
+    "fluency": zero_for_none(fluency), "no_repeat": zero_for_none(no_repeat), "theme": theme, "overall": overall,
 }  # fmt: skip
 METRICS = {
     "form": form, "rhyme": rhyme_pass, "meter": meter_pass, "all_three": all_three, "near_copy": near_copy, "no_repeat": no_repeat,

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from common.jsonl import DataError, Problem, read_json, read_jsonl, validate_row
+from common.scoring import zero_for_none
 from common.settings import ROOT, UserError
 from tasks import poems
 
@@ -251,7 +252,8 @@ def overall(prompts, completions, meta, **_) -> list[float]:
 
 
 REWARDS = {
-    "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "tfidf_style": tfidf_style, "overall": overall,
+    "length": length, "ends_whole": ends_whole, "no_repeat": zero_for_none(no_repeat), "tfidf_style": tfidf_style,
+    "overall": overall,
 }  # fmt: skip
 METRICS = {
     "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "near_copy": near_copy, "tfidf_style": tfidf_style,
