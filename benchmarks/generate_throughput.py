@@ -4,7 +4,7 @@ Four ways draw samples (temperature 1) for the same prompts with the same model 
   pipeline     transformers' text-generation pipeline, batch_size 8, as its documentation shows it
   hf           stage 60's backend hf: batches by length within --batch-tokens
   vllm bare    LLM.generate of vLLM's offline engine, no seeds a prompt, no text made of the tokens
-  vllm         stage 60's backend vllm: rows as they finish, a seed for each, and the text
+  vllm         stage 60's backend vllm: rows as they finish, and the text
 Each way runs in a process of its own that loads its model once; a warm-up of 8 prompts goes before, and only generation is timed.
 Tokens are those of the answers, up to and with their end.
 

@@ -84,7 +84,7 @@ def train_and_sample(model: Path, train: list[dict], val: list[dict], steps: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "data/tiny_qwen3"), help="base model folder")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 16 rows")
+    parser.add_argument("--steps", type=int, default=160, help="optimizer steps of 16 rows")
     parser.add_argument("--lr", type=float, default=5e-3, help="peak learning rate, all weights are trained")
     options = parser.parse_args()
 

@@ -4,6 +4,7 @@
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
 #   bash runs/chat_cpu.sh                                the shipped set, data/chat
 #   FILES="mine.json pairs.jsonl prompts.csv" bash runs/chat_cpu.sh     your rows, pairs and prompts for RL (see docs/SFT.md)
+#   REWARDS="length no_repeat:0.5" FILES=...             other rewards than the reward model and the shape of the answer
 #   bash runs/chat_cpu.sh --quick                        fewer steps and prompts, results in results/chat_quick
 set -euo pipefail
 from="$PWD"
@@ -38,7 +39,10 @@ stage 20_train_sft.py $sft --row-style messages --epochs $epochs --lr 1e-3 --bat
 stage 22_merge_adapter.py --adapter $models/sft --probe-file $data/sft_val.jsonl --probe-rows $probe --output-dir $models/sft_merged
 
 stage 30_train_reward.py --model $models/sft_merged $pref --epochs $pairs --lr 5e-4 --batch-size 16 --eval-steps 5 --output-dir $models/reward
-rewards="follows:1 no_repeat:0.5 closed:0.5 model=$models/reward:0.2"
+# follows needs what the prompts of data/chat say in meta (a length, words, sentences); other files may have none of it
+follows=follows:1
+if [ -n "${FILES:-}" ]; then follows=""; fi
+rewards="${REWARDS:-$follows no_repeat:0.5 closed:0.5 model=$models/reward:0.2}"
 stage 51_train_ppo.py --model $models/sft_merged $rl --rewards $rewards --watch length chinese --max-steps $ppo --batch-size $rollout \
   --probe-count $probe --output-dir $models/ppo
 stage 50_train_grpo.py --model $models/sft_merged $rl --rewards $rewards --max-steps $grpo --batch-size $rollout --probe-count $probe \

@@ -9,6 +9,7 @@
 # training: with the shipped 135 golden rows one epoch is only a handful of steps (packed), so give EPOCHS=20 or a WRITER.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+install requirements-vllm.txt
 
 model="${MODEL:-Qwen/Qwen2.5-7B-Instruct}" run="${RUN:-copywriting_qwen2.5_7b}" epochs="${EPOCHS:-1}"
 writer="${WRITER:-}" weak_writer="${WEAK_WRITER:-}" judge="${JUDGE:-rules}"

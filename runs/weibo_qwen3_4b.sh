@@ -5,6 +5,7 @@
 # MODEL names another base or a local folder (default Qwen/Qwen3-4B, downloaded from the hub on first use).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+install requirements-vllm.txt
 
 model="${MODEL:-Qwen/Qwen3-4B}"
 posts="${POSTS:-data/weibo/sample_posts.json}" comments="${COMMENTS:-data/weibo/sample_comments.json}" users="${USERS:-data/weibo/sample_users.json}"

@@ -1,8 +1,8 @@
 """Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, RL prompts, a report.
 
 Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB, which keeps to its memory
-and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own replies are never a target: they serve as
-rejected answers only, where people took them badly.
+and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own replies are never a
+target: they serve as rejected answers only, where people took them badly.
 
 Reads   --posts, --comments, --users: JSON arrays, or globs of them in quotes (data/weibo/sample_*.json)
 Writes  --output-dir (processed_data/weibo): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
@@ -14,6 +14,7 @@ Run     python scripts/11_prepare_weibo.py
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def main(settings: Settings) -> None:
     from tasks import weibo as task
     from tasks import weibo_arrays, weibo_corpus
 
+    started = time.perf_counter()
     if settings.task != "weibo":
         raise UserError(f"--task {settings.task}: this stage prepares Weibo; mend: use the prepare stage of that task")
     if not 1 <= settings.held_out <= 40:
@@ -162,7 +164,8 @@ def main(settings: Settings) -> None:
     with TemporaryDirectory(prefix="weibo_", dir=settings.scratch_dir) as scratch:
         con = weibo_corpus.connect(Path(scratch), settings.memory_gib, settings.workers)
         # read before an earlier run's files are touched; side by side, for DuckDB reads an array on one core
-        tables = {"posts": ("post", weibo_arrays.POST), "comments": ("comment", weibo_arrays.COMMENT), "users": ("account", weibo_arrays.ACCOUNT)}  # fmt: skip
+        tables = {"posts": ("post", weibo_arrays.POST), "comments": ("comment", weibo_arrays.COMMENT),
+                  "users": ("account", weibo_arrays.ACCOUNT)}  # fmt: skip
         with ThreadPoolExecutor(settings.workers) as pool:
             loading = {
                 name: pool.submit(weibo_arrays.load_arrays, con.cursor(), f"raw_{table}", files[name], fields, Path(scratch),
@@ -205,6 +208,9 @@ def main(settings: Settings) -> None:
                 print_counts(f"pairs by {source}", {"": counts})
             write_json(settings.output_dir / "report.json", report)
             run.figure("report", report)
+            run.figure(
+                "seconds_in_all", round(time.perf_counter() - started, 1)
+            )  # the record's own begins with the writing
             folder = show_path(settings.output_dir)
             data = f"--train-file {folder}/sft_train.jsonl --val-file {folder}/sft_val.jsonl"
             run.finish(f"python scripts/19_check_data.py --task weibo {data}")

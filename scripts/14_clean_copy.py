@@ -188,10 +188,12 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
 
     if writer:
         print(llm.summary())
-    if not passed:
-        raise UserError(f"no copy of {settings.copies_file} passes; mend: give stage 14 a --model to rewrite them")
-    names = ("", "rules")
     write_jsonl(rejects_file, rejects)
+    if not passed:
+        raise UserError(
+            f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; mend: give stage 14 a --model"
+        )
+    names = ("", "rules")
     write_jsonl(
         settings.output_file,
         (

@@ -74,11 +74,12 @@ class Settings:
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, marks_answers, newest_checkpoint
+    from common.models import load_model, load_tokenizer, marks_answers, newest_checkpoint, require_context
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
     report = check_rows(
         settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking

@@ -84,12 +84,20 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_tokenizer, newest_checkpoint, pick_device, require_whole_weights, resolve_dtype
+    from common.models import (
+        load_tokenizer,
+        newest_checkpoint,
+        pick_device,
+        require_context,
+        require_whole_weights,
+        resolve_dtype,
+    )
     from common.runs import begin_run, set_seed
 
     require_whole_weights()
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
     report = check_rows(
         settings.train_file, settings.val_file, "preference", tokenizer, settings.max_length, settings.enable_thinking

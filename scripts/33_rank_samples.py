@@ -13,6 +13,7 @@ Run     python scripts/60_generate.py --model checkpoints/poems/sft_merged --pro
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,13 @@ class Settings:
     generations: Path = Path("results/{task}/onpolicy/sft_merged.jsonl")  # samples of the model to be trained
     rewards: tuple[str, ...] = ("rhyme", "meter")  # NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]
     dtype: str = "auto"  # of reward models: auto, float32, bfloat16
+    max_length: int = 512  # tokens that a reward model reads of prompt and answer; of a longer text the end
 
     # --- pairs
     pairs_per_prompt: int = 2  # best with worst, second best with second worst, ...
     min_margin: float = 0.05  # least difference of the total reward, which is a weighted mean; a smaller one is a tie
     max_overlap: float = 0.8  # share of character bigrams that the two sides of a pair may have in common
-    val_share: float = 0.1  # of the prompts, chosen by the hash of their id
+    val_share: float = 0.1  # of the prompts, chosen by the hash of their text
 
     # --- run
     output_dir: Path = Path("processed_data/{task}")  # the two files go here
@@ -98,7 +100,7 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"{settings.generations}: one sample a prompt gives no pair; mend: stage 60 with --num-samples 16"
         )
-    rewards = load_rewards(settings.rewards, settings.task, settings.dtype)
+    rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
     files = [settings.output_dir / f"pref_onpolicy_{split}.jsonl" for split in ("train", "val")]
     inputs = {"generations": settings.generations}
     with begin_run(
@@ -111,8 +113,9 @@ def main(settings: Settings) -> None:
             row["total"] = value
         splits: dict[str, list[dict]] = {"train": [], "val": []}
         dropped: Counter = Counter()
-        for name, samples in prompts.items():
-            held_out = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 1000 < 1000 * settings.val_share
+        for samples in prompts.values():
+            asked = json.dumps(samples[0]["prompt"], ensure_ascii=False)  # two rows may ask the same
+            held_out = int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 1000 < 1000 * settings.val_share
             splits["val" if held_out else "train"] += rank_prompt(samples, settings, dropped)
         for file, (split, pairs) in zip(files, splits.items(), strict=True):
             if not pairs:

@@ -73,11 +73,12 @@ class Settings:
 def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint
+    from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint, require_context
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
     report = check_rows(
         settings.train_file, settings.val_file, "preference", tokenizer, settings.max_length, settings.enable_thinking
@@ -165,7 +166,8 @@ def main(settings: Settings) -> None:
             curves = {"loss": "training loss", "eval_loss": "validation loss"}
             plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
         evaluations = [entry for entry in log if "eval_loss" in entry]
-        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
+        # the adapter kept is the best of those after the first evaluation, which is that of the untrained model
+        first, best = evaluations[0], min(evaluations[1:] or evaluations, key=lambda entry: entry["eval_loss"])
         change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
         stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * max(settings.probe_count, 1), *probe)
         print(

@@ -11,7 +11,7 @@ Run     python scripts/50_train_grpo.py
         accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --rollout vllm --vllm-mode colocate
 
 Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476), and a
-completion that a reward cannot judge takes its group's mean instead of counting as 0.
+completion that a reward cannot judge is counted and pulls nowhere.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.settings import UserError, read_settings, resolve_model, show_path
 
@@ -34,20 +35,15 @@ class Settings:
     max_length: int = 512  # tokens, prompt and answer; a longer prompt is left out and counted
 
     # --- reward
-    rewards: tuple[str, ...] = (
-        "form",
-        "rhyme",
-        "meter",
-        "fluency:0.5",
-    )  # NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]
+    rewards: tuple[str, ...] = ("form", "rhyme", "meter", "fluency:0.5")  # NAME[:WEIGHT] and more: common/rewards.py
     beta: float = 0.02  # weight of the KL to the reference in the loss; 0 = none (it is still measured)
-    scale_rewards: str = "group"  # divide advantages by the standard deviation of: group, batch, none
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # whose standard deviation advantages are divided by
     loss_type: str = "dapo"  # trl's names: dapo, grpo, dr_grpo, bnpo, ...
     clip: float = 0.2  # of the probability ratio; matters where iterations > 1
 
     # --- rollout
-    rollout: str = "hf"  # hf: transformers; vllm: trl's vLLM modes, on a GPU
-    vllm_mode: str = "colocate"  # colocate: in this process; server: at vllm_server_url
+    rollout: Literal["hf", "vllm"] = "hf"  # hf: transformers; vllm: trl's vLLM modes, on a GPU
+    vllm_mode: Literal["colocate", "server"] = "colocate"  # colocate: in this process; server: at vllm_server_url
     vllm_server_url: str = "http://127.0.0.1:8000"  # of the vLLM server
     num_generations: int = 8  # answers to a prompt: one group
     temperature: float = 1.0  # of the rollout, and of the log-probabilities
@@ -72,7 +68,7 @@ class Settings:
 
     # --- watching
     eval_steps: int = 10  # steps between probes and checkpoints
-    probe_count: int = 64  # validation rows of the probe
+    probe_count: int = 64  # validation rows of the probe, 0 = all
     kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
     nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
     report_to: str = "tensorboard"  # any reporter of transformers, or none
@@ -102,17 +98,22 @@ def main(settings: Settings) -> None:
     from common.checks import check_rows, require_clean
     from common.generation import render_prompt
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
     from common.rewards import load_rewards
     from common.runs import begin_run, set_seed
 
+    if settings.rollout == "vllm":
+        from common.vllm_engine import require_vllm
+
+        require_vllm()
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
     report = check_rows(settings.train_file, None, "prompts", tokenizer, settings.max_length, settings.enable_thinking)
     require_clean(report)
     rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
-    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count]
+    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
     rows, room = [], settings.max_length - settings.max_new_tokens
     read = read_jsonl(settings.train_file, "prompts")
     for row in read:
@@ -134,6 +135,7 @@ def main(settings: Settings) -> None:
 
         from common.plots import plot_learning_curve, plot_overoptimisation
         from common.probes import DriftProbe
+        from common.tables import number
         from common.trainers import LeanGRPOTrainer
 
         set_seed(settings.seed)
@@ -172,12 +174,9 @@ def main(settings: Settings) -> None:
             seed=settings.seed,
         )
         lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets),
-            task_type="CAUSAL_LM",
-        )
+            r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets), task_type="CAUSAL_LM",
+        )  # fmt: skip
         trainer = LeanGRPOTrainer(
             model=model,
             args=config,
@@ -197,15 +196,16 @@ def main(settings: Settings) -> None:
             set_peft_model_state_dict(trainer.model, probe.kept)
             print("kept: the adapter of the last probe within the budgets")
         trainer.save_model(str(settings.output_dir))
-        log = trainer.state.log_history
+        # trl logs NaN for what has no value, such as the spread of rewards of which one is known; JSON cannot
+        log = [{name: value for name, value in entry.items() if value == value} for entry in trainer.state.log_history]
         if run.is_main:
             write_json(settings.output_dir / "log_history.json", log)
             curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in rewards}
             plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         probes = [entry for entry in log if "probe/kl" in entry]
-        last = probes[-1]
-        print(f"reward {probes[0]['probe/reward']:.3f} -> {last['probe/reward']:.3f}, KL {last['probe/kl']:.2f} nats an answer, "
+        last = probes[-2 if probe.stopped_by and probe.kept else -1]  # that of the adapter which is saved
+        print(f"reward {number(probes[0]['probe/reward'])} -> {number(last['probe/reward'])}, KL {last['probe/kl']:.2f} nats an answer, "
               f"held-out NLL {probes[0]['probe/nll']:.3f} -> {last['probe/nll']:.3f}, {last['probe/stopped']:.1%} stopped")  # fmt: skip
         run.figure("steps", trainer.state.global_step)
         run.figure("stopped_by", probe.stopped_by)

@@ -75,7 +75,7 @@ class Settings:
 
     # --- watching
     eval_steps: int = 10  # steps between probes and checkpoints
-    probe_count: int = 64  # held-out rows of the probe
+    probe_count: int = 64  # held-out rows of the probe, 0 = all
     kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
     nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
     report_to: Literal["tensorboard", "none"] = "tensorboard"  # event files in output_dir/runs
@@ -200,23 +200,20 @@ def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> 
 
 
 def main(settings: Settings) -> None:
-    from transformers import AutoConfig
-
     from common.actor_critic import ActorCritic, draw_prompts, encode_prompts, load_checkpoint, save_checkpoint, share
     from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
     from common.reward_watch import RewardWatch
     from common.runs import begin_run, set_seed
+    from common.tables import number
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
     if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; mend: a larger one")
-    config = AutoConfig.from_pretrained(model_path).get_text_config()
-    if settings.max_length > (context := getattr(config, "max_position_embeddings", settings.max_length)):
-        raise UserError(f"--max-length {settings.max_length}: the model reads {context} tokens; mend: a smaller one")
+    require_context(model_path, settings.max_length)
     for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
         require_clean(check_rows(file, None, schema, tokenizer, settings.max_length, settings.enable_thinking))
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
@@ -309,7 +306,7 @@ def main(settings: Settings) -> None:
             beta = next_beta(beta, kl, settings.kl_target) if settings.kl_target else beta
             if (step + 1) % settings.eval_steps == 0 or step + 1 == settings.max_steps:
                 entry |= watch.probe(*probing)
-                print("  probe:", *(f"{name} {entry[f'probe/{name}']:.3f}" for name in ("reward", "kl", "nll")))
+                print("  probe:", *(f"{name} {number(entry[f'probe/{name}'])}" for name in ("reward", "kl", "nll")))
                 drift, nll, first_nll = entry["probe/kl"], entry["probe/nll"], log[0]["probe/nll"]
                 if settings.kl_budget and drift > settings.kl_budget:
                     over_budget = f"KL {drift:.2f} over its budget of {settings.kl_budget}"
@@ -317,7 +314,7 @@ def main(settings: Settings) -> None:
                     over_budget = f"held-out NLL {nll:.3f} over {first_nll:.3f} + {settings.nll_budget}"
             log.append(entry)
             for name, value in entry.items() if board else ():
-                if name != "samples":
+                if name != "samples" and value is not None:
                     board.add_scalar(name, value, step + 1)
             if over_budget:
                 break
@@ -337,7 +334,7 @@ def main(settings: Settings) -> None:
             plot_learning_curve(log, settings.output_dir / "learning_curve.png", {name: name for name in curves})
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         for name in (name for name in before if name.startswith("probe/") and name in after):
-            print(f"{name.removeprefix('probe/')}: {before[name]:.3f} -> {after[name]:.3f}")
+            print(f"{name.removeprefix('probe/')}: {number(before[name])} -> {number(after[name])}")
             run.figure(name.removeprefix("probe/"), [before[name], after[name]])
         run.figure("samples", after["samples"])
         run.figure("steps", taken)

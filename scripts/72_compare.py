@@ -154,12 +154,12 @@ def measure(entry: Entry, task, settings: Settings, metrics: list[str], prompts:
 
 
 def parent_of(name: str, names: list[str]) -> str | None:
-    """The run that `name` is measured against: the nearest ancestor that is there, else the run before it."""
+    """The run that `name` is measured against: the nearest ancestor that is there, else the run before it; base against none."""
     ancestor = PARENTS.get(name)
     while ancestor is not None and ancestor not in names:
         ancestor = PARENTS[ancestor]
     before = names[names.index(name) - 1] if names.index(name) else None
-    return ancestor if name in PARENTS else before
+    return None if name == "base" else ancestor or before
 
 
 def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[str], settings: Settings) -> dict:

@@ -159,7 +159,9 @@ def test_an_unjudged_completion_pulls_nowhere_and_is_counted(tmp_path):
         trainer._generate_and_score_completions(inputs)
 
 
-@pytest.mark.parametrize("task, name", [("poems", "no_repeat"), ("poems", "fluency"), ("chat", "no_repeat"), ("styles", "no_repeat")])
+@pytest.mark.parametrize(
+    "task, name", [("poems", "no_repeat"), ("poems", "fluency"), ("chat", "no_repeat"), ("styles", "no_repeat")]
+)
 def test_an_empty_answer_does_not_escape_the_other_rewards(task, name):
     from common.scoring import load_task
 

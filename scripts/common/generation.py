@@ -64,7 +64,11 @@ def write_on_cpu(model, input_ids, logits_processor, stopping_criteria, generati
 
     def choose(rows, texts, inputs):
         scores = logits_processor(texts, model(**inputs, logits_to_keep=1).logits[:, -1].float())
-        return draw(scores.softmax(-1), rows, len(input_ids)) if generation_config.do_sample else scores.argmax(-1, keepdim=True)
+        return (
+            draw(scores.softmax(-1), rows, len(input_ids))
+            if generation_config.do_sample
+            else scores.argmax(-1, keepdim=True)
+        )
 
     stops = torch.tensor(generation_config.eos_token_id)
     steps = decode(

@@ -98,6 +98,15 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
+def require_context(model: str, max_length: int) -> None:
+    """Raises UserError where rows of `max_length` tokens are longer than the model reads."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    if max_length > (context := getattr(config, "max_position_embeddings", max_length)):
+        raise UserError(f"--max-length {max_length}: the model reads {context} tokens; mend: a smaller one")
+
+
 def marks_answers(tokenizer) -> bool:
     """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for those that trl
     carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said aloud."""

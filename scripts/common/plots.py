@@ -80,12 +80,15 @@ def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, st
 def plot_overoptimisation(log: list[dict], path: Path) -> None:
     """A PNG of what RL bought at which distance: the reward of the probe's samples against their KL to the reference and against
     the NLL of held-out answers (Gao et al. 2023, arXiv 2210.10760, figure 1). A reward that goes on rising while KL or NLL runs
-    away is bought with the language. Reads probe/kl, probe/nll and probe/reward of the log; numbers at the points are steps."""
+    away is bought with the language. Reads probe/kl, probe/nll and probe/reward of the log; numbers at the points are
+    steps. A probe that no reward could judge is left out."""
     plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     labels = {"probe/kl": "KL to the reference, nats an answer", "probe/nll": "held-out NLL, nats per character"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        points = [(entry[key], entry["probe/reward"], entry["step"]) for entry in log if key in entry]
+        points = [
+            (entry[key], entry["probe/reward"], entry["step"]) for entry in log if entry.get("probe/reward") is not None
+        ]
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", markersize=3)
         for x, y, step in points[:: max(1, len(points) // 6)]:
             axes.annotate(str(step), (x, y), fontsize=7, textcoords="offset points", xytext=(3, 3))

@@ -48,7 +48,7 @@ class RewardWatch:
         stopped, texts = stop_rate(model, tokenizer, self.val, len(self.val), max_new_tokens, seed, enable_thinking)
         totals, means = self.judge(self.val, texts)
         known = [value for value in totals if value is not None]
-        means |= {"reward": sum(known) / len(known)} if known else {}
+        means["reward"] = sum(known) / len(known) if known else None
         means["kl"] = kl_to_reference(model, tokenizer, self.val, texts, enable_thinking)
         means |= {"stopped": stopped, "nll": mean_nll(model, tokenizer, self.val, enable_thinking)}
         figures = {f"probe/{name}": value for name, value in means.items()} | {"samples": texts[:2]}

@@ -26,7 +26,7 @@ def load_task(name: str) -> ModuleType:
 
 
 def zero_for_none(metric):
-    """A metric as a reward: 0 where there is too little text to judge, so that a policy cannot escape its other rewards by writing nothing."""
+    """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by writing nothing."""
 
     def reward(prompts, completions, meta, **_) -> list[float]:
         return [0.0 if value is None else value for value in metric(prompts, completions, meta)]

@@ -200,8 +200,8 @@ STRATEGIES = {
 
 
 def shows(kind: str, text: str, meta: dict) -> bool:
-    """Do the rules see the fault that the kind stands for?"""
-    found = {problem.kind for problem in task.problems(text, meta)}
+    """Do the rules see the fault that the kind stands for? It must stand somewhere in the text: what is merely absent is not it."""
+    found = {problem.kind for problem in task.problems(text, meta) if problem.span}
     return not SHOWN_BY[kind] or bool(found & set(SHOWN_BY[kind]))
 
 

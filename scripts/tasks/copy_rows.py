@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.jsonl import DataError, Problem, read_jsonl
 from common.settings import UserError
+from common.text_checks import API_ERROR, API_ERROR_STARTS, REFUSAL
 from tasks import copywriting as task
 
 SPLITS = ("train", "val", "test")
@@ -15,6 +16,9 @@ PRODUCT = {
     "must_not_claim": list, "volume": str, "price_yuan": int, "split": str,
 }  # fmt: skip
 THINKING = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+SORRY = re.compile(
+    r"(?:(?:很|非常|十分)?(?:抱歉|对不起)|不好意思)[，,。！!]?(?:但)?我?(?:暂时|目前)?(?:无法|不能|没法|没有办法)"
+)
 
 
 def read_products(path: Path) -> dict[str, dict]:
@@ -103,6 +107,10 @@ def usable_text(text: str, finish_reason: str) -> tuple[str, str | None]:
     chinese = sum("\u4e00" <= char <= "\u9fff" for char in letters)
     if not letters or chinese < 0.5 * len(letters):  # an error page, an apology in English
         return text, "not Chinese"
+    if API_ERROR_STARTS.match(text) or API_ERROR.search(text[:200]):
+        return text, "an error message"
+    if SORRY.match(text) or REFUSAL.search(text[:80]):
+        return text, "a refusal"
     return text, None
 
 

@@ -154,6 +154,7 @@ def make_posts(con, rules: Rules, workers: int) -> None:
             ORDER BY n""", digest_posts, "post_text",
             "n BIGINT, text VARCHAR, key VARCHAR, split VARCHAR, half BOOLEAN, bot_words VARCHAR, quotes_bot BOOLEAN, verdict TINYINT, "
             "bands UBIGINT[]", workers, "posts")  # fmt: skip
+    print("posts: copies of held-out ones", flush=True)
     con.execute(f"""CREATE TABLE post_place AS SELECT n, row_number() OVER (ORDER BY {_when("created")}, p.key, sha256(r.text), n) AS place,
         split, p.key, bands FROM post_text p JOIN raw_post r USING (n) WHERE p.text <> '' AND NOT quotes_bot""")
     # A copy of a held-out post is dropped, not moved: the split of a row then depends on nothing but its own post.
@@ -203,6 +204,7 @@ def make_comments(con, rules: Rules, workers: int) -> None:
             {rules.max_characters} AS max_characters FROM raw_comment JOIN comment_structure USING (n) WHERE reason IS NULL ORDER BY n""",
             digest_comments, "comment_text", "n BIGINT, text VARCHAR, key VARCHAR, fault VARCHAR, calls BOOLEAN, quotes_bot BOOLEAN, "
             "characters INTEGER, emoji BOOLEAN, verdict TINYINT, parent_text VARCHAR, bands UBIGINT[]", workers, "comments")  # fmt: skip
+    print("comments: accounts, threads, near-copies, caps", flush=True)
     _make_accounts(con, rules)
     # the thread: the comment replied to, by the text that stands in the reply itself, else by its id; and the one that opened the thread
     con.execute(f"""CREATE TABLE thread AS WITH reply AS (
@@ -293,6 +295,7 @@ KEPT = (
 
 def make_pairs(con, rules: Rules, recipe: str) -> dict[str, dict]:
     """Table pair, and for each source what it was made from, what was left out and why."""
+    print("pairs", flush=True)
     con.execute(f"CREATE VIEW kept AS {KEPT}")
     con.execute("""CREATE TABLE pair (split VARCHAR, post BIGINT, post_text VARCHAR, is_reply BOOLEAN, root VARCHAR, root_is_bot BOOLEAN,
         parent VARCHAR, parent_is_bot BOOLEAN, chosen VARCHAR, rejected VARCHAR, source VARCHAR, why VARCHAR, likes_chosen BIGINT,
