@@ -179,8 +179,7 @@ def main(settings: Settings) -> None:
         rules = weibo_corpus.Rules(**{name: getattr(settings, name) for name in weibo_corpus.Rules.__annotations__})
         weibo_corpus.make_posts(con, rules, settings.workers)
         weibo_corpus.make_comments(con, rules, settings.workers)
-        report = weibo_corpus.counts(con, mended)
-        report["pairs"] = weibo_corpus.make_pairs(con, rules, settings.recipe)
+        report = weibo_corpus.counts(con, mended) | {"pairs": weibo_corpus.make_pairs(con, rules, settings.recipe)}
         if not con.execute("SELECT count(*) FROM kept WHERE split = 'train'").fetchone()[0]:
             raise UserError(f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
                             f"{report['comments']['dropped']}; mend: comments need the posts they belong to")  # fmt: skip
