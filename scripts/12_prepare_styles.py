@@ -28,7 +28,7 @@ class Settings:
     labels: Path = Path("data/styles/labels.json")  # the labels in the order of their ids
     val_share: float = 0.15  # of the questions
     test_share: float = 0.15  # of the questions
-    split_salt: str = "styles-77"  # another one is another split; this one gives labels even shares
+    split_salt: str = "styles-77"  # another one is another split; this one gives the shipped rows' labels even shares
 
     # --- training rows only
     balance: Literal["none", "oversample", "undersample"] = "none"  # repeat the rarer labels' rows, or drop the others'
@@ -42,6 +42,9 @@ class Settings:
     output_dir: Path = Path("processed_data/{task}")  # all files of this stage
     seed: int = 42  # of balancing and augmentation
     overwrite: bool = False  # replace what an earlier run left in output_dir
+
+
+FAR = 0.05  # a label's share in a split and in all rows should not lie further apart
 
 
 def row_id(text: str) -> str:
@@ -162,11 +165,18 @@ def main(settings: Settings) -> None:
         print(f"read {report['read']} rows, dropped {duplicates} that stand twice")
         print(markdown_table(["split", "questions", *names], lines))
         for split, counts in report["splits"].items():
+            held, total = counts["labels"], sum(counts["labels"].values())
+            far = [name for name in names if total and abs(held[name] / total - whole[name] / len(rows)) > FAR]
+            if far:
+                print(f"warning: {', '.join(far)}: over {100 * FAR:.0f} points from the share in all rows, in {split}; "
+                      "mend: another --split-salt")  # fmt: skip
+        for split, counts in report["splits"].items():
             print(f"{split}: " + ", ".join(f"{counts[name]} {name}" for name in ("style", "sft", "pref", "prompts")))
-        folder = show_path(settings.output_dir)
+        folder, labels_file = show_path(settings.output_dir), show_path(settings.labels)
         run.finish(
             "python scripts/31_train_style_classifier.py"
             f" --train_file {folder}/style_train.jsonl --validation_file {folder}/style_val.jsonl"
+            + (f" --labels_file {labels_file}" if labels_file != str(Settings.labels) else "")
         )
 
 

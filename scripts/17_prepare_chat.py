@@ -56,22 +56,26 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
     from common.jsonl import Problem
-    from tasks.chat_rows import Bad, convert, read_rows
+    from tasks.chat_rows import Bad, convert, read_numbers, read_rows, without_empty
 
     found, problems = read_rows(path)
+    is_table = path.suffix in (".csv", ".tsv")
     rows, unknown = [], defaultdict(list)
     for line, raw in found:
         try:
             raw_names = {renames.get(key, key) for key in raw}
             if len(raw_names) < len(raw):
                 raise Bad("--rename gives two columns one name", "rename the other one too")
-            row = convert({renames.get(key, key): value for key, value in raw.items()}, line, settings.keep)
+            named = {renames.get(key, key): value for key, value in raw.items()}
+            row = convert(without_empty(named) if is_table else named, line, settings.keep)
         except Bad as bad:
             problems.append(Problem(path, line, *bad.args))
             continue
         rows.append(row)
         for column in row.unused:
             unknown[column].append(line)
+    if is_table:
+        read_numbers([row.row["meta"] for row in rows], settings.keep)
     formats = Counter(row.format for row in rows)
     if "prompt/completion" in formats and "prompt" in formats:
         mend = "add it, or put prompts for RL into a file of their own"
@@ -85,8 +89,9 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         problems.append(Problem(path, 0, "the file holds no rows", "name another file"))
     for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
         print(f"notice: {path.name} has no column {name!r} that --rename names")
+    read = {line for line, _ in found}
     facts = {
-        "rows": len(found) + sum(problem.line > 0 for problem in problems if problem.line not in dict(found)),
+        "rows": len(found) + sum(problem.line > 0 for problem in problems if problem.line not in read),
         "formats": dict(Counter(row.format for row in rows)),
         "unknown columns": {name: {"rows": len(lines), "first line": lines[0]} for name, lines in unknown.items()},
     }
@@ -111,7 +116,8 @@ def split_rows(rows: list[dict], settings: Settings) -> tuple[dict[str, list[dic
         splits[name] = kept
     columns = dict.fromkeys(key for row in rows for key in row["meta"])
     for part in splits.values():
-        part.sort(key=lambda row: row["meta"]["id"])  # an order that comes from the rows: the first n are a fair sample
+        # an order that comes from the rows: the first n are a fair sample
+        part.sort(key=lambda row: str(row["meta"]["id"]))
         for row in part:
             row["meta"] = {key: row["meta"].get(key) for key in columns}  # one schema for the whole file
     return splits, +dropped

@@ -27,11 +27,11 @@ class Settings:
     # --- what
     task: str = "styles"  # names the folders below
     model: str = "checkpoints/{task}/classifier"  # classifier with its head, folder or hub id
-    text: str = ""  # one text: the answer is printed, nothing is written
+    text: str | None = None  # one text: the answer is printed, nothing is written
     input_file: Path | None = None  # .txt, .json or .jsonl; None without --text = standard input
 
     # --- scoring
-    max_length: int = 512  # tokens; a longer text loses its beginning
+    max_length: int = 512  # tokens; a longer text loses its beginning, and is counted
     token_budget: int = 8192  # padded tokens a batch
     dtype: str = "auto"  # of the weights: auto, float32, bfloat16
 
@@ -56,6 +56,13 @@ def decode_lines(data: bytes, name: str) -> list[str]:
     return texts
 
 
+def last_text(turns) -> str | None:
+    """A text, or that of the last of several turns; None where there is none. A model may have written nothing: ""."""
+    if isinstance(turns, list):
+        turns = turns[-1].get("content") if turns and isinstance(turns[-1], dict) else None
+    return turns if isinstance(turns, str) else None
+
+
 def read_texts(path: Path) -> list[tuple[str, str]]:
     """(id, text) of every row. Raises UserError naming the row that holds no text."""
     from common.jsonl import read_json, read_jsonl
@@ -72,9 +79,8 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
         if isinstance(row, dict):
             text = row.get("input", row.get("text"))
             if "completion" in row and "prompt" in row:
-                answer, prompt = row["completion"], row["prompt"]
-                answer = answer[-1]["content"] if isinstance(answer, list) else answer
-                text = classifier_text(prompt[-1]["content"], answer)
+                question, answer = last_text(row["prompt"]), last_text(row["completion"])
+                text = classifier_text(question, answer) if question and answer is not None else None
         if not isinstance(text, str) or not text.strip():
             raise UserError(f'{path}: row {number} has no text; mend: "input", "text", or prompt and completion')
         texts.append((str(row.get("id", number)) if isinstance(row, dict) else str(number), text))
@@ -84,12 +90,14 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
 
 
 def main(settings: Settings) -> None:
-    if settings.text and settings.input_file:
+    if settings.text is not None and settings.input_file:
         raise UserError("--text and --input-file together; mend: one of them")
+    if settings.text is not None and not settings.text.strip():
+        raise UserError("--text is blank; mend: write the text, or leave --text out to read standard input")
     model_path = resolve_model(settings.model, settings.task)
     if settings.input_file:
         rows = read_texts(settings.input_file)
-    elif settings.text:
+    elif settings.text is not None:
         rows = [("", settings.text)]
     else:
         rows = [("", text) for text in decode_lines(sys.stdin.buffer.read(), "standard input")]
@@ -99,10 +107,13 @@ def main(settings: Settings) -> None:
     from common.classifiers import load_classifier
     from common.jsonl import write_jsonl
     from common.runs import begin_run
-    from tasks.style_predictions import predict_styles
+    from tasks.style_predictions import count_cut, predict_styles
 
     def classify(texts: list[str]) -> list[dict]:
         model, tokenizer = load_classifier(model_path, settings.dtype)
+        if cut := count_cut(tokenizer, texts, settings.max_length):  # not among the answers on standard output
+            notice = f"notice: {cut} texts have more than {settings.max_length} tokens and lose their beginning"
+            print(notice, file=sys.stderr)
         return predict_styles(model, tokenizer, texts, settings.max_length, settings.token_budget)
 
     if not settings.input_file:
@@ -121,7 +132,8 @@ def main(settings: Settings) -> None:
         counts = Counter(result["predicted_label"] for result in results)
         print(", ".join(f"{label} {count} ({count / len(rows):.1%})" for label, count in counts.most_common()))
         run.figure("predicted", counts)
-        run.finish(f"python scripts/73_human_sheet.py --kind style --generations {show_path(settings.input_file)}")
+        sheet = settings.input_file if settings.input_file.suffix == ".jsonl" else output  # stage 73 reads JSONL
+        run.finish(f"python scripts/73_human_sheet.py --kind style --generations {show_path(sheet)}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ too long text, too many texts, 429 too many requests waiting. No text or token
 is ever logged or sent back in an error.
 
 Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it is set
-Writes  nothing; one log line a request on standard error: method, path without its query, status, milliseconds
+Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client gone), milliseconds
 Run     python scripts/62_serve.py
         SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model checkpoints/styles/reward
 """
 
-import asyncio
 import hmac
 import os
 import socket
@@ -70,28 +69,35 @@ class Guard:
 
     def __init__(self, app, settings: Settings, token: bytes | None, requests, seconds):
         self.app, self.settings, self.token, self.requests, self.seconds = app, settings, token, requests, seconds
-        self.accepted = self.answered = 0
+        self.paths = {route.path for route in app.routes}
+        self.accepted = self.answered = 0  # answered: the whole answer was sent to a client that was still there
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        from starlette.requests import Request
+
         self.accepted += 1
         started, status, size = time.perf_counter(), 500, 0
+        chunks, more = [], True
 
         async def counted_send(message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if whole and not more and await Request(scope, receive).is_disconnected():
+                status, whole = 499, False
             await send(message)
+            self.answered += whole
 
         try:
             headers = dict(scope["headers"])
             if self.token and scope["path"] not in self.OPEN and not self.allowed(headers):
                 await self.refuse(counted_send, 401, "missing or wrong token", [(b"www-authenticate", b"Bearer")])
                 return
-            chunks, more = [], True  # the whole body first: a refusal must not come in the middle of an answer
-            while more:
+            while more:  # the whole body first: a refusal must not come in the middle of an answer
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     status = 499  # the client went away before its request was whole: nothing to answer
@@ -108,10 +114,8 @@ class Guard:
         except Exception as error:  # 500 has been sent; the traceback goes no further, a message may hold the text
             log(f"error: {type(error).__name__}")
         finally:
-            self.answered += 1
             elapsed = time.perf_counter() - started
-            route = scope.get("route")
-            path = getattr(route, "path", "other")  # never the raw path: texts and tokens end up in it
+            path = scope["path"] if scope["path"] in self.paths else "other"  # texts and tokens end up in other paths
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "OTHER"
             self.requests.labels(path, str(status)).inc()
             self.seconds.labels(path).observe(elapsed)
@@ -168,8 +172,8 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
     return opened
 
 
-def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None, url: str) -> Guard:
-    """The ASGI app; models are loaded when the server starts up."""
+def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
+    """The ASGI app around the models of open_models."""
     from typing import Annotated, Literal
 
     from fastapi import Depends, FastAPI, HTTPException, Query
@@ -190,7 +194,6 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     sizes = Histogram("batch_texts", "Texts scored together", ("model",), registry=registry, buckets=steps)
     waiting = Gauge("waiting_texts", "Texts that wait for the model", ("model",), registry=registry)
     batchers: dict[str, MicroBatcher] = {}
-    opened: dict = {}
 
     # --- what is asked and answered; a text holds at least one character that is no space
     Text = Annotated[str, Field(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
@@ -235,12 +238,10 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
 
     @asynccontextmanager
     async def lifespan(app):
-        opened.update(await asyncio.to_thread(open_models, settings, model_path, reward_path))
         for name, (score, _) in opened.items():
             limits = (settings.batch_texts, settings.batch_wait_ms / 1000, settings.max_waiting)
             batchers[name] = MicroBatcher(score, *limits, sizes.labels(name).observe)
             waiting.labels(name).set_function(batchers[name].queue.qsize)
-        print(f"listening on {url} (token {'needed' if token else 'not set: open to everyone who reaches it'})")
         yield
         for batcher in batchers.values():
             await batcher.close()
@@ -331,11 +332,17 @@ def main(settings: Settings) -> None:
     except OSError as error:
         raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; mend: another --host or --port") from None
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    app = build_app(settings, model_path, reward_path, token, url)
+    app = build_app(settings, open_models(settings, model_path, reward_path), token)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets=None) -> None:
+            await super().startup(sockets)
+            print(f"listening on {url} (token {'needed' if token else 'not set: open to everyone who reaches it'})")
+
     # uvicorn's access log would write the query, and with it people's texts
     config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="on", server_header=False)
     config.timeout_graceful_shutdown = settings.grace_seconds
-    uvicorn.Server(config).run([listener])
+    Server(config).run([listener])
 
 
 if __name__ == "__main__":

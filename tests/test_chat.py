@@ -191,6 +191,14 @@ FAULTS = {
     "no rows": ("a.json", b"[]", "the file holds no rows"),
     "nothing": ("a.jsonl", b"", "the file holds no rows"),
     "meta": ("a.jsonl", lines({**GOOD, "meta": "x"}), "meta is not an object"),
+    "role is a list": ("a.jsonl", lines({"messages": [{"role": ["u"], "content": "x"}]}), "a.jsonl:1: messages[0] has the unknown"),
+    "part without text": ("a.jsonl", lines({"messages": [{"role": "user", "content": [{"text": None}]}]}), "messages[0] has no text"),
+    "long number": ("a.json", b'[{"instruction": "a", "output": "b",\n"n": ' + b"1" * 5000 + b"}]", "a.json:1: a number of 5000 digits"),
+    "infinite number": ("a.json", b'[{"instruction": "a", "output": "b", "category": 1e999}]', "a.json:1: the number 1e999 is too large"),
+    "deep cell": ("a.csv", b"instruction,output,history\na,b," + b"[" * 100_000 + b"\n", "a.csv:2: a cell that should hold a list"),
+    "control character in meta": ("a.csv", b"instruction,output,category\na,b,\7\n", "a.csv:2: control character U+0007 in category"),
+    "half a character in meta": ("a.json", b'[{"instruction": "a", "output": "b", "category": "\\ud83d"}]', "category in meta is nothing"),
+    "long row": ("a.csv", b"instruction,output\na," + b"b" * 1_200_000 + b"\n", "a.csv:2: the row has 1.2 MB"),
 }  # fmt: skip
 
 
@@ -206,6 +214,54 @@ def test_every_fault_is_named_with_its_line_and_a_mend(name, tmp_path, monkeypat
         module.main(module.Settings(files=(tmp_path / file,), output_dir=tmp_path / "out"))
     assert message in str(caught.value) and "; mend: " in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"prompt": "day", "completion": "答"}, "prompt is \"2024-05-01\", not a text or a list of turns"),
+    ({"prompt": "问", "completion": "day"}, "completion is \"2024-05-01\", not a text or a list of turns"),
+    ({"prompt": "问", "completion": "答", "category": "day"}, "category in meta is nothing that JSON can hold"),
+    ({"prompt": "问", "completion": "答", "category": float("nan")}, "category in meta is nothing that JSON can hold"),
+    ({"prompt": "问", "completion": "答", "meta": {"score": float("nan")}}, "score in meta is nothing that JSON can hold"),
+])  # fmt: skip
+def test_what_parquet_can_hold_and_json_cannot_is_named(row, message):
+    import datetime
+
+    from tasks.chat_rows import Bad, convert
+
+    row = {key: datetime.date(2024, 5, 1) if value == "day" else value for key, value in row.items()}
+    with pytest.raises(Bad) as caught:
+        convert(row, 1, ("category",))
+    assert message in caught.value.args[0] and caught.value.args[1]
+
+
+def test_a_table_of_several_formats_and_its_numbers(tmp_path):
+    from test_sft_ways import stage
+
+    header = "instruction output prompt completion chosen rejected messages max_characters n no".split()
+    cells = [
+        {"instruction": "问一", "output": "答一", "max_characters": "30", "n": "7", "no": "007"},
+        {"prompt": "问二", "completion": "答二", "max_characters": "", "n": "x"},
+        {"prompt": "问三", "chosen": "好", "rejected": "坏", "max_characters": "2.5"},
+        {"instruction": "问四", "chosen": "好", "rejected": "坏"},
+        {"messages": json.dumps([user("问五"), assistant("答五")], ensure_ascii=False)},
+        {"prompt": "问六", "chosen": "好"},
+        {"instruction": "问七"},
+        {"n": "x"},
+    ]
+    file = tmp_path / "mixed.csv"
+    with open(file, "w", encoding="utf-8", newline="") as out:
+        table = csv.DictWriter(out, header, restval="")
+        table.writeheader()
+        table.writerows(cells)
+    module = stage("17_prepare_chat")
+    rows, problems, facts = module.read_file(file, module.Settings(keep=("max_characters", "n", "no")), {})
+    assert [row.format for row in rows] == ["alpaca", "prompt/completion", "pairs", "pairs", "messages"]
+    assert facts["rows"] == 8 and facts["unknown columns"] == {}
+    assert [row.row["meta"]["max_characters"] for row in rows] == [30, None, 2.5, None, None]
+    assert [row.row["meta"]["n"] for row in rows[:2]] == ["7", "x"] and rows[0].row["meta"]["no"] == "007"
+    assert [(problem.line, problem.reason) for problem in problems] == [
+        (7, "rejected[0]: the answer is empty"), (8, "completion[0]: the answer is empty"),
+        (9, "prompt[0]: the text is empty")]  # fmt: skip
 
 
 def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):

@@ -243,6 +243,32 @@ def test_the_schema_is_detected(tmp_path, name, row, schema):
     assert detect_schema(write(tmp_path / name, [b"not JSON\n", row])) == schema
 
 
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("电话是13912345678。", True),
+        ("Call 13912345678.", True),
+        ("电话是１３９１２３４５６７８。", True),
+        ("+86 139-1234-5678", True),
+        ("圆周率是13912345678.5", False),
+        ("见13912345678.html", False),
+        ("编号113912345678", False),
+        ("编号１１３９１２３４５６７８", False),
+    ],
+)
+def test_a_mobile_number_is_found_in_any_width_and_before_a_full_stop(text, found):
+    from common.text_checks import faults_of_text
+
+    assert any("mobile number" in reason for _, reason, _ in faults_of_text(text, None)) == found
+
+
+def test_an_identity_card_number_is_found_in_full_width():
+    from common.text_checks import faults_of_text
+
+    for number in ("11010519491231002X", "１１０１０５１９４９１２３１００２Ｘ"):
+        assert any("identity card" in reason for _, reason, _ in faults_of_text(number, None))
+
+
 # ------------------------------------------------------------------------------------------------ tokens and max_length
 
 

@@ -200,6 +200,16 @@ def test_json_round_trip_and_refusal(tmp_path):
         read_json(tmp_path / "gone.json")
 
 
+@pytest.mark.parametrize(
+    "raw, reason", [("[" * 100_000, "nested too deeply"), ("1" * 5000, "5000 digits"), ("[1e999]", "too large")]
+)
+def test_json_is_as_strict_as_a_line(tmp_path, raw, reason):
+    path = tmp_path / "a.json"
+    path.write_text(raw, encoding="utf-8")
+    with pytest.raises(DataError, match=f"a.json: .*{reason}.*; mend: "):
+        read_json(path)
+
+
 def test_sha256_is_the_usual_one(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")

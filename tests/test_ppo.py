@@ -470,6 +470,17 @@ def test_prompts_without_room_and_answers_without_a_judgement_are_counted(run_st
     assert log_of(tmp_path / "ppo")[1]["unjudged"] == 10
 
 
+def test_a_probe_that_no_reward_can_judge_is_a_dash(run_stage, tmp_path):
+    flags = words(tmp_path, tmp_path / "ppo", rewards=["theme:1"], max_steps=1, eval_steps=1)
+    val = [{**row, "completion": POEM} for row in rows_of(4, themes=[])]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in val]
+    (tmp_path / "sft_val.jsonl").write_text("".join(lines), encoding="utf-8")
+    done = run_stage("51_train_ppo.py", *flags)
+    assert "probe: reward –, kl" in done.stdout or "probe: reward – kl" in done.stdout
+    assert figures_of(tmp_path / "ppo")["reward"] == [None, None]
+    assert (tmp_path / "ppo/overoptimisation.png").stat().st_size > 5000
+
+
 BAD = {
     "nothing to judge": ({"prompts": rows_of(4, themes=[]), "rewards": ["theme:1"]}, "no answer could be judged"),
     "no such reward": ({"rewards": ["rime:1"]}, "unknown reward 'rime'"),

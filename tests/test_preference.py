@@ -396,6 +396,8 @@ def test_a_pair_with_equal_sides_is_named_with_its_line(data, tmp_path):
     words = ["--model", BASE, "--train-file", train, "--val-file", data / "pref_val.jsonl"]
     done = stage("40_train_dpo.py", *words, "--output-dir", tmp_path / "dpo", check=False)
     assert done.returncode == 2 and "train.jsonl:7" in done.stderr and "equal" in done.stderr
+    done = stage("40_train_dpo.py", *words, "--output-dir", tmp_path / "dpo", "--max-length", 4096, check=False)
+    assert done.returncode == 2 and "the model reads 2048 tokens" in done.stderr
 
 
 # --- stage 50
@@ -461,6 +463,18 @@ def test_a_budget_ends_the_run_and_keeps_the_adapter_within_it(data, tmp_path):
 
     weights = load_file(tmp_path / "grpo/adapter_model.safetensors")
     assert all(value.abs().max() == 0 for name, value in weights.items() if "lora_B" in name)  # that of step 0
+    assert record_of(tmp_path / "grpo")["figures"]["kl"] < 0.01, "the record is of the adapter that was kept"
+
+
+def test_grpo_runs_where_no_reward_can_judge_the_probe(data, tmp_path):
+    rows = read_rows(data / "sft_val.jsonl")
+    for row in rows:
+        row["meta"]["themes"] = []  # the theme reward has nothing to say of these
+    val = write_rows(tmp_path / "val.jsonl", rows)
+    words = grpo_words(data, tmp_path / "grpo", "--rewards", "theme", "--max-steps", 1, "--beta", 0)
+    done = stage("50_train_grpo.py", *words, "--val-file", val)
+    assert "reward – -> –, KL" in done.stdout and (tmp_path / "grpo/overoptimisation.png").exists()
+    assert record_of(tmp_path / "grpo")["figures"]["reward"] is None
 
 
 def test_prompts_without_room_for_an_answer_are_left_out_and_counted(data, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -29,9 +30,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 class Server:
     """A running stage 62."""
 
-    def __init__(self, log: Path, *words, token: str = ""):
+    def __init__(self, log: Path, *words, token: str = "", **variables: str):
         self.log = log
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SERVE_TOKEN": token, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SERVE_TOKEN": token, "OMP_NUM_THREADS": "1", **variables}
         command = [sys.executable, str(SCRIPTS / "62_serve.py"), "--port", "0", *map(str, words)]
         with open(log, "wb") as file:
             self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
@@ -316,6 +317,16 @@ def test_no_text_and_no_token_reaches_the_log(guarded):
         assert private not in output, private
 
 
+def test_refused_requests_are_logged_and_counted_under_their_path(guarded):
+    guarded.ask("POST", "/predict", GOOD)
+    guarded.ask("POST", "/reward", {"prompt": "a" * 2000, "completion": "b"}, **bearer())
+    guarded.ask("POST", f"/{quote(SECRET)}", GOOD)
+    output, metrics = guarded.output, guarded.ask("GET", "/metrics", **bearer())[1]
+    for path, status in (("/predict", 401), ("/reward", 413), ("other", 401)):
+        assert f"POST {path} {status} " in output
+        assert f'requests_total{{path="{path}",status="{status}"}}' in metrics
+
+
 # --- fuzzing
 
 
@@ -352,6 +363,37 @@ def test_sigterm_under_load_answers_what_was_accepted(models, tmp_path):
         socket.create_connection(("127.0.0.1", running.port), timeout=5)
 
 
+def test_only_whole_answers_to_clients_that_stayed_count_as_answered(models, tmp_path):
+    running = Server(tmp_path / "gone.log", "--model", models["styles"], "--batch-wait-ms", 1000)
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n"
+    for body in (b'{"text":', b'{"text": "a"}'):  # gone before its request was whole, and before the answer
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+            connection.sendall(head + body)
+            time.sleep(0.2)
+    assert running.ask("POST", "/predict", GOOD)[0] == 200
+    output = running.stop()
+    assert "accepted 3 requests, answered 1" in output and output.count("POST /predict 499 ") == 2
+
+
+def test_it_says_listening_once_it_takes_connections(models, tmp_path):
+    slow = """
+import asyncio
+from uvicorn.lifespan.on import LifespanOn
+
+startup = LifespanOn.startup
+
+async def slow(self):
+    await startup(self)
+    await asyncio.sleep(2)
+
+LifespanOn.startup = slow
+"""
+    (tmp_path / "sitecustomize.py").write_text(slow, encoding="utf-8")
+    running = Server(tmp_path / "slow.log", "--model", models["styles"], PYTHONPATH=str(tmp_path))
+    socket.create_connection(("127.0.0.1", running.port), timeout=5).close()
+    running.stop()
+
+
 def test_a_taken_port_is_named(server, models):
     done = stage("62_serve.py", "--model", models["styles"], "--port", server.port, check=False)
     assert done.returncode == 2 and f"127.0.0.1:{server.port}" in done.stderr and "Traceback" not in done.stderr
@@ -360,3 +402,18 @@ def test_a_taken_port_is_named(server, models):
 def test_a_missing_model_is_named(tmp_path):
     done = stage("62_serve.py", "--model", tmp_path / "none", "--port", 0, check=False)
     assert done.returncode == 2 and "no such model folder" in done.stderr
+
+
+def test_models_that_cannot_be_served_end_with_a_message(models, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    styles = models["styles"]
+    for words, message in (
+        (["--model", ROOT / "data/tiny_qwen3"], "has no trained head"),
+        (["--model", adapter], "is an adapter without its base"),
+        (["--model", styles, "--reward-model", styles], "has 5 labels where 1 is needed"),
+    ):
+        done = stage("62_serve.py", *words, "--port", 0, check=False)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+        assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr

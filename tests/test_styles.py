@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import test_sft_ways as sft_ways
 from conftest import ROOT, SCRIPTS
 from test_chain import record_of, rows_of, stage
 
@@ -172,6 +173,42 @@ def test_files_that_are_no_data_are_named(shipped, tmp_path):
         (tmp_path / name).write_bytes(content)
         done = stage("12_prepare_styles.py", "--data", tmp_path / name, "--output-dir", tmp_path / "o", check=False)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"input": "用户问题：能退吗？\n回答：" + "能" * 400_000}, "the row has 1.2 MB"),
+        ({"input": "用户问题：能退吗？\n回答：能\0。"}, "control character U+0000"),
+        ({"metadata": {"scene": ["\7"]}}, "control character U+0007"),
+    ],
+)
+def test_an_array_holds_no_row_that_jsonl_would_not(change, message, shipped, tmp_path):
+    from common.jsonl import DataError
+    from tasks.styles import read_labels, read_rows
+
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([shipped[0], {**shipped[1], **change}], indent=1), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_rows(path, read_labels(DATA / "labels.json"))
+    line = json.dumps([shipped[0]], indent=1).count("\n") + 1
+    assert f"rows.json:{line}: {message}" in str(caught.value) and len(caught.value.problems) == 1
+
+
+def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, tmp_path, capsys):
+    from tasks.styles import split_of
+
+    own = [row for row in shipped if split_of(row["input"]) != "test" or row["label"] != "诚实"]
+    labels = tmp_path / "labels.json"
+    labels.write_bytes((DATA / "labels.json").read_bytes())
+    module = sft_ways.stage("12_prepare_styles")
+    module.main(module.Settings(data=DATA / "training_data.json", output_dir=tmp_path / "all"))
+    assert "warning" not in (said := capsys.readouterr().out) and "--labels_file" not in said
+    data = write_rows(tmp_path / "own.jsonl", own)
+    module.main(module.Settings(data=data, labels=labels, output_dir=tmp_path / "own"))
+    said = capsys.readouterr().out
+    assert "warning: 诚实: over 5 points from the share in all rows, in test; mend: another --split-salt" in said
+    assert said.splitlines()[-1].endswith(f" --labels_file {labels}")
 
 
 def test_labels_out_of_order_are_refused(tmp_path):
@@ -427,6 +464,11 @@ BAD_TEXTS = {
     "blank.jsonl": (b'{"input": "x"}\n{"input": " "}\n', "row 2 has no text"),
     "nothing.json": (b"[]", "no rows"),
     "broken.jsonl": (b'{"input": \n', "broken JSON"),
+    "turns.jsonl": (b'{"prompt": [], "completion": "x"}\n', "row 1 has no text"),
+    "answers.jsonl": (b'{"prompt": "x", "completion": []}\n', "row 1 has no text"),
+    "null.jsonl": (b'{"prompt": "x", "completion": null}\n', "row 1 has no text"),
+    "number.jsonl": (b'{"prompt": 3, "completion": "x"}\n', "row 1 has no text"),
+    "strings.jsonl": (b'{"prompt": [{"content": "x"}], "completion": ["x"]}\n', "row 1 has no text"),
 }
 
 
@@ -445,6 +487,43 @@ def test_bad_input_files_are_named_before_the_model_is_loaded(name, tmp_path):
     done = stage("61_classify_style.py", *words, check=False)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_blank_text_is_refused(text):
+    from common.settings import UserError
+
+    module = sft_ways.stage("61_classify_style")
+    with pytest.raises(UserError, match="--text is blank; mend: "):
+        module.main(module.Settings(text=text))
+
+
+def test_prompt_and_completion_may_be_texts_or_turns(tmp_path):
+    module = sft_ways.stage("61_classify_style")
+    turns = [{"role": "assistant", "content": "能。"}]
+    rows = [{"prompt": prompt, "completion": completion} for prompt in ("能退吗？", [{"content": "能退吗？"}])
+            for completion in ("能。", turns, "")]  # fmt: skip
+    texts = [text for _, text in module.read_texts(write_rows(tmp_path / "rows.jsonl", rows))]
+    assert texts == ["用户问题：能退吗？\n回答：" + answer for answer in ("能。", "能。", "")] * 2
+
+
+def test_cut_texts_are_counted_and_the_next_command_reads_what_it_names(tmp_path, capsys, monkeypatch):
+    import common.classifiers
+    import tasks.style_predictions
+    from common.models import load_tokenizer
+
+    tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
+    answer = {"predicted_label": "诚实", "confidence": 1.0, "probabilities": {"诚实": 1.0}}
+    monkeypatch.setattr(common.classifiers, "load_classifier", lambda *_: (None, tokenizer))
+    monkeypatch.setattr(tasks.style_predictions, "predict_styles", lambda *words: [answer] * len(words[2]))
+    module = sft_ways.stage("61_classify_style")
+    for name, content in (("a.txt", "好" * 9 + "\n好\n"), ("b.jsonl", '{"input": "好"}\n')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        words = {"input_file": tmp_path / name, "output_file": tmp_path / f"{name}.out.jsonl", "max_length": 8}
+        module.main(module.Settings(model=str(ROOT / "data/tiny_qwen3"), **words))
+        said = capsys.readouterr()
+        assert ("notice: 1 texts have more than 8 tokens" in said.err) == (name == "a.txt")
+        assert said.out.splitlines()[-1].endswith("a.txt.out.jsonl" if name == "a.txt" else "b.jsonl")
 
 
 # --- stage 73

@@ -376,17 +376,21 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> int:
 
 
 def read_json(path: Path | str) -> dict | list:
-    """Read a JSON file as strictly as a JSONL line. Raises DataError."""
+    """Read a JSON file, its keys and numbers as strictly as a JSONL line's. Raises DataError."""
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )
     except OSError as error:
         problem = Problem(path, 0, error.strerror or str(error), "run the stage that writes it, or name another file")
     except UnicodeDecodeError:
         problem = Problem(path, 0, "not UTF-8", "save the file as UTF-8")
     except json.JSONDecodeError as error:
         problem = Problem(path, error.lineno, f"broken JSON: {error.msg}", "write the file again")
+    except RecursionError:
+        problem = Problem(path, 0, "brackets nested too deeply", "write it flat")
     except _Bad as bad:
         problem = Problem(path, 0, *bad.args)
     raise DataError([problem])

@@ -28,6 +28,7 @@ class Rule:
     reason: str
     mend: str = LEAVE_OUT
     in_code: bool = True  # False: such a match is no fault in a text that shows code
+    narrow: bool = False  # True: full-width digits and signs count as their ASCII ones
 
 
 def _rule(pattern: str, *rest, **options) -> Rule:
@@ -87,10 +88,12 @@ ANY_TEXT = [
         in_code=False,
     ),
     _rule(
-        r"(?<![A-Za-z0-9_.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![A-Za-z0-9_.])",
+        # a full stop may end the sentence; a decimal or a file name goes on behind it
+        r"(?<![A-Za-z0-9_.])(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}(?![A-Za-z0-9_]|\.[A-Za-z0-9])",
         "warning",
         "personal data: a mobile number",
         "mask it",
+        narrow=True,
     ),
     _rule(
         r"[A-Za-z0-9_.%+-]+@(?!example\.)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}",
@@ -100,6 +103,8 @@ ANY_TEXT = [
     ),
 ]
 IDENTITY_CARD = re.compile(r"(?<![A-Za-z0-9])[1-9]\d{16}[\dXx](?![A-Za-z0-9])")
+WIDE_DIGIT = re.compile("[\uff10-\uff19]")
+NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width -> ASCII, one for one: positions stay
 # Most texts hold none of these and need no rule at all.
 WORTH_A_LOOK = re.compile(
     r"[\x80-\xff\u0100-\u024f\u02c6\u02dc<&\\{@\r\u2028\u2029\ufffd\ue000-\uf8ff\u2e80-\u2fdf\uf900-\ufaff]"
@@ -153,14 +158,15 @@ def faults_of_text(text: str, special: re.Pattern | None) -> Iterator[Fault]:
     if garbled:
         yield "error", f"mojibake: {garbled}", "read the source in its own encoding"
     is_code = CODE.search(text)
+    narrow = text.translate(NARROW) if WIDE_DIGIT.search(text) else text
     for rule in ANY_TEXT:
         if (is_code and not rule.in_code) or (garbled and rule.level == "error"):
             continue
-        found = rule.pattern.search(text)
+        found = rule.pattern.search(narrow if rule.narrow else text)
         # a special token has been named already
         if found and not (token and rule.reason.startswith("markup") and special.fullmatch(found[0])):
             yield rule.level, rule.reason.format(code=f"U+{ord(found[0][0]):04X}", found=found[0][:30]), rule.mend
-    if any(is_identity_number(found[0]) for found in IDENTITY_CARD.finditer(text)):
+    if any(is_identity_number(found[0]) for found in IDENTITY_CARD.finditer(narrow)):
         yield "warning", "personal data: an identity card number", "mask it"
 
 
@@ -205,6 +211,19 @@ def faults_of_thinking(text: str, enable_thinking: bool, opened: bool) -> Iterat
         yield "warning", "an empty thinking block in the answer", "take it out: the template writes one where it is due"
     elif not enable_thinking:
         yield "warning", "a thinking block while thinking is off", "--enable-thinking, or take the block out"
+
+
+def texts_of(value) -> Iterator[str]:
+    """All texts of a JSON value, keys too."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def special_tokens(tokenizer) -> re.Pattern | None:

@@ -11,13 +11,15 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.jsonl import BOM, CONTROL, SURROGATE, Problem, iter_problems, validate_row
+from common.jsonl import BOM, CONTROL, MAX_LINE_BYTES, SURROGATE, Problem, iter_problems, validate_row
 from common.row_checks import CHANCE_LENGTH
+from common.text_checks import texts_of
 from tasks import chat
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
@@ -25,6 +27,9 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations")  # in a CSV cell these are JSON
 TURNS = ("prompt", "completion", "chosen", "rejected")
+COLUMNS = (("chosen", "rejected"), ("instruction", "input", "output"), ("prompt", "completion"), ("messages",),
+           ("conversations",))  # fmt: skip  # by format; a pair takes its prompt from any
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
 SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file name -> schema of common.jsonl
 
 
@@ -105,18 +110,30 @@ def _one_object(path: Path, raw: bytes) -> Problem | None:
 
 def _array(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]]:
     """The objects of a JSON array, each with the line on which it begins."""
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
 
     def pairs(items: list[tuple]) -> dict:
         if len(dict(items)) < len(items):
             keys = [key for key, _ in items]
-            faults.append(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+            twice = next(key for key in keys if keys.count(key) > 1)
+            faults.append((f"the key {twice!r} stands twice in one object", "keep one value"))
         return dict(items)
 
     def constant(name: str) -> None:
-        faults.append(f"{name} is not JSON")
+        faults.append((f"{name} is not JSON", "write null, or leave the row out"))
 
-    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
+    def finite(digits: str) -> float:
+        if math.isinf(float(digits)):
+            faults.append((f"the number {digits[:20]} is too large", "write null, or leave the row out"))
+        return float(digits)
+
+    def integer(digits: str) -> int:
+        if len(digits) > 100:
+            faults.append((f"a number of {len(digits)} digits", "write it as a string"))
+            return 0
+        return int(digits)
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant, parse_float=finite, parse_int=integer)
     blank = re.compile(r"\s*")
     rows, problems = [], []
     place = blank.match(text, text.index("[") + 1).end()
@@ -135,7 +152,7 @@ def _array(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
         except RecursionError:
             return rows, [*problems, Problem(path, line, "brackets nested too deeply", "write flat rows")]
         if faults:
-            problems.append(Problem(path, line, faults[0], "keep one value, or null"))
+            problems.append(Problem(path, line, *faults[0]))
         elif not isinstance(value, dict):
             problems.append(Problem(path, line, f"the row is {json.dumps(value)[:30]}, not an object", "write {...}"))
         else:
@@ -181,7 +198,7 @@ def _table(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
             row = dict(zip(header, cells, strict=True))
             try:
                 rows.append((start, row | {key: _cell(key, row[key]) for key in NESTED if key in row}))
-            except ValueError:
+            except (ValueError, RecursionError):
                 mend = 'write [{"role": "user", "content": "..."}, ...]'
                 problems.append(Problem(path, start, "a cell that should hold a list is not JSON", mend))
     except csv.Error as error:
@@ -191,6 +208,27 @@ def _table(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
 
 def _cell(key: str, cell: str):
     return json.loads(cell) if cell.strip() else None
+
+
+def without_empty(row: dict) -> dict:
+    """A row of a table without the empty cells of formats that it does not use: a table has every column in every row."""
+    filled = {key for key, value in row.items() if (value.strip() if isinstance(value, str) else value is not None)}
+    unused = {key for keys in COLUMNS if filled.isdisjoint(keys) for key in keys}
+    if not filled.isdisjoint(("chosen", "rejected")):
+        unused |= {"output", "completion"} - filled  # a pair may have its prompt under instruction or prompt
+    if all(unused.issuperset(keys) for keys in COLUMNS):
+        return row
+    return {key: value for key, value in row.items() if key not in unused}
+
+
+def read_numbers(metas: list[dict], names: tuple[str, ...]) -> None:
+    """Turns the cells of columns that hold nothing but numbers into numbers, and their empty cells into null."""
+    for name in names:
+        cells = {cell.strip() for meta in metas if isinstance(cell := meta.get(name), str)}
+        if all(NUMBER.fullmatch(cell) for cell in cells - {""}):
+            for meta in metas:
+                if isinstance(cell := meta.get(name), str):
+                    meta[name] = json.loads(cell.strip()) if cell.strip() else None
 
 
 def _parquet(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
@@ -237,7 +275,7 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
         raise Bad("meta is not an object", "write an object, or rename the column")
     meta = {"id": _hash(parts)} | meta | {key: row.get(key) for key in keep if key in row}
     parts["meta"] = meta
-    for reason, mend in validate_row(parts, SCHEMAS[kind]) or _characters(parts):
+    for reason, mend in validate_row(parts, SCHEMAS[kind]) or _unreadable(parts):
         raise Bad(reason, mend)
     unused = tuple(key for key in given if key not in used and key not in keep and key != "meta")
     return Converted(kind, name, parts, line, unused)
@@ -250,19 +288,18 @@ def turns_of(value, key: str) -> list[dict]:
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise Bad(
-            f"{key} is {json.dumps(value)[:30]}, not a text or a list of turns", "write a text, or a list of turns"
-        )
+        what = f"{key} is {json.dumps(value, default=str)[:30]}, not a text or a list of turns"
+        raise Bad(what, "write a text, or a list of turns")
     turns = []
     for number, turn in enumerate(value):
         place = f"{key}[{number}]"
         if not isinstance(turn, dict):
             raise Bad(f"{place} is not an object", 'write {"role": ..., "content": ...}')
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             what = "has no role" if role is None else f"has the unknown role {role!r}"
             raise Bad(f"{place} {what}", f"use one of {', '.join(ROLES)}; calls of tools are not trained here")
-        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise Bad(f"{place} has no text", "write the text as a string")
@@ -330,13 +367,26 @@ def _needed(given: dict, key: str):
     return given[key]
 
 
-def _characters(parts: dict) -> Iterator[tuple[str, str]]:
+def _unreadable(parts: dict) -> Iterator[tuple[str, str]]:
+    """What JSONL cannot hold, or a reader of it refuses."""
+    for key, value in parts["meta"].items():
+        try:
+            json.dumps([key, value], ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except (TypeError, ValueError, RecursionError) as error:  # a date, NaN, half a surrogate pair
+            mend = "write a text, a number or null, or leave it out of meta and --keep"
+            yield f"{key} in meta is nothing that JSON can hold ({str(error)[:60]})", mend
+        if found := next(filter(None, map(CONTROL.search, texts_of([key, value]))), None):
+            yield f"control character U+{ord(found[0]):04X} in {key} in meta", "delete it"
     for key in TURNS:
         for turn in parts.get(key, ()):
             if SURROGATE.search(turn["content"]):
                 yield f"half of a surrogate pair in {key}", "write the whole character, in UTF-8"
             if found := CONTROL.search(turn["content"]):
                 yield f"control character U+{ord(found[0]):04X} in {key}", "delete it"
+    size = len(json.dumps(parts, ensure_ascii=False).encode("utf-8"))
+    if size >= MAX_LINE_BYTES:
+        what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
+        yield what, "leave out rows as long as this one"
 
 
 def _hash(parts: dict) -> str:

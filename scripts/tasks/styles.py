@@ -14,9 +14,10 @@ import re
 from functools import cache
 from pathlib import Path
 
-from common.jsonl import DataError, Problem, read_json, read_jsonl, validate_row
+from common.jsonl import CONTROL, MAX_LINE_BYTES, DataError, Problem, read_json, read_jsonl, validate_row
 from common.scoring import zero_for_none
 from common.settings import ROOT, UserError
+from common.text_checks import texts_of
 from tasks import poems
 
 DATA = ROOT / "data" / "styles"
@@ -142,7 +143,7 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
 
 
 def _read_array(path: Path) -> tuple[list, list[int]]:
-    """Items of a JSON array and the line on which each begins."""
+    """Items of a JSON array and the line on which each begins; each would do as a line of JSONL, too."""
     rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError([Problem(path, 0, "not a JSON array", "write [...], or name the file .jsonl")])
@@ -158,9 +159,15 @@ def _read_array(path: Path) -> tuple[list, list[int]]:
     problems = []
     for row, line in zip(rows, lines, strict=True):
         try:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
+            size = len(json.dumps(row, ensure_ascii=False).encode("utf-8"))
         except UnicodeEncodeError:
             problems.append(Problem(path, line, "half of a surrogate pair", "write the whole character, in UTF-8"))
+            continue
+        if size >= MAX_LINE_BYTES:
+            what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
+            problems.append(Problem(path, line, what, "leave out rows as long as this one"))
+        elif found := next(filter(None, map(CONTROL.search, texts_of(row))), None):
+            problems.append(Problem(path, line, f"control character U+{ord(found[0]):04X}", "delete it"))
     if problems:
         raise DataError(problems)
     return rows, lines
