@@ -110,7 +110,7 @@ def main(settings: Settings) -> None:
 
     from common.generation import prompt_id, render_prompt
     from common.jsonl import JsonlAppender, read_jsonl
-    from common.models import load_tokenizer
+    from common.models import load_tokenizer, require_context
     from common.runs import begin_run
 
     if settings.backend == "vllm":
@@ -145,6 +145,7 @@ def main(settings: Settings) -> None:
             )
         texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
         longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        require_context(model_path, longest + settings.max_new_tokens, "longest prompt + --max-new-tokens:")
         with JsonlAppender(output_file, key="id") as output:
             sample = open_backend(settings, model_path, adapter, tokenizer, longest, len(output.done))
             started, written = time.time(), 0

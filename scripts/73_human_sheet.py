@@ -5,12 +5,14 @@ B or tie). Who wrote what stands only in the key beside the sheet, with a hash o
 key. Sides and order are drawn at random. Give every rater a copy of the same sheet; cells that look like formulas are made harmless.
 
 Reads   --generations (stage 60; with `rating` and `pair` the prompts that all files share) or labelled rows for `style`;
-        --read: filled sheets, one a rater; --machine: what to compare them with (stage 61's output, or rows with "id" and "score")
+        --read: filled sheets, one a rater; --machine: what to compare them with, a file a run of the sheet: stage 61's output, stage 70's
+        (with --metric), or rows with "id" and "score" (1-5); stage 71's one file speaks of all its candidates
 Writes  results/{task}/human/<kind>.csv (UTF-8 with a byte order mark, for spreadsheets), <kind>.key.json, <kind>.run.json;
         with --read nothing, or --report FILE.json
 Run     python scripts/73_human_sheet.py --task poems --kind pair --generations results/poems/generations/{base,sft}.jsonl
         python scripts/73_human_sheet.py --kind style --generations processed_data/styles/style_test.jsonl
         python scripts/73_human_sheet.py --kind style --read anna.csv bo.csv --machine results/styles/classified/style_test.jsonl
+        python scripts/73_human_sheet.py --task poems --kind pair --read anna.csv bo.csv --machine results/poems/judgements/rules.jsonl
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import ROOT, UserError, read_settings, show_path
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Settings:
 
     # --- reading back
     read: tuple[Path, ...] = ()  # filled sheets, one a rater; empty = write a sheet
-    machine: Path | None = None  # JSONL with "id" and "predicted_label" or "score", compared with the raters
+    machine: tuple[str, ...] = ()  # RUN=FILE, or a FILE that has its run's name; a file of stage 71 has all runs
+    metric: str = ""  # of stage 70's rows: the score that is meant, 0 to 1 (put on 1-5)
     report: Path | None = None  # JSON file for all figures; an earlier one is replaced
 
     # --- run
@@ -108,6 +111,7 @@ def write_sheet(settings: Settings) -> None:
     key = [{"item": n, "runs": [run for run, _ in item["sides"]], "ids": [row["id"] for _, row in item["sides"]]}
            for n, item in enumerate(items, start=1)]  # fmt: skip
     output = Path(str(settings.output).replace("{kind}", settings.kind))
+    usual = ROOT / "results" / settings.task / "human" / f"{settings.kind}.csv"
     if output.suffix != ".csv":
         raise UserError(f"--output {output}: not a .csv file; mend: name one")
     key_path = output.with_suffix(".key.json")
@@ -122,8 +126,9 @@ def write_sheet(settings: Settings) -> None:
         print(
             f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}"
         )
+        where = "" if output == usual else f" --output {show_path(output)}"
         run.finish(
-            f"python scripts/73_human_sheet.py --task {settings.task} --kind {settings.kind} --read FILLED.csv ..."
+            f"python scripts/73_human_sheet.py --task {settings.task} --kind {settings.kind} --read FILLED.csv ...{where}"
         )
 
 
@@ -137,7 +142,7 @@ def read_back(settings: Settings) -> None:
     if len({path.stem for path in settings.read}) < len(settings.read):
         raise UserError("two raters' files have one name; mend: rename one")
     answers = {path.stem: read_sheet(path, key) for path in settings.read}
-    judges = dict(answers) | ({"machine": machine_answers(settings.machine, key)} if settings.machine else {})
+    judges = dict(answers) | (machine_answers(settings.machine, key, settings.metric) if settings.machine else {})
     pairs = {f"{a} / {b}": agreement(judges[a], judges[b], key["kind"]) for a, b in combinations(judges, 2)}
     runs = by_run(key, answers, settings.seed)
     report = {"kind": key["kind"], "items": len(key["items"]), "answered": {n: len(a) for n, a in answers.items()}}
@@ -147,7 +152,8 @@ def read_back(settings: Settings) -> None:
     if rows:
         print(markdown_table(["who", "items", "equal", "Cohen's kappa"], rows))
     if key["kind"] == "style":
-        print("\n".join(f"{run}: {counts}" for run, counts in runs.items()))
+        rows = [[run, *(str(counts.get(label, 0)) for label in key["allowed"])] for run, counts in runs.items()]
+        print(markdown_table(["run", *key["allowed"]], rows))
     else:
         what = "mean rating" if key["kind"] == "rating" else "share of wins"
         rows = [[run, interval([f["mean"], f["low"], f["high"]]), str(f["answers"])] for run, f in runs.items()]

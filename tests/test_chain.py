@@ -255,6 +255,13 @@ def test_generation_stops_on_bad_prompts_and_writes_nothing(name, prepared, tmp_
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_generation_stops_where_an_answer_would_leave_the_models_context(prepared, tmp_path):
+    words = ["--prompts-file", prepared / "prompts_val.jsonl", "--max-prompts", 2, "--max-new-tokens", 2048]
+    done = stage("60_generate.py", *words, "--output-file", tmp_path / "out.jsonl", check=False)
+    assert done.returncode == 2 and "the model reads 2048 tokens" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("name", ["gbk", "empty answer"])
 def test_training_stops_on_bad_rows_and_keeps_what_is_there(name, trained, prepared, tmp_path):
     def empty(line: bytes) -> bytes:

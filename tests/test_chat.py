@@ -237,7 +237,6 @@ def test_what_parquet_can_hold_and_json_cannot_is_named(row, message):
 def test_a_table_of_several_formats_and_its_numbers(tmp_path):
     from test_sft_ways import stage
 
-    header = "instruction output prompt completion chosen rejected messages max_characters n no".split()
     cells = [
         {"instruction": "问一", "output": "答一", "max_characters": "30", "n": "7", "no": "007"},
         {"prompt": "问二", "completion": "答二", "max_characters": "", "n": "x"},
@@ -248,6 +247,7 @@ def test_a_table_of_several_formats_and_its_numbers(tmp_path):
         {"instruction": "问七"},
         {"n": "x"},
     ]
+    header = list(dict.fromkeys(key for row in cells for key in row))
     file = tmp_path / "mixed.csv"
     with open(file, "w", encoding="utf-8", newline="") as out:
         table = csv.DictWriter(out, header, restval="")

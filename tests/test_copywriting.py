@@ -224,3 +224,30 @@ def test_the_recipes_use_flags_that_their_stages_have(path):
         fields = {node.target.id for node in settings.body if isinstance(node, ast.AnnAssign)}
         flags = {word.replace("-", "_") for word in re.findall(r"(?<!\S)--([a-z][a-z-]*)", words)}
         assert flags <= fields, f"{script}: {flags - fields}"
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("服务器错误，请稍后再试", "an error message"),
+        ("请求过于频繁，请稍后再试。", "an error message"),
+        ("抱歉，我无法完成这个请求。", "a refusal"),
+        ("很抱歉，我不能为这款产品写文案。", "a refusal"),
+        ("作为一个AI语言模型，我无法撰写广告。", "a refusal"),
+        ("抱歉，这瓶精华没有香味。成分表里本来就没有香精。", None),
+        ("皮肤屏障需要的不是更多步骤。", None),
+    ],
+)
+def test_an_error_or_a_refusal_is_never_taken_for_copy(text, reason):
+    from tasks.copy_rows import usable_text
+
+    assert usable_text(text, "stop") == (text, reason)
+
+
+def test_a_text_that_says_nothing_false_does_not_count_as_a_false_one():
+    from tasks import copy_faults
+
+    product = next(iter(copywriting.products().values()))
+    meta = {"product_id": product["id"], "copy_type": "paid_ad_fab"}
+    assert "fact" in {problem.kind for problem in copywriting.problems("这是一瓶精华。", meta)}, "the name is missing"
+    assert not copy_faults.shows("false", "这是一瓶精华。", meta)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import test_sft_ways as sft_ways
+from common.settings import UserError
 from conftest import ROOT, SCRIPTS
 from test_chain import record_of, rows_of, stage
 
@@ -207,7 +208,10 @@ def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, 
     data = write_rows(tmp_path / "own.jsonl", own)
     module.main(module.Settings(data=data, labels=labels, output_dir=tmp_path / "own"))
     said = capsys.readouterr().out
-    assert "warning: 诚实: over 5 points from the share in all rows, in test; mend: another --split-salt" in said
+    (warning,) = (line for line in said.splitlines() if "warning" in line)
+    assert (
+        "诚实" in warning and "over 5 points from the share in all rows, in test; mend: another --split-salt" in warning
+    )
     assert said.splitlines()[-1].endswith(f" --labels_file {labels}")
 
 
@@ -619,6 +623,100 @@ def test_a_sheet_with_a_wrong_answer_or_another_text_is_refused(two_runs, tmp_pa
                           (changed, "not the sheet of this key"), (torn, "columns are missing")):  # fmt: skip
         done = stage("73_human_sheet.py", "--read", path, "--output", sheet, check=False)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, path.name
+
+
+def read_back(sheet: Path, raters: list[Path], **settings) -> dict:
+    """The report of stage 73 on filled sheets."""
+    module, report = sft_ways.stage("73_human_sheet"), sheet.with_name("report.json")
+    module.main(module.Settings(output=sheet, read=tuple(raters), report=report, **settings))
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def test_every_run_is_compared_with_its_own_machine_file(two_runs, tmp_path, capsys):
+    """Ids are the same in both runs; a text without a score is left out."""
+    files = []
+    for run, score, label in (("base", 1.4, "诚实"), ("sft", 4.6, "售前")):
+        rows = [{"id": f"p{i}#0", "score": score if i else None, "predicted_label": label} for i in range(12)]
+        files.append(write_rows(tmp_path / "machine" / f"{run}.jsonl", rows))
+    named = [f"sft={files[1].rename(tmp_path / 'machine' / 'other.jsonl')}", str(files[0])]
+    likes = {
+        "pair": lambda row: "A" if "s答案" in row["text_a"] else "B",
+        "rating": lambda row: "5" if "s答案" in row["text"] else "1",
+        "style": lambda row: "售前" if "s答案" in row["text"] else "诚实",
+    }
+    module = sft_ways.stage("73_human_sheet")
+    for kind, items in (("pair", 11), ("rating", 22), ("style", 24)):
+        sheet = tmp_path / f"{kind}.csv"
+        words = {"kind": kind, "generations": tuple(two_runs), "labels": DATA / "labels.json", "output": sheet}
+        module.main(module.Settings(**words))
+        assert capsys.readouterr().out.endswith(f"--kind {kind} --read FILLED.csv ... --output {sheet}\n")
+        anna = fill(sheet, tmp_path / "anna.csv", likes[kind])
+        report = read_back(sheet, [anna], kind=kind, machine=tuple(named))
+        assert report["agreement"]["anna / machine"] == {"items": items, "equal": 1, "kappa": 1}, kind
+        for words, message in (((named[1].replace("base", "none"),), "no such file"),
+                               ((named[0].removeprefix("sft="),), "no run other (base, sft); mend: RUN=FILE"),
+                               ((named[1], named[1]), "an earlier file speaks of the same texts")):  # fmt: skip
+            with pytest.raises(UserError) as caught:
+                read_back(sheet, [anna], kind=kind, machine=words)
+            assert message in str(caught.value)
+
+
+def test_people_are_compared_with_the_judge_and_with_scores(tmp_path):
+    """Files as stages 71 and 70 write them, of copy that the rules of the task judge."""
+    from tasks import copywriting
+
+    golden = rows_of(ROOT / "data/copywriting/golden.jsonl")[:6]
+    for run in ("sft", "base"):
+        rows = []
+        for i, row in enumerate(golden):
+            meta = {"product_id": row["product_id"], "copy_type": row["copy_type"]}
+            text = row["copy"][: len(row["copy"]) // (2 if run == "sft" else 8)]
+            asked = {"prompt": copywriting.messages(meta), "meta": meta}
+            rows.append(generation(run, f"q{i}", text, row["copy"]) | asked)
+        write_rows(tmp_path / "generations" / f"{run}.jsonl", rows)
+    files = sorted((tmp_path / "generations").glob("*.jsonl"))
+    judge, score = sft_ways.stage("71_judge"), sft_ways.stage("70_score")
+    judged, scored = tmp_path / "rules.jsonl", tmp_path / "scores"
+    candidates = ("golden", f"finetuned={files[1]}", f"first={files[0]}")
+    shared = {"task": "copywriting", "bootstrap": 50}
+    judge.main(judge.Settings(candidates=candidates, output_file=judged, generations=files[0].parent, **shared))
+    score.main(score.Settings(generations=tuple(files), nll_model="", output_dir=scored, **shared))
+
+    rows = rows_of(judged)
+    said = {}  # run, prompt -> the judge's score
+    for row in rows:
+        for letter, run in zip("ABC", ("reference", "sft", "base"), strict=True):
+            said[run, row["prompt_id"]] = row["candidates"][letter]["score"]
+    module = sft_ways.stage("73_human_sheet")
+    texts = {(run.stem, row["prompt_id"]): row["completion"] for run in files for row in rows_of(run)}
+    texts |= {("reference", row["prompt_id"]): row["reference"] for row in rows_of(files[0])}
+    run_of = {text: place for place, text in texts.items()}
+
+    def best(row: dict) -> str:
+        a, b = (said[run_of[row[side]]] for side in ("text_a", "text_b"))
+        return "A" if a > b else "B" if b > a else "tie"
+
+    for kind, answer, items in (("rating", lambda row: str(round(said[run_of[row["text"]]])), 18), ("pair", best, 18)):
+        sheet = tmp_path / f"{kind}.csv"
+        module.main(module.Settings("copywriting", kind, tuple(files), reference=True, output=sheet))
+        anna = fill(sheet, tmp_path / "anna.csv", answer)
+        figures = read_back(sheet, [anna], kind=kind, machine=(str(judged),))["agreement"]["anna / machine rules"]
+        assert (figures["items"], figures["equal"]) == (items, 1), kind
+
+        words = (str(scored / "base.jsonl"), str(scored / "sft.jsonl"), f"reference={scored / 'sft.reference.jsonl'}")
+        figures = read_back(sheet, [anna], kind=kind, machine=words, metric="overall")["agreement"]["anna / machine"]
+        assert figures["items"] == items
+        with pytest.raises(UserError, match="mend: a --metric from 0 to 1"):
+            read_back(sheet, [anna], kind=kind, machine=words, metric="characters")
+    # a text that nothing could judge: no figure, no answer
+    rows[0]["candidates"]["B"]["score"], rows[1]["candidates"]["B"]["score"] = None, {}
+    rows[2]["wins"]["A>B"] = None
+    write_rows(judged, rows)
+    for kind, items in (("rating", 16), ("pair", 17)):
+        sheet = tmp_path / f"{kind}.csv"
+        anna = fill(sheet, tmp_path / "anna.csv", lambda row: "3" if "text" in row else "tie")
+        report = read_back(sheet, [anna], kind=kind, machine=(str(judged),))
+        assert report["agreement"]["anna / machine rules"]["items"] == items
 
 
 def test_shipped_scenes_and_pairs_are_what_the_readme_says(shipped):

@@ -98,13 +98,13 @@ def load_tokenizer(model: str):
     return tokenizer
 
 
-def require_context(model: str, max_length: int) -> None:
-    """Raises UserError where rows of `max_length` tokens are longer than the model reads."""
+def require_context(model: str, tokens: int, what: str = "--max-length") -> None:
+    """Raises UserError where `tokens`, which `what` names, are more than the model reads."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
-    if max_length > (context := getattr(config, "max_position_embeddings", max_length)):
-        raise UserError(f"--max-length {max_length}: the model reads {context} tokens; mend: a smaller one")
+    if tokens > (context := getattr(config, "max_position_embeddings", tokens)):
+        raise UserError(f"{what} {tokens}: the model reads {context} tokens; mend: a smaller one")
 
 
 def marks_answers(tokenizer) -> bool:
