@@ -17,7 +17,7 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=16000 prompts=512 seeds=3 eval=50 preferred=2000 ranked=560 samples=16 grpo=150 after_dpo=60 ppo=55
+folder=poems rows=16000 prompts=512 seeds=3 eval=50 preferred=2000 ranked=560 samples=16 grpo=80 after_dpo=40 ppo=55
 if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 preferred=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
@@ -60,11 +60,11 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
     --val-file $data/round2/pref_onpolicy_val.jsonl --output-dir $models/dpo_round2
   generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
   stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
-  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --batch-size 64 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
+  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
-  stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --batch-size 64 --max-steps $grpo --eval-steps 25 --output-dir $models/grpo
+  stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
   generate grpo --model $models/sft_merged --adapter $models/grpo
   stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
   generate ppo --model $models/sft_merged --adapter $models/ppo
