@@ -10,8 +10,7 @@ Bound to 127.0.0.1 unless told otherwise. Put TLS and rate limits in front of it
     GET  /health, GET /metrics (Prometheus), GET /docs (OpenAPI, with examples)
 
 Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 413 body too large, 422 bad field, empty or
-too long text, too many texts, 429 too many requests waiting. No text or token
-is ever logged or sent back in an error.
+too long text, too many texts, 429 too many requests waiting. No text or token is ever logged or sent back in an error.
 
 Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it is set
 Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client gone), milliseconds
@@ -19,6 +18,7 @@ Run     python scripts/62_serve.py
         SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model checkpoints/styles/reward
 """
 
+import asyncio
 import hmac
 import os
 import socket
@@ -70,6 +70,7 @@ class Guard:
     def __init__(self, app, settings: Settings, token: bytes | None, requests, seconds):
         self.app, self.settings, self.token, self.requests, self.seconds = app, settings, token, requests, seconds
         self.paths = {route.path for route in app.routes}
+        self.failed: Exception | None = None  # why the models could not be loaded
         self.accepted = self.answered = 0  # answered: the whole answer was sent to a client that was still there
 
     async def __call__(self, scope, receive, send) -> None:
@@ -79,8 +80,7 @@ class Guard:
         from starlette.requests import Request
 
         self.accepted += 1
-        started, status, size = time.perf_counter(), 500, 0
-        chunks, more = [], True
+        started, status, size, chunks, more = time.perf_counter(), 500, 0, [], True
 
         async def counted_send(message) -> None:
             nonlocal status
@@ -105,12 +105,11 @@ class Guard:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
                 more = message.get("more_body", False)
-                if size > self.settings.max_body_bytes:
-                    text = f"the body is larger than {self.settings.max_body_bytes} bytes"
+                if size > (limit := self.settings.max_body_bytes):
+                    text = f"the body is larger than {limit} bytes"
                     await self.refuse(counted_send, 413, text, [(b"connection", b"close")])
                     return
-            body = b"".join(chunks)
-            await self.app(scope, self.replay(body, receive), counted_send)
+            await self.app(scope, self.replay(b"".join(chunks), receive), counted_send)
         except Exception as error:  # 500 has been sent; the traceback goes no further, a message may hold the text
             log(f"error: {type(error).__name__}")
         finally:
@@ -172,8 +171,8 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
     return opened
 
 
-def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
-    """The ASGI app around the models of open_models."""
+def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None) -> Guard:
+    """The ASGI app; models are loaded when the server starts up. What keeps them from it is left in the guard's `failed`."""
     from typing import Annotated, Literal
 
     from fastapi import Depends, FastAPI, HTTPException, Query
@@ -181,7 +180,7 @@ def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
     from fastapi.responses import JSONResponse, PlainTextResponse
     from fastapi.security import HTTPBearer
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import BaseModel, ConfigDict, Field, create_model
 
     from common.classifiers import render_conversation
     from common.jsonl import validate_row
@@ -194,6 +193,7 @@ def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
     sizes = Histogram("batch_texts", "Texts scored together", ("model",), registry=registry, buckets=steps)
     waiting = Gauge("waiting_texts", "Texts that wait for the model", ("model",), registry=registry)
     batchers: dict[str, MicroBatcher] = {}
+    opened: dict = {}
 
     # --- what is asked and answered; a text holds at least one character that is no space
     Text = Annotated[str, Field(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
@@ -222,22 +222,21 @@ def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
         confidence: float
         probabilities: dict[str, float]
 
-    class Predictions(BaseModel):
-        results: list[Prediction]
-
-    class Reward(BaseModel):
-        reward: float
+    Predictions = create_model("Predictions", results=(list[Prediction], ...))
+    Reward, Problem = create_model("Reward", reward=(float, ...)), create_model("Problem", detail=(str, ...))
 
     class Health(BaseModel):
         status: Literal["ok"]
         labels: list[str]
         reward_model: bool
 
-    class Problem(BaseModel):
-        detail: str
-
     @asynccontextmanager
     async def lifespan(app):
+        try:
+            opened.update(await asyncio.to_thread(open_models, settings, model_path, reward_path))
+        except Exception as error:
+            guard.failed = error
+            raise
         for name, (score, _) in opened.items():
             limits = (settings.batch_texts, settings.batch_wait_ms / 1000, settings.max_waiting)
             batchers[name] = MicroBatcher(score, *limits, sizes.labels(name).observe)
@@ -275,9 +274,7 @@ def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
 
     Asked = Annotated[str | None, Query(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
 
-    @app.post(
-        "/predict", responses=faults, dependencies=security, summary="The style of one text (the body's, if both)"
-    )
+    @app.post("/predict", responses=faults, dependencies=security, summary="The style of one text: body before query")
     async def predict(body: PredictRequest | None = None, text: Asked = None) -> Prediction:
         if body is None and text is None:
             raise HTTPException(422, 'no text; mend: {"text": "..."} as JSON, or ?text=...')
@@ -309,9 +306,9 @@ def build_app(settings: Settings, opened: dict, token: str | None) -> Guard:
 
     refused = {401: faults[401]} if token else {}
 
-    @app.get(
-        "/metrics", response_class=PlainTextResponse, responses=refused, dependencies=security, summary="For Prometheus"
-    )
+    plain = {"response_class": PlainTextResponse, "responses": refused}
+
+    @app.get("/metrics", **plain, dependencies=security, summary="For Prometheus")
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
@@ -332,15 +329,18 @@ def main(settings: Settings) -> None:
     except OSError as error:
         raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; mend: another --host or --port") from None
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    app = build_app(settings, open_models(settings, model_path, reward_path), token)
+    app = build_app(settings, model_path, reward_path, token)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets=None) -> None:
-            await super().startup(sockets)
+            try:
+                await super().startup(sockets)
+            except SystemExit as stop:  # uvicorn's way to say that the lifespan failed
+                raise app.failed or stop from None
             print(f"listening on {url} (token {'needed' if token else 'not set: open to everyone who reaches it'})")
 
-    # uvicorn's access log would write the query, and with it people's texts
-    config = uvicorn.Config(app, access_log=False, log_level="warning", lifespan="on", server_header=False)
+    # uvicorn's access log would write the query, and its errors a traceback: both may hold people's texts
+    config = uvicorn.Config(app, access_log=False, log_level="critical", lifespan="on", server_header=False)
     config.timeout_graceful_shutdown = settings.grace_seconds
     Server(config).run([listener])
 
