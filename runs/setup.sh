@@ -23,21 +23,3 @@ if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
 fi
 install requirements.txt
 export TOKENIZERS_PARALLELISM=false
-
-# lane NAME FUNCTION: runs FUNCTION beside what follows, on half of the cores, its lines marked with NAME.
-# wait_lanes: returns when all have ended, and fails if one has failed. Ctrl-C and TERM end them too.
-lanes=()
-lane() {
-  local cores; cores="$(getconf _NPROCESSORS_ONLN)"
-  set -m  # a process group of its own, so that the whole lane can be ended
-  ( export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 1 ? cores / 2 : 1 ))}"
-    "$2" 2>&1 | while IFS= read -r line; do echo "[$1] $line"; done ) &
-  lanes+=($!)
-  set +m
-  trap 'for job in "${lanes[@]}"; do kill -- "-$job" 2>/dev/null || true; done; exit 130' INT TERM
-}
-wait_lanes() {
-  local job failed=0
-  for job in "${lanes[@]}"; do wait "$job" || failed=1; done
-  (( failed == 0 )) || { echo "error: a lane has failed, its lines say why; the same command goes on where it ended" >&2; return 1; }
-}
