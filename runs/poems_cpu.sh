@@ -32,6 +32,10 @@ generate() {  # generate NAME MODEL-FLAGS...
   stage 60_generate.py "$@" --name "$name" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
     --num-samples $seeds --output-file $texts/"$name".jsonl
 }
+score() {  # score NAME ...: in the lane that wrote them, so that both cores have work to the end
+  local files=("${@/#/$texts/}")
+  stage 70_score.py --generations "${files[@]/%/.jsonl}" --output-dir results/$folder/scores
+}
 # shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72
   --rewards form:1 rhyme:2 meter all_three no_repeat:0.5"
@@ -62,6 +66,7 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
   stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
   stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
+  score sft sft_merged dpo dpo_round2 dpo_grpo
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
@@ -69,6 +74,7 @@ rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
   generate ppo --model $models/sft_merged --adapter $models/ppo
   generate base
+  score grpo ppo base
 }
 # lane NAME FUNCTION: runs FUNCTION beside what follows, on half of the cores, its lines marked with NAME.
 # wait_lanes: returns when all have ended, and fails if one has failed. Ctrl-C and TERM end them too.
@@ -92,7 +98,6 @@ lane pairs pairs
 lane rules rules
 wait_lanes
 
-stage 70_score.py --generations $texts --output-dir results/$folder/scores
 # the report is made anew each time: it costs seconds, and any run above may have changed
 python scripts/72_compare.py --generations $texts --scores results/$folder/scores --checkpoints $models \
   --output results/$folder/compare --overwrite

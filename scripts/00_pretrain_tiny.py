@@ -31,6 +31,9 @@ class Settings:
         Path("data/weibo/sample_comments.json"),
     )  # only their characters
     min_count: int = 12  # a verse character seen less often, and not in GB2312, is spelled in bytes
+    byte_texts: bool = (
+        False  # keep texts with a character that the tokenizer spells in bytes; a small model then writes broken ones
+    )
     chatml_share: float = 0.1  # share of texts wrapped as a plain ChatML turn
     tang_passes: int = 2  # Tang poems are shown this often for each time a Song poem is
 
@@ -116,6 +119,12 @@ def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[in
 
     rng = random.Random(settings.seed)
     pad = tokenizer.pad_token_id
+    if not settings.byte_texts:
+        known = {char for char in tokenizer.get_vocab() if len(char) == 1}
+        read = len(poems) + len(sentences)
+        poems = [poem for poem in poems if known.issuperset(poem.text)]
+        sentences = [sentence for sentence in sentences if known.issuperset(sentence)]
+        print(f"{read - len(poems) - len(sentences)} of {read} texts left out: a character spelled in bytes")
 
     def encode(text: str, request: str) -> list[int]:
         if rng.random() < settings.chatml_share:

@@ -56,7 +56,7 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
     from common.jsonl import Problem
-    from tasks.chat_rows import Bad, convert, read_numbers, read_rows, without_empty
+    from tasks.chat_rows import Bad, convert, read_cells, read_rows, without_empty
 
     found, problems = read_rows(path)
     is_table = path.suffix in (".csv", ".tsv")
@@ -75,7 +75,7 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         for column in row.unused:
             unknown[column].append(line)
     if is_table:
-        read_numbers([row.row["meta"] for row in rows], settings.keep)
+        read_cells([row.row["meta"] for row in rows], settings.keep)
     formats = Counter(row.format for row in rows)
     if "prompt/completion" in formats and "prompt" in formats:
         mend = "add it, or put prompts for RL into a file of their own"

@@ -55,7 +55,7 @@ class Settings:
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
     """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come without)."""
     from common.jsonl import read_jsonl
-    from tasks.styles import answer_of, question_of
+    from tasks.styles import answer_of, plain_question, question_of
 
     if not settings.generations:
         raise UserError("nothing to judge; mend: --generations FILE ...")
@@ -70,7 +70,9 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
             runs[path.stem] = {row["id"]: row for row in texts}
             continue
         for row in read_jsonl(path, "generation"):  # once more, for its schema
-            item = {"id": row["id"], "prompt": row["prompt"][-1]["content"], "text": row["completion"]}
+            prompt = row["prompt"][-1]["content"]
+            prompt = plain_question(prompt) if settings.kind == "style" else prompt
+            item = {"id": row["id"], "prompt": prompt, "text": row["completion"]}
             runs.setdefault(path.stem, {}).setdefault(row["prompt_id"], item)
             if settings.reference and row["reference"] is not None and settings.kind != "style":
                 golden = {**item, "id": f"{row['prompt_id']}#reference", "text": row["reference"]}

@@ -238,7 +238,14 @@ def test_a_table_of_several_formats_and_its_numbers(tmp_path):
     from test_sft_ways import stage
 
     cells = [
-        {"instruction": "问一", "output": "答一", "max_characters": "30", "n": "7", "no": "007"},
+        {
+            "instruction": "问一",
+            "output": "答一",
+            "max_characters": "30",
+            "n": "7",
+            "no": "007",
+            "must_include": '["雨伞", "门"]',
+        },
         {"prompt": "问二", "completion": "答二", "max_characters": "", "n": "x"},
         {"prompt": "问三", "chosen": "好", "rejected": "坏", "max_characters": "2.5"},
         {"instruction": "问四", "chosen": "好", "rejected": "坏"},
@@ -254,11 +261,14 @@ def test_a_table_of_several_formats_and_its_numbers(tmp_path):
         table.writeheader()
         table.writerows(cells)
     module = stage("17_prepare_chat")
-    rows, problems, facts = module.read_file(file, module.Settings(keep=("max_characters", "n", "no")), {})
+    rows, problems, facts = module.read_file(
+        file, module.Settings(keep=("max_characters", "n", "no", "must_include")), {}
+    )
     assert [row.format for row in rows] == ["alpaca", "prompt/completion", "pairs", "pairs", "messages"]
     assert facts["rows"] == 8 and facts["unknown columns"] == {}
     assert [row.row["meta"]["max_characters"] for row in rows] == [30, None, 2.5, None, None]
     assert [row.row["meta"]["n"] for row in rows[:2]] == ["7", "x"] and rows[0].row["meta"]["no"] == "007"
+    assert [row.row["meta"]["must_include"] for row in rows[:2]] == [["雨伞", "门"], None]
     assert [(problem.line, problem.reason) for problem in problems] == [
         (7, "rejected[0]: the answer is empty"), (8, "completion[0]: the answer is empty"),
         (9, "prompt[0]: the text is empty")]  # fmt: skip
@@ -350,6 +360,8 @@ def test_what_was_asked_is_measured(text):
 def test_where_nothing_is_asked_nothing_is_measured():
     from tasks import chat
 
+    # a table's cell is one string, not its characters
+    assert chat.REWARDS["include"]([Q], ["带雨。"], [{"must_include": "雨伞"}]) == [0.0]
     for name in ("length", "include", "sentences", "list_items", "follows"):
         assert chat.REWARDS[name]([Q], ["好。"], [{}]) == [None]
 

@@ -157,6 +157,9 @@ def test_a_style_reward_is_the_probability_of_its_class(models):
     with torch.no_grad():
         expected = model(ids).logits.softmax(-1)[0, 1].item()
     assert columns["style=styles#诚实"][0] == pytest.approx(expected, abs=1e-4)
+    named = [{"role": "user", "content": f"请用“诚实”的风格回答：{PROMPT[0]['content']}"}]
+    loaded = load_rewards((f"style={folder / 'styles'}#诚实",), "poems", "float32")
+    assert score(loaded, [named], ["白日"], [META])["style=styles#诚实"] == pytest.approx([expected], abs=1e-4)
 
 
 def test_rules_and_models_mix_in_one_total(models):

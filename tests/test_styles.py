@@ -505,10 +505,15 @@ def test_a_blank_text_is_refused(text):
 def test_prompt_and_completion_may_be_texts_or_turns(tmp_path):
     module = sft_ways.stage("61_classify_style")
     turns = [{"role": "assistant", "content": "能。"}]
-    rows = [{"prompt": prompt, "completion": completion} for prompt in ("能退吗？", [{"content": "能退吗？"}])
+    # the classifier has seen no question that names the wanted style, and must not be told it
+    from tasks.styles import messages
+
+    named = messages({"question": "能退吗？", "ask_for": "诚实"})
+    assert "诚实" in named[0]["content"]
+    rows = [{"prompt": prompt, "completion": completion} for prompt in ("能退吗？", [{"content": "能退吗？"}], named)
             for completion in ("能。", turns, "")]  # fmt: skip
     texts = [text for _, text in module.read_texts(write_rows(tmp_path / "rows.jsonl", rows))]
-    assert texts == ["用户问题：能退吗？\n回答：" + answer for answer in ("能。", "能。", "")] * 2
+    assert texts == ["用户问题：能退吗？\n回答：" + answer for answer in ("能。", "能。", "")] * 3
 
 
 def test_cut_texts_are_counted_and_the_next_command_reads_what_it_names(tmp_path, capsys, monkeypatch):

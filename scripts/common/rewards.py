@@ -135,12 +135,13 @@ def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
 
 def _style_reward(path: str, label: str, dtype: str, max_length: int) -> Callable:
     from common.classifiers import label_index, load_classifier, logits_of
+    from tasks.styles import classifier_text
 
     model, tokenizer = load_classifier(path, dtype)
     index = label_index(model, label)
 
     def function(prompts, completions, meta) -> list[float]:
-        texts = [f"用户问题：{p[-1]['content']}\n回答：{text}" for p, text in zip(prompts, completions, strict=True)]
+        texts = [classifier_text(p[-1]["content"], text) for p, text in zip(prompts, completions, strict=True)]
         return logits_of(model, tokenizer, texts, max_length).softmax(-1)[:, index].tolist()
 
     return function

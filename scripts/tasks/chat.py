@@ -61,9 +61,15 @@ def length(prompts, completions, meta, **_) -> list[float | None]:
     return values
 
 
+def wanted_strings(meta: dict) -> list[str]:
+    """meta's must_include as a list: a table's cell is one string."""
+    asked = meta.get("must_include") or []
+    return [asked] if isinstance(asked, str) else asked
+
+
 def include(prompts, completions, meta, **_) -> list[float | None]:
     """Share of the strings in must_include that occur; None where none is asked."""
-    asked = [m.get("must_include") or [] for m in meta]
+    asked = [wanted_strings(m) for m in meta]
     return [
         sum(part in text for part in parts) / len(parts) if parts else None
         for text, parts in zip(completions, asked, strict=True)
@@ -153,7 +159,7 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
         places = [place for place, char in enumerate(text) if not char.isspace()]
         end = places[limit]
     found, last = [], 0
-    wanted = [re.escape(part) for part in sorted(meta.get("must_include") or [], key=len, reverse=True) if part]
+    wanted = [re.escape(part) for part in sorted(wanted_strings(meta), key=len, reverse=True) if part]
     for match in re.finditer("|".join(wanted), text[:end]) if wanted else ():
         if match.start() >= last:
             found.append((match.start(), match.end(), "included"))

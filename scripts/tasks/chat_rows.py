@@ -221,14 +221,22 @@ def without_empty(row: dict) -> dict:
     return {key: value for key, value in row.items() if key not in unused}
 
 
-def read_numbers(metas: list[dict], names: tuple[str, ...]) -> None:
-    """Turns the cells of columns that hold nothing but numbers into numbers, and their empty cells into null."""
+def read_cells(metas: list[dict], names: tuple[str, ...]) -> None:
+    """Reads the cells of columns that hold nothing but numbers, or nothing but JSON arrays of strings; empty ones become null."""
     for name in names:
-        cells = {cell.strip() for meta in metas if isinstance(cell := meta.get(name), str)}
-        if all(NUMBER.fullmatch(cell) for cell in cells - {""}):
+        cells = {cell.strip() for meta in metas if isinstance(cell := meta.get(name), str)} - {""}
+        if all(NUMBER.fullmatch(cell) for cell in cells) or all(_is_string_array(cell) for cell in cells):
             for meta in metas:
                 if isinstance(cell := meta.get(name), str):
                     meta[name] = json.loads(cell.strip()) if cell.strip() else None
+
+
+def _is_string_array(cell: str) -> bool:
+    try:
+        value = json.loads(cell)
+    except ValueError:
+        return False
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def _parquet(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:

@@ -23,6 +23,7 @@ from tasks import poems
 DATA = ROOT / "data" / "styles"
 FILES = (DATA / "labels.json", DATA / "training_data.json", Path(poems.__file__))
 INPUT = re.compile(r"用户问题：(?P<question>.*?)\n回答：(?P<answer>.*)", re.DOTALL)
+ASKED_STYLE = re.compile(r"^请用“[^”\n]*”的风格回答：")
 # shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all three splits
 VAL_SHARE, TEST_SHARE, SALT = 0.15, 0.15, "styles-77"
 SHARED_RUN = 10  # characters; two answers of the shipped data to different questions never share as many
@@ -40,9 +41,14 @@ DEMO = (  # a new question and answer for each shipped style
 # --- rows
 
 
+def plain_question(prompt: str) -> str:
+    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is wanted."""
+    return ASKED_STYLE.sub("", prompt)
+
+
 def classifier_text(question: str, answer: str) -> str:
     """The text that the classifier is trained on and asked about."""
-    return f"用户问题：{question}\n回答：{answer}"
+    return f"用户问题：{plain_question(question)}\n回答：{answer}"
 
 
 def question_of(text: str) -> str:
