@@ -18,7 +18,7 @@ python scripts/60_generate.py --model $models/sft_full_merged --prompts-file $da
   --output-file results/poems_ablation/onpolicy/sft_full_merged.jsonl
 python scripts/33_rank_samples.py --generations results/poems_ablation/onpolicy/sft_full_merged.jsonl --rewards rhyme meter --output-dir $data/full
 python scripts/40_train_dpo.py --model $models/sft_full_merged --train-file $data/full/pref_onpolicy_train.jsonl \
-  --val-file $data/full/pref_onpolicy_val.jsonl --output-dir $models/dpo
+  --val-file $data/full/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo
 
 generate() {  # generate NAME MODEL-FLAGS...
   local name=$1; shift

@@ -64,12 +64,12 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
     --val-file $data/round2/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo_round2
   generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
   stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
-  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --lr 1.5e-3 --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
+  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --eval-steps 20 --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
   score sft sft_merged dpo dpo_round2 dpo_grpo
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
-  stage 50_train_grpo.py --model $models/sft_merged $rl --lr 1.5e-3 --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
+  stage 50_train_grpo.py --model $models/sft_merged $rl --beta 0 --max-steps $grpo --eval-steps 20 --output-dir $models/grpo
   generate grpo --model $models/sft_merged --adapter $models/grpo
   stage 51_train_ppo.py --model $models/sft_merged $rl --max-steps $ppo --epochs 2 --kl-coef 0.02 --output-dir $models/ppo
   generate ppo --model $models/sft_merged --adapter $models/ppo
