@@ -31,9 +31,6 @@ class Settings:
         Path("data/weibo/sample_comments.json"),
     )  # only their characters
     min_count: int = 12  # a verse character seen less often, and not in GB2312, is spelled in bytes
-    byte_texts: bool = (
-        False  # keep texts with a character that the tokenizer spells in bytes; a small model then writes broken ones
-    )
     chatml_share: float = 0.1  # share of texts wrapped as a plain ChatML turn
     tang_passes: int = 2  # Tang poems are shown this often for each time a Song poem is
 
@@ -55,7 +52,6 @@ class Settings:
     init: str = ""  # start from the weights and the tokenizer of this folder; empty = from scratch
     eval_every: int = 400  # steps
     eval_poems: int = 256  # held-out poems for the NLL, and poems sampled for form, meter and rhyme
-    threads: int = 0  # CPU threads, 0 = torch's choice
 
     # --- run
     output_dir: Path = Path("data/tiny_qwen3")  # model and tokenizer
@@ -119,12 +115,11 @@ def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[in
 
     rng = random.Random(settings.seed)
     pad = tokenizer.pad_token_id
-    if not settings.byte_texts:
-        known = {char for char in tokenizer.get_vocab() if len(char) == 1}
-        read = len(poems) + len(sentences)
-        poems = [poem for poem in poems if known.issuperset(poem.text)]
-        sentences = [sentence for sentence in sentences if known.issuperset(sentence)]
-        print(f"{read - len(poems) - len(sentences)} of {read} texts left out: a character spelled in bytes")
+    # a small model that has seen characters spelled in bytes writes broken ones
+    known, read = set(tokenizer.get_vocab()), len(poems) + len(sentences)
+    poems = [poem for poem in poems if known.issuperset(poem.text)]
+    sentences = [sentence for sentence in sentences if known.issuperset(sentence)]
+    print(f"{read - len(poems) - len(sentences)} of {read} texts left out: a character spelled in bytes")
 
     def encode(text: str, request: str) -> list[int]:
         if rng.random() < settings.chatml_share:
@@ -226,8 +221,6 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     from common.muon import Muon
     from common.runs import set_seed
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     set_seed(settings.seed)
     tokenizer = load_tokenizer(resolve_model(settings.init)) if settings.init else build_tokenizer(characters)
@@ -347,7 +340,7 @@ def main(settings: Settings) -> None:
 
     texts = load_texts(settings)  # before an earlier run's files are touched
     inputs = {"corpus": settings.corpus, "modern": settings.modern}
-    ignore = ("train_tokens", "decay_share", "threads")
+    ignore = ("train_tokens", "decay_share")
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=ignore) as run:
         train(settings, run, *texts)
 
