@@ -21,12 +21,13 @@ def test_greedy_texts_are_those_of_transformers_own_loop(base, penalty):
     texts = [render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
     inputs = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
     inputs.pop("token_type_ids", None)
-    plain = {"do_sample": False, "max_new_tokens": 60, "repetition_penalty": penalty}
+    ends = tokenizer.convert_tokens_to_ids(["？", "。", tokenizer.eos_token])  # so that answers end at different times
+    plain = {"do_sample": False, "max_new_tokens": 60, "repetition_penalty": penalty, "eos_token_id": ends}
     theirs = model.generate(**inputs, **plain)
     ours = model.generate(**inputs, **plain, custom_generate=write_on_cpu)
     assert torch.equal(ours, theirs)
-    ends = (ours == tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :].sum(1)
-    assert len(set(ends.tolist())) > 1, "answers that end at one time would not show that rows leave the batch"
+    padding = (ours == tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :].sum(1)
+    assert len(set(padding.tolist())) > 1, "answers that end at one time would not show that rows leave the batch"
 
 
 def test_draws_follow_the_probabilities():
