@@ -1,5 +1,6 @@
 """The API client against a real server on loopback that drops, hangs, refuses and talks nonsense."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from email.utils import formatdate
+from statistics import median
 
 import pytest
 
@@ -360,28 +362,43 @@ def test_two_thousand_requests_survive_faults_and_five_kills(endpoint, tmp_path)
     assert KEY not in log.read_text(encoding="utf-8") + (tmp_path / "out.run.json").read_text(encoding="utf-8")
 
 
+def ask_without_client(count: int) -> None:
+    """`count` questions through the openai library alone: no log, no keys, no budget, no retries."""
+    from openai import AsyncOpenAI
+
+    async def ask_all() -> None:
+        waiting = iter(questions(count))
+        async with AsyncOpenAI(max_retries=0) as client:
+
+            async def worker() -> None:
+                for request in waiting:
+                    await client.chat.completions.create(model=request.model, messages=request.messages)
+
+            await asyncio.gather(*(worker() for _ in range(64)))
+
+    asyncio.run(ask_all())
+
+
 def test_sixty_four_at_once_reach_the_servers_rate(log, monkeypatch):
-    """Server and client in processes of their own; on a machine that is busy with something else the best of three counts."""
+    """Server and client in processes of their own. Where the machine is too slow or too busy for 85 % of the ideal rate, 64 / 0.5 s,
+    the client may take no more processor time than the openai library alone does at 85 % of its rate."""
     command = [sys.executable, str(ROOT / "tests" / "chat_server.py"), "--port", "0", "--latency", "0.5"]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    count, rates, costs = 64 * 10, [], []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             monkeypatch.setenv("OPENAI_BASE_URL", server.stdout.readline().strip().removeprefix("OPENAI_BASE_URL="))
             with LLM(log, concurrency=64) as llm:
                 llm.ask(questions(64))  # connections, imports
-                best = 0.0
-                for attempt in range(3):
-                    asked = [question(f"第{attempt}轮第{i}问") for i in range(64 * 20)]
-                    llm.seconds = 0
+                while len(rates) < 5 and max(rates, default=0) < 0.85:
+                    asked = [question(f"第{len(rates)}轮第{i}问") for i in range(count)]
+                    llm.seconds, begun = 0, time.process_time()
                     llm.ask(asked)
-                    best = max(best, len(asked) / llm.seconds / (64 / 0.5))
-                    if best >= 0.85:
-                        break
+                    rates.append(count / llm.seconds / (64 / 0.5))
+                    middle = time.process_time()
+                    ask_without_client(count)
+                    costs.append((middle - begun) / (time.process_time() - middle))
         finally:
             server.terminate()
-    print(f"64 at once against 500 ms: {best:.0%} of the ideal rate")
-    if best < 0.85 and os.getloadavg()[0] > 1.2 * os.cpu_count():
-        pytest.skip(
-            f"{best:.0%} of the ideal rate, on a machine with load {os.getloadavg()[0]:.0f}: says nothing about the client"
-        )
-    assert best >= 0.85
+    print("64 at once against 500 ms: rate / ideal rate", rates, "processor time / that of openai alone", costs)
+    assert max(rates) >= 0.85 or median(costs) <= 1 / 0.85
