@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+import test_sft_ways as sft_ways
 from common.batching import length_batches
 from common.muon import Muon, orthogonalise
 from conftest import ROOT, SCRIPTS
@@ -69,6 +70,21 @@ def test_pretraining_killed_in_the_middle_goes_on(corpus, tmp_path):
     further = json.loads((tmp_path / "more/work/log.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert further["nll_per_token"] < log[0]["nll_per_token"], "it went on from the weights it was given"
     assert (tmp_path / "model/model.safetensors").exists() and (tmp_path / "model/chat_template.jinja").exists()
+
+
+def test_texts_with_a_character_spelled_in_bytes_are_left_out(capsys):
+    from transformers import AutoTokenizer
+
+    module, tokenizer = sft_ways.stage("00_pretrain_tiny"), AutoTokenizer.from_pretrained(ROOT / "data/tiny_qwen3")
+    rare = "𪚥"  # four dragons
+    assert len(tokenizer(rare)["input_ids"]) > 1
+    verse = [verse_corpus.Poem("", "", text, "五言绝句", f"{dynasty}.0#{n}")
+             for n, text in enumerate(("床前明月光", f"床前{rare}月光")) for dynasty in ("tang", "song")]  # fmt: skip
+    settings = module.Settings(tang_passes=3, chatml_share=0)
+    rows = module.encode_rows(settings, tokenizer, verse, ["物流很快", f"物流{rare}快"])
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert texts == ["床前明月光"] * 4 + ["物流很快"]  # Tang three times, Song once
+    assert capsys.readouterr().out.startswith("3 of 6 texts left out")
 
 
 def test_splits_are_decided_by_the_text_alone():

@@ -615,6 +615,19 @@ def test_ratings_per_run_with_the_reference(two_runs, tmp_path):
     assert all(figures["answers"] == 5 for figures in runs.values())
 
 
+def test_style_raters_are_not_told_which_style_was_asked_for(tmp_path):
+    rows = [generation("named", f"p{i}", f"答案{i}") for i in range(3)]
+    for row in rows:
+        row["prompt"][0]["content"] = f"请用“诚实”的风格回答：{row['prompt'][0]['content']}"
+    named = write_rows(tmp_path / "named.jsonl", rows)
+    module = sft_ways.stage("73_human_sheet")
+    for kind, told in (("style", False), ("rating", True)):
+        sheet = tmp_path / f"{kind}.csv"
+        module.main(module.Settings(kind=kind, generations=(named,), labels=DATA / "labels.json", output=sheet))
+        text = sheet.read_text(encoding="utf-8-sig")
+        assert "问题p2" in text and ("请用" in text) == told
+
+
 def test_a_sheet_with_a_wrong_answer_or_another_text_is_refused(two_runs, tmp_path):
     sheet = tmp_path / "rating.csv"
     stage("73_human_sheet.py", "--generations", *two_runs, "--output", sheet)
