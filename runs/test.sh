@@ -17,4 +17,7 @@ for word in "$@"; do
   fi
 done
 ruff check .
-python -m pytest -q ${words[@]+"${words[@]}"}
+# two files of tests at once, each on half of the cores: the tests start more processes than they use threads
+cores="$(getconf _NPROCESSORS_ONLN)"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 1 ? cores / 2 : 1 ))}"
+python -m pytest -q -n 2 --dist loadfile ${words[@]+"${words[@]}"}
