@@ -61,7 +61,7 @@ class Settings:
 
     # --- run
     output_dir: Path = Path("checkpoints/{task}/sft_plain")  # adapter and run record
-    seed: int = 42  # of data order, LoRA initialisation and samples
+    seed: int = 42  # of LoRA initialisation and samples; the order of rows is batch_rebalance's own, always the same
     overwrite: bool = False  # replace what an earlier run left in output_dir
 
 
