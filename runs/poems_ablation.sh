@@ -16,7 +16,7 @@ done
 python scripts/22_merge_adapter.py --adapter $models/sft_full --probe-file $data/full/sft_val.jsonl --output-dir $models/sft_full_merged
 python scripts/60_generate.py --model $models/sft_full_merged --prompts-file $data/full/prompts_train.jsonl --max-prompts 480 --num-samples 16 \
   --output-file results/poems_ablation/onpolicy/sft_full_merged.jsonl
-python scripts/33_rank_samples.py --generations results/poems_ablation/onpolicy/sft_full_merged.jsonl --rewards rhyme meter --output-dir $data/full
+python scripts/33_rank_samples.py --generations results/poems_ablation/onpolicy/sft_full_merged.jsonl --rewards rhyme meter --require form --output-dir $data/full
 python scripts/40_train_dpo.py --model $models/sft_full_merged --train-file $data/full/pref_onpolicy_train.jsonl \
   --val-file $data/full/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo
 

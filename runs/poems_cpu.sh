@@ -53,7 +53,7 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
     --generations results/$folder/onpolicy/val.jsonl --output results/$folder/reward_card
   stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
     --output-file results/$folder/onpolicy/sft_merged.jsonl
-  stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl --rewards rhyme meter --output-dir $data
+  stage 33_rank_samples.py --generations results/$folder/onpolicy/sft_merged.jsonl --rewards rhyme meter --require form --output-dir $data
   stage 40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl --val-file $data/pref_onpolicy_val.jsonl \
     --lr 1e-3 --output-dir $models/dpo
   generate dpo --model $models/sft_merged --adapter $models/dpo
@@ -61,7 +61,7 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
   # once more: pairs of what the model writes now
   stage 60_generate.py --model $models/dpo_merged --prompts-file $data/prompts_train.jsonl --max-prompts $ranked --num-samples $samples \
     --seed 1042 --output-file results/$folder/onpolicy/dpo_merged.jsonl
-  stage 33_rank_samples.py --generations results/$folder/onpolicy/dpo_merged.jsonl --rewards rhyme meter --output-dir $data/round2
+  stage 33_rank_samples.py --generations results/$folder/onpolicy/dpo_merged.jsonl --rewards rhyme meter --require form --output-dir $data/round2
   stage 40_train_dpo.py --model $models/dpo_merged --train-file $data/round2/pref_onpolicy_train.jsonl \
     --val-file $data/round2/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo_round2
   generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2

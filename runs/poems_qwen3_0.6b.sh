@@ -33,7 +33,7 @@ python scripts/30_train_reward.py --model $models/sft_merged $pairs $lora --lr 1
 python scripts/32_evaluate_reward.py --model $models/reward $pairs --output results/$run/reward_card
 python scripts/60_generate.py --model $models/sft_merged --prompts-file $data/prompts_train.jsonl --max-prompts 2000 --num-samples 16 \
   --max-new-tokens 160 --output-file results/$run/onpolicy/sft_merged.jsonl
-python scripts/33_rank_samples.py --generations results/$run/onpolicy/sft_merged.jsonl --rewards rhyme meter --output-dir $data
+python scripts/33_rank_samples.py --generations results/$run/onpolicy/sft_merged.jsonl --rewards rhyme meter --require form --output-dir $data
 python scripts/40_train_dpo.py --model $models/sft_merged --train-file $data/pref_onpolicy_train.jsonl \
   --val-file $data/pref_onpolicy_val.jsonl $lora $dpo --probe-tokens 160 --output-dir $models/dpo
 python scripts/22_merge_adapter.py --adapter $models/dpo --probe-file $data/sft_val.jsonl --output-dir $models/dpo_merged --greedy-tokens 160

@@ -1,13 +1,13 @@
 """On-policy pairs: several samples of a model for each prompt, ranked by named rewards, the best against the worst.
 
 Rewards are those of stages 50 and 51: rules of the task, a reward model, a classifier, or a weighted mix. Ties, near-duplicates,
-samples that did not stop and samples that a reward cannot judge are dropped and counted.
+samples that did not stop, that a reward cannot judge or that break a rule of --require are dropped and counted.
 
 Reads   --generations: one file of stage 60 with --num-samples 8 or more, on training prompts
 Writes  processed_data/{task}/pref_onpolicy_train.jsonl, pref_onpolicy_val.jsonl, with both scores in meta; run record beside them
 Run     python scripts/60_generate.py --model checkpoints/poems/sft_merged --prompts-file processed_data/poems/prompts_train.jsonl \\
             --max-prompts 480 --num-samples 16 --output-file results/poems/onpolicy/sft_merged.jsonl
-        python scripts/33_rank_samples.py --generations results/poems/onpolicy/sft_merged.jsonl --rewards rhyme:1 meter:1
+        python scripts/33_rank_samples.py --generations results/poems/onpolicy/sft_merged.jsonl --rewards rhyme:1 meter:1 --require form
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Settings:
     task: str = "poems"  # writing job: names the folders below
     generations: Path = Path("results/{task}/onpolicy/sft_merged.jsonl")  # samples of the model to be trained
     rewards: tuple[str, ...] = ("rhyme", "meter")  # NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]
+    require: tuple[str, ...] = ()  # rules that both sides keep: a sample that scores below 1 is left out
     dtype: str = "auto"  # of reward models: auto, float32, bfloat16
     max_length: int = 512  # tokens that a reward model reads of prompt and answer; of a longer text the end
 
@@ -57,6 +58,8 @@ def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[
     for row in sorted(rows, key=lambda row: (-(row["total"] if row["total"] is not None else 0.0), row["id"])):
         if row["total"] is None:
             dropped["sample that a reward cannot judge"] += 1
+        elif not row["kept"]:
+            dropped["sample that breaks a required rule"] += 1
         elif row["finish_reason"] != "stop":  # its eos would be made up
             dropped["sample that did not stop"] += 1
         elif not row["completion"].strip():
@@ -100,17 +103,20 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"{settings.generations}: one sample a prompt gives no pair; mend: stage 60 with --num-samples 16"
         )
-    rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
+    rewards, required = (
+        load_rewards(names, settings.task, settings.dtype, settings.max_length) if names else []
+        for names in (settings.rewards, settings.require)
+    )
     files = [settings.output_dir / f"pref_onpolicy_{split}.jsonl" for split in ("train", "val")]
     inputs = {"generations": settings.generations}
     with begin_run(
         files[0], settings, inputs, settings.overwrite, "33_rank_samples", resumable=False, also=(files[1],)
     ) as run:
-        columns = score(
-            rewards, [row["prompt"] for row in rows], [row["completion"] for row in rows], [row["meta"] for row in rows]
-        )
-        for row, value in zip(rows, total(rewards, columns), strict=True):
-            row["total"] = value
+        texts = [[row[name] for row in rows] for name in ("prompt", "completion", "meta")]
+        totals = total(rewards, score(rewards, *texts))
+        rules = score(required, *texts).values() if required else ()
+        for index, (row, value) in enumerate(zip(rows, totals, strict=True)):
+            row["total"], row["kept"] = value, all(values[index] == 1 for values in rules)
         splits: dict[str, list[dict]] = {"train": [], "val": []}
         dropped: Counter = Counter()
         for samples in prompts.values():

@@ -300,6 +300,17 @@ def test_ranking_takes_best_and_worst_and_counts_what_it_drops(tmp_path):
     assert dropped["empty sample"] == 30 and dropped["sample with control characters"] == 30 and dropped["tie"] == 1
 
 
+def test_both_sides_of_a_pair_keep_the_required_rules(tmp_path):
+    """FLAT has the form, SHAPELESS has not: the worst sample is not taken where it breaks the rule."""
+    rows = [generation(p, i, text) for p in range(30) for i, text in enumerate((GOOD, SHAPELESS, FLAT))]
+    words = ["--generations", write_rows(tmp_path / "samples.jsonl", rows), "--rewards", "rhyme", "--require", "form"]
+    stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "data", "--val-share", 0.2)
+    pairs = read_rows(tmp_path / "data/pref_onpolicy_train.jsonl")
+    assert pairs and all(pair["rejected"][0]["content"] == FLAT for pair in pairs)
+    figures = json.loads((tmp_path / "data/pref_onpolicy_train.run.json").read_text(encoding="utf-8"))["figures"]
+    assert figures["dropped"] == {"sample that breaks a required rule": 30}
+
+
 def test_one_sample_a_prompt_gives_no_pair(tmp_path):
     file = write_rows(tmp_path / "samples.jsonl", [generation(i, 0, GOOD) for i in range(5)])
     done = stage("33_rank_samples.py", "--generations", file, "--output-dir", tmp_path / "data", check=False)
