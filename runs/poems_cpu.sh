@@ -3,7 +3,7 @@
 # generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # After SFT two lanes run side by side, each on half of the cores: one thread each is worth more than two threads in one process.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
-#   bash runs/poems_cpu.sh            46 minutes were measured on two cores, see docs/RESULTS.md
+#   bash runs/poems_cpu.sh            43 minutes were measured on two cores, see docs/RESULTS.md
 #   bash runs/poems_cpu.sh --quick    fewer rows, steps and samples, results in results/poems_quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -66,7 +66,7 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
     --val-file $data/round2/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo_round2
   generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
   stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
-  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --max-steps $after_dpo --output-dir $models/dpo_grpo
+  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --lr 2e-3 --max-steps $after_dpo --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
   score sft sft_merged dpo dpo_round2 dpo_grpo
 }
