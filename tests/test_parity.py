@@ -98,11 +98,16 @@ def test_thinking_blocks_that_trl_trains_into_earlier_turns_are_caught(check, ma
     assert done.returncode == 0 and report["passed"], done.stdout
 
 
-def test_another_model_is_caught_and_near_ties_are_listed(check):
-    done, report = check(merged=Path(BASE))
+def test_another_model_is_caught_and_near_ties_are_listed(check, made, tmp_path):
+    other = shutil.copytree(made / "merged", tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight.neg_()
+    model.save_pretrained(other)
+    done, report = check(merged=other)
     assert done.returncode == 1 and kinds(report) == {"adapter and merged: text"}
     assert min(fault["gap"] for fault in report["differences"]) >= 1e-3
-    done, tied = check("--near-tie", 1e9, "--overwrite", merged=Path(BASE))
+    done, tied = check("--near-tie", 1e9, "--overwrite", merged=other)
     assert (
         done.returncode == 0
         and len(tied["near_ties"]) == len(report["differences"])
