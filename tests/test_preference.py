@@ -453,12 +453,12 @@ def test_grpo_logs_every_part_and_the_drift(grpo):
 
 
 def test_grpo_raises_a_reward_that_is_easy_to_raise(data, tmp_path):
-    """Answers without a repeated character: the shortest way is fewer characters, which 20 steps of a hot policy find."""
-    words = grpo_words(data, tmp_path / "grpo", "--rewards", "no_repeat", "--beta", 0, "--lr", 5e-3)
+    """Answers that repeat a character: the base seldom gives one, and 20 steps of a hot policy learn to."""
+    words = grpo_words(data, tmp_path / "grpo", "--rewards", "no_repeat:-1", "--beta", 0, "--lr", 5e-3)
     stage("50_train_grpo.py", *words, "--max-steps", 20, "--eval-steps", 20, "--probe-count", 16)
     log = json.loads((tmp_path / "grpo/log_history.json").read_text(encoding="utf-8"))
     rewards = [entry["reward"] for entry in log if "reward" in entry]
-    # over 80 answers each; the probe's 16 may begin so near 1 that nothing is left to gain
+    # means over 80 answers each; the gain is ten times the margin
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.02
     probes = [entry["probe/reward"] for entry in log if "probe/reward" in entry]
     assert probes[-1] > probes[0]
