@@ -17,8 +17,8 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=13000 prompts=512 seeds=3 eval=50 preferred=1500 ranked=480 samples=12 grpo=64 after_dpo=40 ppo=48
-if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 preferred=600 ranked=48 samples=8 grpo=6 after_dpo=4 ppo=4; fi
+folder=poems rows=13000 prompts=512 seeds=3 eval=50 preferred=1500 ranked=480 samples=12 grpo=112 after_dpo=80 ppo=44
+if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 preferred=600 ranked=48 samples=8 grpo=12 after_dpo=8 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
 
@@ -39,8 +39,8 @@ score() {  # score NAME ...: in the lane that wrote them, so that both cores hav
 # shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72 --eval-steps 16
   --rewards form:1 rhyme:2 meter all_three no_repeat:0.5"
-# from the SFT model a little for attested bigrams too: obeying the rules alone makes the texts unlikely. DPO has made them likelier already.
-fluent="fluency:0.2"
+# and a little for attested bigrams (fluency), least behind DPO: obeying the rules alone makes the texts unlikely, much of it costs diversity.
+# GRPO's batches of 64 answers: twice the steps of 128 for the same time.
 
 pairs() {  # the reward model and DPO: everything that learns from pairs
   generate sft --adapter $models/sft
@@ -66,14 +66,17 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
     --val-file $data/round2/pref_onpolicy_val.jsonl --lr 1e-3 --output-dir $models/dpo_round2
   generate dpo_round2 --model $models/dpo_merged --adapter $models/dpo_round2
   stage 22_merge_adapter.py --adapter $models/dpo_round2 --probe-file $data/sft_val.jsonl --output-dir $models/dpo_round2_merged
-  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl --beta 0 --lr 2e-3 --max-steps $after_dpo --output-dir $models/dpo_grpo
+  stage 50_train_grpo.py --model $models/dpo_round2_merged $rl fluency:0.05 --beta 0 --batch-size 64 --lr 1.5e-3 \
+    --max-steps $after_dpo --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
   score sft sft_merged dpo dpo_round2 dpo_grpo
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
-  stage 50_train_grpo.py --model $models/sft_merged $rl $fluent --beta 0 --max-steps $grpo --output-dir $models/grpo
+  stage 50_train_grpo.py --model $models/sft_merged $rl fluency:0.2 --beta 0 --batch-size 64 --max-steps $grpo \
+    --output-dir $models/grpo
   generate grpo --model $models/sft_merged --adapter $models/grpo
-  stage 51_train_ppo.py --model $models/sft_merged $rl $fluent --max-steps $ppo --epochs 2 --kl-coef 0.01 --output-dir $models/ppo
+  stage 51_train_ppo.py --model $models/sft_merged $rl fluency:0.2 --max-steps $ppo --epochs 2 --kl-coef 0.003 \
+    --output-dir $models/ppo
   generate ppo --model $models/sft_merged --adapter $models/ppo
   generate base
   score grpo ppo base
