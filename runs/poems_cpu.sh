@@ -17,7 +17,7 @@ for word in "$@"; do
   esac
 done
 
-folder=poems rows=13000 prompts=512 seeds=3 eval=50 preferred=1500 ranked=480 samples=12 grpo=112 after_dpo=80 ppo=44
+folder=poems rows=13000 prompts=512 seeds=3 eval=68 preferred=1500 ranked=480 samples=12 grpo=108 after_dpo=72 ppo=42
 if $quick; then folder=poems_quick rows=1500 prompts=128 seeds=1 eval=12 preferred=600 ranked=48 samples=8 grpo=12 after_dpo=8 ppo=4; fi
 data=processed_data/$folder models=checkpoints/$folder texts=results/$folder/generations
 stage() { echo "== $1"; python scripts/"$@" ${again[@]+"${again[@]}"}; }  # stage SCRIPT FLAGS...
@@ -37,14 +37,12 @@ score() {  # score NAME ...: in the lane that wrote them, so that both cores hav
   stage 70_score.py --generations "${files[@]/%/.jsonl}" --output-dir results/$folder/scores
 }
 # shares to climb by, the pass of all three as the goal, and a price on repeated characters, without which diversity is the first to go
-rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72 --eval-steps 16
+rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens 72 --eval-steps 24
   --rewards form:1 rhyme:2 meter all_three no_repeat:0.5"
-# and a little for attested bigrams (fluency), least behind DPO: obeying the rules alone makes the texts unlikely, much of it costs diversity.
+# and a little for attested bigrams (fluency): obeying the rules alone makes the texts unlikely, much of it costs diversity.
 # GRPO's batches of 64 answers: twice the steps of 128 for the same time.
 
 pairs() {  # the reward model and DPO: everything that learns from pairs
-  generate sft --adapter $models/sft
-  generate sft_merged --model $models/sft_merged
   stage 30_train_reward.py --model $models/sft_merged --train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl \
     --max-train $preferred --output-dir $models/reward
   stage 60_generate.py --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
@@ -69,17 +67,19 @@ pairs() {  # the reward model and DPO: everything that learns from pairs
   stage 50_train_grpo.py --model $models/dpo_round2_merged $rl fluency:0.05 --beta 0 --batch-size 64 --lr 1.5e-3 \
     --max-steps $after_dpo --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
-  score sft sft_merged dpo dpo_round2 dpo_grpo
+  generate base
+  score dpo dpo_round2 dpo_grpo base
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
-  stage 50_train_grpo.py --model $models/sft_merged $rl fluency:0.2 --beta 0 --batch-size 64 --max-steps $grpo \
+  generate sft --adapter $models/sft
+  generate sft_merged --model $models/sft_merged
+  stage 50_train_grpo.py --model $models/sft_merged $rl fluency:0.1 --beta 0 --batch-size 64 --max-steps $grpo \
     --output-dir $models/grpo
   generate grpo --model $models/sft_merged --adapter $models/grpo
   stage 51_train_ppo.py --model $models/sft_merged $rl fluency:0.2 --max-steps $ppo --epochs 2 --kl-coef 0.003 \
     --output-dir $models/ppo
   generate ppo --model $models/sft_merged --adapter $models/ppo
-  generate base
-  score grpo ppo base
+  score sft sft_merged grpo ppo
 }
 # lane NAME FUNCTION: runs FUNCTION beside what follows, on half of the cores, its lines marked with NAME.
 # wait_lanes: returns when all have ended, and fails if one has failed. Ctrl-C and TERM end them too.
