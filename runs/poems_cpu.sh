@@ -3,7 +3,7 @@
 # generate, score, compare. DPO, GRPO and PPO each start from the merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # After SFT two lanes run side by side, each on half of the cores: one thread each is worth more than two threads in one process.
 # Every stage says "already done" when it is run again; --overwrite makes all of them anew.
-#   bash runs/poems_cpu.sh            43 minutes were measured on two cores, see docs/RESULTS.md
+#   bash runs/poems_cpu.sh            39 minutes were measured on two cores, see docs/RESULTS.md
 #   bash runs/poems_cpu.sh --quick    fewer rows, steps and samples, results in results/poems_quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
