@@ -18,12 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from common.classifiers import label_index, load_classifier, logits_of  # noqa: E402
+from common.evaluation.plots import pyplot  # noqa: E402
+from common.evaluation.statistics import bootstrap_difference, bootstrap_mean  # noqa: E402
+from common.evaluation.tables import interval, markdown_table  # noqa: E402
 from common.jsonl import read_jsonl, write_json  # noqa: E402
-from common.plots import pyplot  # noqa: E402
 from common.settings import UserError, resolve_model  # noqa: E402
-from common.statistics import bootstrap_difference, bootstrap_mean  # noqa: E402
-from common.tables import interval, markdown_table  # noqa: E402
+from common.training.classifiers import label_index, load_classifier, logits_of  # noqa: E402
 from tasks import styles  # noqa: E402
 
 REWARD, OPINION = "reward: classifier", "TF-IDF's opinion"

@@ -29,7 +29,7 @@ def measure(kind: str, model_path: str, rows: list[dict], steps: int, beta: floa
     from trl import GRPOConfig, GRPOTrainer
 
     from common.models import load_model, load_tokenizer
-    from common.trainers import LeanGRPOTrainer
+    from common.training.trl_cpu import LeanGRPOTrainer
 
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, tokenizer, "float32")

@@ -57,7 +57,7 @@ def train_and_sample(model: Path, train: list[dict], val: list[dict], steps: int
         set_seed,
     )
 
-    from common.probes import stop_rate
+    from common.training.probes import stop_rate
 
     tokenizer = AutoTokenizer.from_pretrained(model)  # not through common.models, which would mend it
     texts = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in train]

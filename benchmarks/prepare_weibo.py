@@ -27,7 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from tasks import weibo_corpus, weibo_text  # noqa: E402
+from tasks.weibo import cleaning as weibo_text  # noqa: E402
+from tasks.weibo import corpus as weibo_corpus  # noqa: E402
 
 POSTS, COMMENTS, USERS = 557_645, 1_028_364, 304_400
 NAMES = ("posts", "comments", "users")

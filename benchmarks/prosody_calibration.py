@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from tasks import prosody, verse_corpus  # noqa: E402
+from tasks.poems import corpus as verse_corpus  # noqa: E402
+from tasks.poems import prosody  # noqa: E402
 
 COLUMNS = {
     "n": "n",

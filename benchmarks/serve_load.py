@@ -105,7 +105,7 @@ def one_by_one(model: str, texts: list[str], seconds: float) -> float:
     """Texts a second in a plain loop, in a process of its own so that nothing else is in its memory."""
     code = (
         "import sys, time, json\n"
-        "from common.classifiers import load_classifier, logits_of\n"
+        "from common.training.classifiers import load_classifier, logits_of\n"
         f"model, tokenizer = load_classifier({model!r}); texts = json.loads(sys.stdin.read()); count = 0\n"
         "logits_of(model, tokenizer, texts[:1]); started = time.perf_counter()\n"
         f"while time.perf_counter() - started < {seconds}:\n"

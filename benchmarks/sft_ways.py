@@ -57,7 +57,7 @@ def trained_rows(way: str, rows: list[dict], tokenizer, model, thinking: bool) -
         from trl import SFTConfig, SFTTrainer
 
         from common.models import marks_answers
-        from common.row_styles import row_dataset
+        from common.training.loss_masks import row_dataset
 
         with tempfile.TemporaryDirectory() as folder:
             marked = way in ("prompt", "messages") and marks_answers(tokenizer)

@@ -17,12 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from common.baselines import tfidf_classifier  # noqa: E402
-from common.classifiers import load_classifier, logits_of  # noqa: E402
+from common.evaluation.baselines import tfidf_classifier  # noqa: E402
+from common.evaluation.statistics import bootstrap_difference  # noqa: E402
+from common.evaluation.tables import interval, markdown_table  # noqa: E402
 from common.settings import resolve_model, show_path  # noqa: E402
-from common.statistics import bootstrap_difference  # noqa: E402
-from common.tables import interval, markdown_table  # noqa: E402
-from tasks import style_metrics, styles  # noqa: E402
+from common.training.classifiers import load_classifier, logits_of  # noqa: E402
+from tasks import styles  # noqa: E402
+from tasks.styles import metrics as style_metrics  # noqa: E402
 
 STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C
 

@@ -13,9 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from common.evaluation.tables import markdown_table, number  # noqa: E402
 from common.jsonl import read_jsonl, write_jsonl  # noqa: E402
-from common.rewards import load_rewards, score  # noqa: E402
-from common.tables import markdown_table, number  # noqa: E402
+from common.training.rewards import load_rewards, score  # noqa: E402
 
 
 def main() -> None:

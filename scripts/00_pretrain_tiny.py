@@ -62,7 +62,7 @@ class Settings:
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     """(train poems, modern training sentences, held-out Tang poems, vocabulary characters)."""
-    from tasks import verse_corpus
+    from tasks.poems import corpus as verse_corpus
 
     poems = []
     for dynasty in ("tang", "song"):
@@ -173,7 +173,7 @@ def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, flo
     """
     import torch
 
-    from tasks import prosody
+    from tasks.poems import prosody
 
     model.eval()
     device = model.device
@@ -216,9 +216,9 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     from common.batching import length_batches
-    from common.char_tokenizer import TURN_END, build_tokenizer
     from common.models import load_tokenizer
-    from common.muon import Muon
+    from common.pretraining.char_tokenizer import TURN_END, build_tokenizer
+    from common.pretraining.muon import Muon
     from common.runs import set_seed
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,7 +5,7 @@ Writes  --output-dir (processed_data/poems): sft_, pref_, prompts_ {train,val,te
 Run     python scripts/10_prepare_poems.py
         python scripts/10_prepare_poems.py --clean none --output-dir processed_data/poems_raw
 
-Rejected poems keep the chosen one's length and characters wherever the fault allows (tasks/verse_faults.py has the kinds), so
+Rejected poems keep the chosen one's length and characters wherever the fault allows (tasks/poems/faults.py has the kinds), so
 that neither length nor a bag of characters tells the two apart. Only poems that pass rhyme and meter are chosen: a fault is then
 the only difference.
 """
@@ -52,8 +52,8 @@ def main(settings: Settings) -> None:
     from common.jsonl import write_json, write_jsonl
     from common.runs import begin_run
     from tasks import poems as task
-    from tasks import verse_corpus
-    from tasks.verse_faults import preference_pairs
+    from tasks.poems import corpus as verse_corpus
+    from tasks.poems.faults import preference_pairs
 
     if settings.task != "poems":
         raise UserError(f"--task {settings.task}: this stage prepares poems; mend: use the prepare stage of that task")

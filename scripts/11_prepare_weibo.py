@@ -151,7 +151,8 @@ def main(settings: Settings) -> None:
     from common.jsonl import write_json, write_jsonl
     from common.runs import begin_run
     from tasks import weibo as task
-    from tasks import weibo_arrays, weibo_corpus
+    from tasks.weibo import arrays as weibo_arrays
+    from tasks.weibo import corpus as weibo_corpus
 
     started = time.perf_counter()
     if settings.task != "weibo":

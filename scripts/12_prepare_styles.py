@@ -67,11 +67,11 @@ def distinct_rows(rows: list[dict], path: Path) -> tuple[list[dict], int]:
 
 
 def main(settings: Settings) -> None:
+    from common.evaluation.tables import markdown_table
     from common.jsonl import write_json, write_jsonl
     from common.runs import begin_run
-    from common.tables import markdown_table
     from tasks import styles as task
-    from tasks.style_variants import augmented, balanced
+    from tasks.styles.variants import augmented, balanced
 
     if settings.val_share <= 0 or settings.test_share < 0 or settings.val_share + settings.test_share >= 1:
         raise UserError("--val-share and --test-share must leave a share for training; mend: 0.15 each")

@@ -60,10 +60,10 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from common.llm import HOW_TO_ASK, LLM, ChatRequest, Failure, read_extra
+    from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, Failure, read_extra
     from common.runs import begin_run
     from tasks import copywriting as task
-    from tasks.copy_rows import SPLITS, Writer, read_copies, read_products, usable_text
+    from tasks.copywriting.rows import SPLITS, Writer, read_copies, read_products, usable_text
 
     if unknown := [name for name in settings.copy_types if name not in task.COPY_TYPES]:
         raise UserError(f"--copy-types {' '.join(unknown)}: unknown; mend: use {', '.join(task.COPY_TYPES)}")

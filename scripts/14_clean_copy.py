@@ -1,7 +1,7 @@
 """Clean copy in rounds until every one passes the rules or the rounds are used up: stray tags and markdown, forbidden words,
 exclamation, a missing call to action in ads, no voice in social notes, wrong facts, wrong length.
 
-Round 0 checks what came in (`problems` of tasks/copywriting.py); what passes is never touched. Round 1 takes out marks by rule: tags,
+Round 0 checks what came in (`problems` of tasks/copywriting); what passes is never touched. Round 1 takes out marks by rule: tags,
 markdown, exclamation marks. Every further round lets a model rewrite what still fails and tells it why. Without --model there are
 rounds 0 and 1 only. What never passes is left out. Each round's rejects are kept with their reasons.
 
@@ -83,10 +83,10 @@ def instead_of(mark: str, before: str, behind: str) -> str:
 
 
 def main(settings: Settings) -> None:
-    from common.llm import HOW_TO_ASK, LLM, read_extra
+    from common.llm_api import HOW_TO_ASK, LLM, read_extra
     from common.runs import begin_run
     from tasks import copywriting as task
-    from tasks.copy_rows import Writer, meta_of, read_copies, read_products
+    from tasks.copywriting.rows import Writer, meta_of, read_copies, read_products
 
     products = read_products(settings.products_file)
     rows = read_copies(settings.copies_file, products)
@@ -128,7 +128,7 @@ def main(settings: Settings) -> None:
 
 def rewrite_requests(settings, writer, failing: dict[str, str], metas, products, number: int) -> list:
     """One request a failing copy (id -> text), with its problems in the prompt; the round is its sample number."""
-    from common.llm import ChatRequest, read_extra
+    from common.llm_api import ChatRequest, read_extra
     from tasks import copywriting as task
 
     requests = []
@@ -144,9 +144,9 @@ def rewrite_requests(settings, writer, failing: dict[str, str], metas, products,
 def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file: Path) -> None:
     """Check, mend, check again; writes what passes and what was rejected on the way."""
     from common.jsonl import write_jsonl
-    from common.llm import Failure
+    from common.llm_api import Failure
     from tasks import copywriting as task
-    from tasks.copy_rows import usable_text
+    from tasks.copywriting.rows import usable_text
 
     passed, rejects, rounds = {}, [], []  # passed: id -> (text, round)
     texts, broken = {row["id"]: row["copy"] for row in rows}, {}  # broken: id -> why the last answer is no copy

@@ -2,7 +2,7 @@
 
 With --model the model exaggerates and falsifies, and --weak-model writes the weak ones from a bare prompt. An answer has to show its
 fault to the rules (hype words, a contradicted fact); one that does not gives way to the rules, and so does everything where there is no
---model: tasks/copy_faults.py. The report sets the realised mix against the target and says how well length alone and a bag of
+--model: tasks/copywriting/faults.py. The report sets the realised mix against the target and says how well length alone and a bag of
 characters tell the pairs apart (the baselines of stage 32): pairs that those separate teach a reward model little else.
 
 Reads   --golden-file (stage 14), --products-file; with --model: --prompts-dir (weak.md, exaggerated.md, false.md)
@@ -78,7 +78,7 @@ def assign_kinds(rows: list[dict], shares: dict[str, float], seed: int) -> dict[
 
 def measure_leakage(rows: list[dict], rejected: dict[str, dict]) -> dict[str, dict]:
     """Pair accuracy on val of what is fitted on train and sees no more than length, or characters; for all and for each kind."""
-    from common.baselines import bag_of_characters_baseline, correctness, length_baseline
+    from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline
 
     report = {}
     pairs = [
@@ -100,10 +100,10 @@ def measure_leakage(rows: list[dict], rejected: dict[str, dict]) -> dict[str, di
 
 
 def main(settings: Settings) -> None:
-    from common.llm import HOW_TO_ASK, LLM, ChatRequest, read_extra
+    from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, read_extra
     from common.runs import begin_run
-    from tasks import copy_faults
-    from tasks.copy_rows import Writer, meta_of, read_copies, read_products
+    from tasks.copywriting import faults as copy_faults
+    from tasks.copywriting.rows import Writer, meta_of, read_copies, read_products
 
     shares = {kind: getattr(settings, kind) for kind in copy_faults.KINDS}
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
@@ -153,11 +153,11 @@ def main(settings: Settings) -> None:
 
 def write_rejected(settings, run, rows, kinds, shares, requests, answers) -> None:
     """Answers that show their fault, rules for the rest; the mix and the leakage of what came out."""
+    from common.evaluation.tables import markdown_table
     from common.jsonl import write_jsonl
-    from common.llm import Answer
-    from common.tables import markdown_table
-    from tasks import copy_faults
-    from tasks.copy_rows import usable_text
+    from common.llm_api import Answer
+    from tasks.copywriting import faults as copy_faults
+    from tasks.copywriting.rows import usable_text
 
     rejected, fallbacks = {}, Counter()
     for i, row in enumerate(rows):

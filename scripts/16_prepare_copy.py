@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
     from common.jsonl import write_json, write_jsonl
     from common.runs import begin_run
     from tasks import copywriting as task
-    from tasks.copy_rows import SPLITS, meta_of, read_copies, read_products
+    from tasks.copywriting.rows import SPLITS, meta_of, read_copies, read_products
 
     products = read_products(settings.products_file)
     golden = {row["id"]: row for row in read_copies(settings.golden_file, products)}

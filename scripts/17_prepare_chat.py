@@ -56,7 +56,7 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
     from common.jsonl import Problem
-    from tasks.chat_rows import Bad, convert, read_cells, read_rows, without_empty
+    from tasks.chat.rows import Bad, convert, read_cells, read_rows, without_empty
 
     found, problems = read_rows(path)
     is_table = path.suffix in (".csv", ".tsv")
@@ -100,7 +100,7 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
 
 def split_rows(rows: list[dict], settings: Settings) -> tuple[dict[str, list[dict]], Counter]:
     """Rows of one kind by split, copies dropped, and so are training rows whose answer is held out elsewhere."""
-    from tasks.chat_rows import answers_of, identity, split_of
+    from tasks.chat.rows import answers_of, identity, split_of
 
     splits, dropped, seen = {name: [] for name in SPLITS}, Counter(), set()
     for row in rows:

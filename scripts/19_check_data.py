@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.row_styles import RowStyle
 from common.settings import UserError, read_settings, resolve_model, show_path
+from common.training.loss_masks import RowStyle
 
 
 @dataclass
@@ -99,9 +99,9 @@ def text_length(row: dict) -> int:
 
 
 def write_preview(settings: Settings, schema: str, tokenizer) -> None:
-    from common.checks import FILE_NAMES, read_rows
-    from common.findings import File
-    from common.mask_preview import make_sections, write_page
+    from common.preflight.checks import FILE_NAMES, read_rows
+    from common.preflight.finding import File
+    from common.preflight.mask_preview import make_sections, write_page
 
     files = {settings.train_file: schema}
     if settings.train_file.name.endswith("_train.jsonl"):  # the other kinds of rows beside it
@@ -128,11 +128,11 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows
-    from common.file_checks import CHECKS
-    from common.findings import Finding
     from common.jsonl import write_json
-    from common.tokenizer_checks import check_model_files
+    from common.preflight.checks import check_rows
+    from common.preflight.files import CHECKS
+    from common.preflight.finding import Finding
+    from common.preflight.tokenizers import check_model_files
 
     check_output_paths(settings.report, settings.preview)
     model = resolve_model(settings.model, settings.task)

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.row_styles import RowStyle, row_dataset
 from common.settings import UserError, read_settings, resolve_model, show_path
+from common.training.loss_masks import RowStyle, row_dataset
 
 
 @dataclass
@@ -72,9 +72,9 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, marks_answers, newest_checkpoint, require_context
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
@@ -98,10 +98,10 @@ def main(settings: Settings) -> None:
         from transformers import EarlyStoppingCallback
         from trl import SFTConfig
 
+        from common.evaluation.plots import plot_learning_curve
         from common.likelihood import mean_nll
-        from common.plots import plot_learning_curve
-        from common.probes import StopProbe, stop_rate
-        from common.trainers import LeanSFTTrainer
+        from common.training.probes import StopProbe, stop_rate
+        from common.training.trl_cpu import LeanSFTTrainer
 
         set_seed(settings.seed)
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")

@@ -1,7 +1,7 @@
 """The same fine-tuning as stage 20 with nothing but transformers' Trainer: rows become tokens and labels in this file, by hand.
 
 Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` shows what trl does for you. On single-turn rows both
-train the same tokens (tests/test_sft_ways.py), docs/SFT.md compares them. Of a conversation the last answer is trained.
+train the same tokens (tests/stages/test_sft_ways.py), docs/SFT.md compares them. Of a conversation the last answer is trained.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
 Writes  checkpoints/{task}/sft_plain: adapter, tokenizer, log_history.json, run.json
@@ -106,9 +106,9 @@ def collate(examples: list[dict], pad_token_id: int) -> dict:
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
@@ -126,7 +126,7 @@ def main(settings: Settings) -> None:
         from transformers import Trainer, TrainingArguments
 
         from common.likelihood import mean_nll
-        from common.probes import stop_rate
+        from common.training.probes import stop_rate
 
         train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
         val = val[: settings.eval_rows or None]

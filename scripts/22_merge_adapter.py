@@ -121,7 +121,7 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str):
 
 def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict]) -> dict:
     """Merge, save, read back; the differences between the scores of both."""
-    from common.classifiers import load_classifier, logits_of
+    from common.training.classifiers import load_classifier, logits_of
 
     texts, output_dir = score_texts(tokenizer, rows), settings.output_dir
     model = open_classifier(base, str(settings.adapter), tokenizer, settings.dtype)

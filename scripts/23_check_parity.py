@@ -20,8 +20,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.row_styles import RowStyle
 from common.settings import UserError, read_settings, resolve_model
+from common.training.loss_masks import RowStyle
 
 SHOWN = 12  # tokens shown on both sides of a difference
 
@@ -66,7 +66,7 @@ def chain(one: dict, two: dict) -> dict:
 
 def difference(tokenizer, one: list[int], other: list[int]) -> dict:
     """Where two token lists first differ, and what stands there."""
-    from common.checks import common_prefix
+    from common.preflight.checks import common_prefix
 
     place = common_prefix(one, other)
     cut = slice(max(0, place - SHOWN), place + SHOWN)
@@ -83,7 +83,7 @@ def begins_with_answer(tokenizer, ids: list[int], answer: str) -> bool:
 
 def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
     """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's tokenizer."""
-    from common.mask_preview import sft_sequence
+    from common.preflight.mask_preview import sft_sequence
     from common.vllm_engine import post
 
     found = []

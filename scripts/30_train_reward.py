@@ -65,7 +65,7 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
     """Pairs as the trainer reads them: chosen_ids and rejected_ids, the same text that render_conversation gives to a finished model."""
     from datasets import Dataset
 
-    from common.classifiers import render_conversation
+    from common.training.classifiers import render_conversation
 
     rows = []
     for pair in pairs:
@@ -82,7 +82,6 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
     from common.models import (
         load_tokenizer,
@@ -92,6 +91,7 @@ def main(settings: Settings) -> None:
         require_whole_weights,
         resolve_dtype,
     )
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
 
     require_whole_weights()
@@ -111,8 +111,8 @@ def main(settings: Settings) -> None:
         from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback
         from trl import RewardConfig, RewardTrainer
 
-        from common.classifiers import load_classifier, logits_of
-        from common.plots import plot_learning_curve
+        from common.evaluation.plots import plot_learning_curve
+        from common.training.classifiers import load_classifier, logits_of
 
         set_seed(settings.seed)
         train = read_jsonl(settings.train_file, "preference")[: settings.max_train or None]

@@ -68,7 +68,8 @@ def main(settings: Settings) -> None:
     from common.jsonl import write_json
     from common.models import load_tokenizer, newest_checkpoint, require_whole_weights, resolve_dtype
     from common.runs import begin_run, set_seed
-    from tasks import style_metrics, styles
+    from tasks import styles
+    from tasks.styles import metrics as style_metrics
 
     require_whole_weights()
     labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
@@ -85,9 +86,9 @@ def main(settings: Settings) -> None:
         from sklearn.metrics import f1_score
         from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
-        from common.classifiers import load_classifier, logits_of
-        from common.distillation import make_loss
-        from common.plots import plot_learning_curve
+        from common.evaluation.plots import plot_learning_curve
+        from common.training.classifiers import load_classifier, logits_of
+        from common.training.distillation import make_loss
 
         set_seed(settings.seed)
         sides = {"train": train, "val": val}

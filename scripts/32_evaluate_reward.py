@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import reward_card
-from common.reward_card import Judged
+from common.evaluation import reward_card
+from common.evaluation.reward_card import Judged
 from common.settings import UserError, read_settings, resolve_model, show_path
 
 
@@ -79,7 +79,7 @@ def class_names(model) -> list[str]:
 
 def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes: list[str]) -> dict[str, list[float]]:
     """text -> its logits. Equal texts are scored once, so that they tie. Raises UserError where a logit is not finite."""
-    from common.classifiers import logits_of
+    from common.training.classifiers import logits_of
 
     unique = list(dict.fromkeys(texts))
     logits = logits_of(model, tokenizer, unique, settings.max_length, settings.token_budget).tolist()
@@ -98,8 +98,8 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
 def judge_pairs(
     model, tokenizer, train: list[dict], val: list[dict], samples: list[dict], settings: Settings
 ) -> Judged:
-    from common.baselines import bag_of_characters_baseline, correctness, length_baseline
-    from common.classifiers import render_conversation
+    from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline
+    from common.training.classifiers import render_conversation
 
     def render(prompt: list[dict], turns: list[dict]) -> str:
         whole = [*prompt, *turns[:-1]]
@@ -174,9 +174,9 @@ def judge_texts(
 
 
 def main(settings: Settings) -> None:
-    from common.classifiers import load_classifier
     from common.jsonl import write_json
     from common.runs import begin_run
+    from common.training.classifiers import load_classifier
 
     path = resolve_model(settings.model, settings.task)
     model, tokenizer = load_classifier(path, settings.dtype)

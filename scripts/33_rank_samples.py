@@ -92,8 +92,8 @@ def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[
 
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_jsonl
-    from common.rewards import load_rewards, score, total
     from common.runs import begin_run
+    from common.training.rewards import load_rewards, score, total
 
     rows = read_jsonl(settings.generations, "generation")
     prompts: dict[str, list[dict]] = {}

@@ -71,9 +71,9 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows, require_clean
     from common.jsonl import read_jsonl, write_json
     from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint, require_context
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
@@ -92,9 +92,9 @@ def main(settings: Settings) -> None:
         from transformers import EarlyStoppingCallback
         from trl import DPOConfig
 
-        from common.plots import plot_learning_curve
-        from common.probes import StopProbe, stop_rate
-        from common.trainers import LeanDPOTrainer
+        from common.evaluation.plots import plot_learning_curve
+        from common.training.probes import StopProbe, stop_rate
+        from common.training.trl_cpu import LeanDPOTrainer
 
         set_seed(settings.seed)
         train, val = read_jsonl(settings.train_file, "preference"), read_jsonl(settings.val_file, "preference")

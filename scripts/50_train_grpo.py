@@ -1,6 +1,6 @@
 """GRPO with LoRA: groups of answers to one prompt, each pulled up or down by how its reward stands in the group.
 
-Rewards go by name: rules of the task, a reward model, a classifier, or a weighted mix (common/rewards.py); every part is logged
+Rewards go by name: rules of the task, a reward model, a classifier, or a weighted mix (common/training/rewards.py); every part is logged
 on its own. A fixed probe watches reward, KL to the reference (the adapter switched off), held-out NLL and whether answers stop; a
 budget on KL or NLL ends the run and keeps the last adapter within it. overoptimisation.png shows reward against both.
 
@@ -35,7 +35,12 @@ class Settings:
     max_length: int = 512  # tokens, prompt and answer; a longer prompt is left out and counted
 
     # --- reward
-    rewards: tuple[str, ...] = ("form", "rhyme", "meter", "fluency:0.5")  # NAME[:WEIGHT] and more: common/rewards.py
+    rewards: tuple[str, ...] = (
+        "form",
+        "rhyme",
+        "meter",
+        "fluency:0.5",
+    )  # NAME[:WEIGHT] and more: common/training/rewards.py
     beta: float = 0.02  # weight of the KL to the reference in the loss; 0 = none (it is still measured)
     scale_rewards: Literal["group", "batch", "none"] = "group"  # whose standard deviation advantages are divided by
     loss_type: str = "dapo"  # trl's names: dapo, grpo, dr_grpo, bnpo, ...
@@ -81,7 +86,7 @@ class Settings:
 
 def reward_function(rewards):
     """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
-    from common.rewards import score, total
+    from common.training.rewards import score, total
 
     def total_reward(prompts, completions, meta, log_metric, **_) -> list[float | None]:
         texts = [completion[-1]["content"] for completion in completions]
@@ -95,12 +100,12 @@ def reward_function(rewards):
 
 
 def main(settings: Settings) -> None:
-    from common.checks import check_rows, require_clean
     from common.generation import render_prompt
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.rewards import load_rewards
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
+    from common.training.rewards import load_rewards
 
     if settings.rollout == "vllm":
         from common.vllm_engine import require_vllm
@@ -133,10 +138,10 @@ def main(settings: Settings) -> None:
         from peft import LoraConfig, set_peft_model_state_dict
         from trl import GRPOConfig
 
-        from common.plots import plot_learning_curve, plot_overoptimisation
-        from common.probes import DriftProbe
-        from common.tables import number
-        from common.trainers import LeanGRPOTrainer
+        from common.evaluation.plots import plot_learning_curve, plot_overoptimisation
+        from common.evaluation.tables import number
+        from common.training.probes import DriftProbe
+        from common.training.trl_cpu import LeanGRPOTrainer
 
         set_seed(settings.seed)
         model = load_model(model_path, tokenizer, settings.dtype)

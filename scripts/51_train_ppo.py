@@ -151,7 +151,7 @@ def explained_variance(values, returns) -> float:
 
 
 def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> dict:
-    """Up to `epochs` passes over one batch (common.actor_critic.Rollout) by its ActorCritic; means of what was seen in them.
+    """Up to `epochs` passes over one batch (common.ppo.actor_critic.Rollout) by its ActorCritic; means of what was seen in them.
 
     Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the whole's.
     """
@@ -200,13 +200,20 @@ def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> 
 
 
 def main(settings: Settings) -> None:
-    from common.actor_critic import ActorCritic, draw_prompts, encode_prompts, load_checkpoint, save_checkpoint, share
-    from common.checks import check_rows, require_clean
+    from common.evaluation.tables import number
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.reward_watch import RewardWatch
+    from common.ppo.actor_critic import (
+        ActorCritic,
+        draw_prompts,
+        encode_prompts,
+        load_checkpoint,
+        save_checkpoint,
+        share,
+    )
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
-    from common.tables import number
+    from common.training.reward_watch import RewardWatch
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
@@ -234,7 +241,7 @@ def main(settings: Settings) -> None:
         from accelerate import PartialState
         from peft import LoraConfig
 
-        from common.plots import plot_learning_curve, plot_overoptimisation
+        from common.evaluation.plots import plot_learning_curve, plot_overoptimisation
 
         set_seed(settings.seed)
         model = load_model(model_path, tokenizer, settings.dtype)

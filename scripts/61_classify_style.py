@@ -104,10 +104,10 @@ def main(settings: Settings) -> None:
     if any("\ud800" <= char <= "\udfff" for _, text in rows for char in text):
         raise UserError("half of a surrogate pair in a text; mend: write the whole character, in UTF-8")
 
-    from common.classifiers import load_classifier
     from common.jsonl import write_jsonl
     from common.runs import begin_run
-    from tasks.style_predictions import count_cut, predict_styles
+    from common.training.classifiers import load_classifier
+    from tasks.styles.predictions import count_cut, predict_styles
 
     def classify(texts: list[str]) -> list[dict]:
         model, tokenizer = load_classifier(model_path, settings.dtype)

@@ -150,8 +150,8 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
     """name -> (score, what the handlers need): the style classifier, and the reward model where there is one."""
     import torch
 
-    from common.classifiers import load_classifier, logits_of
-    from tasks.style_predictions import predict_styles
+    from common.training.classifiers import load_classifier, logits_of
+    from tasks.styles.predictions import predict_styles
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -182,9 +182,9 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
-    from common.classifiers import render_conversation
     from common.jsonl import validate_row
     from common.micro_batching import MicroBatcher, TooBusy
+    from common.training.classifiers import render_conversation
 
     registry = CollectorRegistry()
     requests = Counter("requests", "Answered requests", ("path", "status"), registry=registry)

@@ -70,7 +70,7 @@ def golden_rows(rows: list[dict]) -> list[dict]:
 
 def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
     """metric -> one value a row, None where it does not apply."""
-    from common.scoring import measure_texts
+    from common.evaluation.scoring import measure_texts
 
     columns = measure_texts(task, rows)
     columns["characters"] = [float(len(row["completion"])) for row in rows]
@@ -92,8 +92,8 @@ def score_row(row: dict, index: int, columns: dict, model: str | None = None) ->
 
 def score_table(task, rows: list[dict], columns: dict, bootstrap: int, seed: int) -> dict[str, dict]:
     """metric -> mean, low, high and how many texts it applies to, or how many sets it was taken over."""
-    from common.scoring import measure_sets
-    from common.statistics import bootstrap_mean
+    from common.evaluation.scoring import measure_sets
+    from common.evaluation.statistics import bootstrap_mean
 
     prompts = [row["prompt_id"] for row in rows]
     table = {}
@@ -105,7 +105,7 @@ def score_table(task, rows: list[dict], columns: dict, bootstrap: int, seed: int
 
 def print_table(tables: dict[str, dict]) -> None:
     """Rows are metrics, columns runs: it fits a terminal."""
-    from common.tables import NONE, interval, markdown_table
+    from common.evaluation.tables import NONE, interval, markdown_table
 
     def cell(table: dict, name: str) -> str:
         return interval([table[name][key] for key in ("mean", "low", "high")]) if name in table else NONE
@@ -115,9 +115,9 @@ def print_table(tables: dict[str, dict]) -> None:
 
 
 def main(settings: Settings) -> None:
+    from common.evaluation.scoring import load_task
     from common.jsonl import read_json, read_jsonl, write_jsonl
     from common.runs import begin_run
-    from common.scoring import load_task
 
     task = load_task(settings.task)
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None

@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.judging import LETTERS
+from common.judging.replies import LETTERS
 from common.settings import ROOT, UserError, read_settings, show_path
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
@@ -114,7 +114,7 @@ def find_candidates(settings: Settings) -> dict[str, Path | None]:
 def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[list, Counter]:
     """The prompts that every candidate answers, and why the others are left out."""
     from common.jsonl import read_jsonl
-    from common.judge_report import Item
+    from common.judging.report import Item
 
     files = {name: read_jsonl(path, "generation") for name, path in candidates.items() if path}
     texts = {name: {row["id"]: row for row in rows if row["sample"] < settings.samples} for name, rows in files.items()}
@@ -162,8 +162,8 @@ def stop_rates(folder: Path, candidates: dict[str, Path | None]) -> list[dict]:
 
 def judge_by_rules(task, settings: Settings, items: list, names: list[str]):
     """Scores of the task's own measures, put on the judge's scale."""
-    from common.judge_report import Judged
-    from common.judging import Reply, Verdict, combine, highest, rule_scores
+    from common.judging.replies import Reply, Verdict, combine, highest, rule_scores
+    from common.judging.report import Judged
 
     columns = [rule_scores(task, [item.prompt for item in items], [item.texts[c] for item in items], [item.meta for item in items])
                for c in range(len(names))]  # fmt: skip
@@ -188,7 +188,7 @@ class Call:
 
 def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
     """Every item in every order under every version, and the controls, spread over items and candidates."""
-    from common.judging import load_prompt, rotations
+    from common.judging.replies import load_prompt, rotations
 
     family = getattr(task, "judge_prompt", lambda meta: None)
     every = max(1, len(items) // settings.control) if settings.control else len(items) + 1
@@ -209,8 +209,8 @@ def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
 
 def judge_by_model(settings: Settings, calls: list[Call], answers: list, items: list, names: list[str]):
     """Parse every reply and put the orders of each item together. Returns the results and one row of raw replies a call."""
-    from common.judge_report import Judged
-    from common.judging import combine, parse_reply
+    from common.judging.replies import combine, parse_reply
+    from common.judging.report import Judged
 
     replies, rows = [], []
     for call, answer in zip(calls, answers, strict=True):
@@ -246,7 +246,7 @@ def ask(settings: Settings, llm, requests: list) -> list:
 def main(settings: Settings) -> None:
     from dataclasses import replace
 
-    from common.scoring import load_task
+    from common.evaluation.scoring import load_task
 
     task, by_rules = load_task(settings.task), settings.judge == "rules"
     name = settings.name or settings.judge.replace("/", "_")
@@ -263,9 +263,9 @@ def main(settings: Settings) -> None:
     names = list(candidates)
     calls = [] if by_rules else plan_calls(task, settings, items, len(names))
 
-    from common import judge_report
     from common.jsonl import write_jsonl
-    from common.llm import HOW_TO_ASK, LLM, ChatRequest, read_extra
+    from common.judging import report as judge_report
+    from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, read_extra
     from common.runs import begin_run
 
     extra = read_extra(settings.extra_body)

@@ -143,8 +143,8 @@ def golden_entry(entries: list[Entry], scores: dict[str, dict]) -> Entry | None:
 
 
 def measure(entry: Entry, task, settings: Settings, metrics: list[str], prompts: int) -> None:
-    from common.scoring import measure_sets
-    from common.statistics import Estimate, bootstrap_mean
+    from common.evaluation.scoring import measure_sets
+    from common.evaluation.statistics import Estimate, bootstrap_mean
 
     for name in metrics:
         entry.figures[name] = bootstrap_mean(entry.column(name), entry.prompts, settings.bootstrap, settings.seed)
@@ -164,7 +164,7 @@ def parent_of(name: str, names: list[str]) -> str | None:
 
 def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[str], settings: Settings) -> dict:
     """metric -> Estimate of entry minus parent. Metrics of a whole set have a difference but no interval."""
-    from common.statistics import Estimate, bootstrap_difference
+    from common.evaluation.statistics import Estimate, bootstrap_difference
 
     changes = {}
     for name in metrics:
@@ -178,7 +178,7 @@ def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[st
 
 def cost_of(record: dict | None) -> list[str]:
     """Minutes, peak memory and device of the stage that made a run's model, from its run.json."""
-    from common.tables import NONE
+    from common.evaluation.tables import NONE
 
     keys = ("wall_seconds", "peak_memory_mib", "peak_gpu_memory_mib", "device")
     seconds, memory, gpu, device = ((record or {}).get(key) for key in keys)
@@ -193,7 +193,7 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
     """Prompts drawn by the seed, each with the golden text and the first sample of every run."""
     import random
 
-    from common.report import card, prompt_text
+    from common.evaluation.compare_page import card, prompt_text
 
     mark = getattr(task, "mark", lambda text, meta: [])
     first = [{row["prompt_id"]: i for i, row in reversed(list(enumerate(entry.rows)))} for entry in entries]
@@ -212,9 +212,9 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
 
 
 def make_tables(entries: list[Entry], names: list[str], columns: list[str], changes: dict, costs: dict) -> list:
-    from common.report import Table
-    from common.statistics import Estimate
-    from common.tables import NONE
+    from common.evaluation.compare_page import Table
+    from common.evaluation.statistics import Estimate
+    from common.evaluation.tables import NONE
 
     unknown = Estimate(None, None, None)
     rows = [[entry.name, *(entry.figures.get(column, unknown) for column in columns)] for entry in entries]
@@ -231,9 +231,9 @@ def make_tables(entries: list[Entry], names: list[str], columns: list[str], chan
 
 
 def main(settings: Settings) -> None:
+    from common.evaluation.scoring import load_task
     from common.jsonl import read_json
     from common.runs import begin_run
-    from common.scoring import load_task
 
     task = load_task(settings.task)
     names = choose_runs(settings)
@@ -267,8 +267,8 @@ def main(settings: Settings) -> None:
         ignore=("generations", "scores", "checkpoints", "output"),
         also=(page, bars, boxes),
     ) as run:
-        from common.plots import plot_bars, plot_boxes
-        from common.report import write_markdown, write_page
+        from common.evaluation.compare_page import write_markdown, write_page
+        from common.evaluation.plots import plot_bars, plot_boxes
 
         golden = golden_entry(entries, {id: scores for _, texts, _ in loaded for id, scores in texts.items()})
         everything = [golden, *entries] if golden else entries

@@ -99,8 +99,8 @@ def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dic
 
 
 def write_sheet(settings: Settings) -> None:
-    from common.human_sheets import ANSWERS, COLUMNS, cell, digest
     from common.jsonl import write_json
+    from common.judging.human_sheet import ANSWERS, COLUMNS, cell, digest
     from common.runs import begin_run
     from tasks.styles import read_labels
 
@@ -135,9 +135,9 @@ def write_sheet(settings: Settings) -> None:
 
 
 def read_back(settings: Settings) -> None:
-    from common.human_sheets import agreement, by_run, machine_answers, read_sheet
+    from common.evaluation.tables import interval, markdown_table, number
     from common.jsonl import read_json, write_json
-    from common.tables import interval, markdown_table, number
+    from common.judging.human_sheet import agreement, by_run, machine_answers, read_sheet
 
     sheet = Path(str(settings.output).replace("{kind}", settings.kind))
     key = read_json(sheet.with_suffix(".key.json"))

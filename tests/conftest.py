@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+sys.path[:0] = [
+    str(SCRIPTS),
+    *(str(ROOT / "tests" / tier) for tier in ("", "unit", "stages", "slow")),
+]  # the stages' modules, and what several tests share
 
 
 def pytest_addoption(parser):

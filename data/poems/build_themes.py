@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "scripts"))
 
-from tasks.verse_corpus import clean, load_records, split_poems  # noqa: E402
+from tasks.poems.corpus import clean, load_records, split_poems  # noqa: E402
 
 # theme -> characters or words in a title; single characters are unambiguous enough in Tang titles
 SEEDS = {

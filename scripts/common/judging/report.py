@@ -1,0 +1,363 @@
+"""What stage 71 reports: figures of judged items, the report as text (Chinese), and a table for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from dataclasses import dataclass, field
+
+from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
+from common.judging.replies import LETTERS, TIE, Reply, Verdict, length_controlled, mean_score
+
+NONE = "–"  # does not apply, or not known: never shown as 0
+# Columns of the table as spreadsheets know them; other candidates are called <name>_output.
+TEXT_COLUMNS = {"golden": "golden_answer", "finetuned": "finetuned_model_output", "base": "base_model_output"}
+
+
+@dataclass
+class Item:
+    """One prompt with the texts of all candidates. texts[i] is of the i-th candidate."""
+
+    id: str
+    prompt_id: str
+    content_type: str
+    prompt: str
+    texts: list[str]
+    meta: dict
+
+
+@dataclass
+class Judged:
+    """All items under one version of the judge prompts; verdicts[i] is of items[i]."""
+
+    version: str
+    items: list[Item]
+    names: list[str]  # of the candidates
+    verdicts: list[Verdict]
+    controls: list[Reply | None] = field(default_factory=list)  # of A/A items: one text in both places
+    calls: int = 0
+    unparsed: int = 0
+
+    @property
+    def prompts(self) -> list[str]:
+        return [item.prompt_id for item in self.items]
+
+    def column(self, candidate: int, dimension: str | None = None) -> list[float | None]:
+        """Score of a candidate, one an item: on one dimension, or the mean of all."""
+        rows = [verdict.scores[candidate] for verdict in self.verdicts]
+        return [None if row is None else row.get(dimension) if dimension else mean_score(row) for row in rows]
+
+    def dimensions(self) -> list[str]:
+        return list(dict.fromkeys(name for verdict in self.verdicts for row in verdict.scores for name in row or ()))
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def figures(judged: Judged, samples: int, seed: int) -> dict:
+    """Every figure of the report, as JSON holds it: estimates are [mean, low, high]."""
+    names, items = judged.names, judged.items
+
+    def estimate(values, prompts=judged.prompts) -> list[float | None]:
+        return list(bootstrap_mean(values, prompts, samples, seed))
+
+    def score(values, prompts=judged.prompts) -> list[float | None]:
+        # bootstrap_mean takes a column of ones for a share of 1: shifted, a score of 1 is none
+        shifted = estimate([None if value is None else value + 1 for value in values], prompts)
+        return [None if value is None else value - 1 for value in shifted]
+
+    types = list(dict.fromkeys(sorted(item.content_type for item in items)))
+    by_type = {}
+    for kind in types:
+        rows = [i for i, item in enumerate(items) if item.content_type == kind]
+        prompts = [judged.prompts[i] for i in rows]
+        scores = {n: score([judged.column(c)[i] for i in rows], prompts) for c, n in enumerate(names)}
+        by_type[kind] = {"n": len(rows), "scores": scores}
+    bests = [verdict.best for verdict in judged.verdicts]
+    known = [best for best in bests if best is not None]
+    best = {
+        name: {"count": known.count(c), "share": estimate([None if b is None else float(b == c) for b in bests])}
+        for name, c in [*((name, c) for c, name in enumerate(names)), ("tie", TIE)]
+    }
+    wins = {}
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            values = [verdict.wins[i, j] for verdict in judged.verdicts]
+            first, second = ([len(item.texts[c]) for item in items] for c in (i, j))
+            wins[f"{names[i]} vs {names[j]}"] = {
+                "n": sum(value is not None for value in values),
+                "win_rate": estimate(values),
+                "length_controlled": list(length_controlled(values, first, second, samples, seed)),
+            }
+    return {
+        "n": len(items),
+        "by_type": by_type,
+        "best": best,
+        "undecided": len(bests) - len(known),
+        "overall": {name: score(judged.column(c)) for c, name in enumerate(names)},
+        "dimensions": {
+            dimension: {name: score(judged.column(c, dimension)) for c, name in enumerate(names)}
+            for dimension in judged.dimensions()
+        },
+        "wins": wins,
+        "trust": trust(judged, estimate),
+    }
+
+
+def trust(judged: Judged, estimate) -> dict:
+    """How far the judge can be trusted: places, disagreement, one text against itself, unparsed replies."""
+    verdicts = judged.verdicts
+    several = [len([pick for pick in verdict.picks if pick is not None]) >= 2 for verdict in verdicts]
+    bound = [None if verdict.bound is None else float(verdict.bound) for verdict in verdicts]
+    # every order picked one and the same candidate, or every order a tie
+    split = [
+        float(v.best == TIE and set(v.picks) - {None} != {TIE}) if s else None
+        for v, s in zip(verdicts, several, strict=True)
+    ]
+    picks = [pick for verdict in verdicts for pick in verdict.picks if pick is not None and pick != TIE]
+    places = max((len(verdict.picks) for verdict in verdicts), default=0)
+    controls = [reply for reply in judged.controls if reply]
+    gaps = [abs(mean_score(reply.scores[0]) - mean_score(reply.scores[1])) for reply in controls]
+    return {
+        "position_bias_rate": estimate(bound),
+        "disagreement_rate": estimate(split),
+        "picks_by_place": [picks.count(place) / len(picks) for place in range(places)]
+        if picks and places > 1
+        else None,
+        "control": {
+            "n": len(judged.controls),
+            "parsed": len(controls),
+            "tie": sum(reply.best == TIE for reply in controls) / len(controls) if controls else None,
+            "first": sum(reply.best == 0 for reply in controls) / len(controls) if controls else None,
+            "mean_gap": sum(gaps) / len(gaps) if gaps else None,
+        },
+        "calls": judged.calls,
+        "unparsed": judged.unparsed / judged.calls if judged.calls else None,
+    }
+
+
+def compare_versions(first: Judged, second: Judged, samples: int, seed: int) -> dict:
+    """Two versions of the judge prompts on the same texts: paired differences of the scores, and where the verdicts agree."""
+    pairs = [(a.best, b.best) for a, b in zip(first.verdicts, second.verdicts, strict=True)]
+    both = [None if None in pair else float(pair[0] == pair[1]) for pair in pairs]
+    difference = {
+        name: list(
+            bootstrap_difference(first.column(c), first.prompts, second.column(c), second.prompts, samples, seed)
+        )
+        for c, name in enumerate(first.names)
+    }
+    return {
+        "versions": [first.version, second.version],
+        "difference": difference,
+        "same_best": list(bootstrap_mean(both, first.prompts, samples, seed)),
+        "correlation": _correlation(first, second),
+    }
+
+
+def _correlation(first: Judged, second: Judged) -> float | None:
+    """Pearson correlation of the two versions' scores over all texts; None where one of them does not vary."""
+    import numpy as np
+
+    columns = ([score for c in range(len(judged.names)) for score in judged.column(c)] for judged in (first, second))
+    rows = [row for row in zip(*columns, strict=True) if None not in row]
+    one, two = np.array(rows, dtype=np.float64).reshape(-1, 2).T
+    return float(np.corrcoef(one, two)[0, 1]) if len(rows) > 2 and one.std() > 0 and two.std() > 0 else None
+
+
+# -------------------------------------------------------------------------------------------------------- report
+
+
+def report_text(
+    notes: list[str], tables: dict[str, dict], comparison: dict | None, stops: list[dict], usage: str
+) -> str:
+    """The report. tables: version -> figures(...); stops: [{"name", "texts", "stop"}], one a checkpoint."""
+    total = next(iter(tables.values()))["n"]
+    parts = ["=== 评测统计报告 ===", f"总评测数据: {total} 条", "\n".join(notes)]
+    for version, table in tables.items():
+        if len(tables) > 1:
+            parts.append(f"--- 评审提示词 {version} ---")
+        parts += _version_parts(table)
+    if comparison:
+        parts += _comparison_parts(comparison, tables)
+    rows = [[stop["name"], str(stop["texts"]), _share(stop["stop"])] for stop in stops]
+    parts.append("停止率（自行结束的文本所占比例）\n" + columns(["checkpoint", "n", "stop_rate"], rows))
+    return "\n\n".join([*parts, usage]) + "\n"
+
+
+def _version_parts(table: dict) -> list[str]:
+    names = list(table["overall"])
+    letters = dict(zip(names, LETTERS, strict=False))
+    rows = [
+        [kind, str(row["n"]), *(_score(row["scores"][name]) for name in names)]
+        for kind, row in table["by_type"].items()
+    ]
+    best = [f"{letters[name]} ({name}): {_count(table['best'][name])}" for name in names]
+    best.append(f"平局 (各顺序不一致或难分高下): {_count(table['best']['tie'])}")
+    if table["undecided"]:
+        best.append(f"未定 (可解析的顺序不足): {table['undecided']} 次")
+    wins = [
+        [name, str(row["n"]), _percent(row["win_rate"]), _percent(row["length_controlled"])]
+        for name, row in table["wins"].items()
+    ]
+    dimensions = [[dimension, *(_score(row[name]) for name in names)] for dimension, row in table["dimensions"].items()]
+    return [
+        "按内容类型统计\n" + columns(["content_type", "n", *(f"{name}_avg_score" for name in names)], rows),
+        "最佳模型统计\n" + "\n".join(best),
+        "整体平均分\n" + "\n".join(f"{name}: {_score(table['overall'][name])}" for name in names),
+        "胜率（前者对后者，平局计 0.5）\n" + columns(["pair", "n", "win_rate", "length_controlled"], wins),
+        "各维度平均分\n" + columns(["dimension", *names], dimensions),
+        "评审可靠性\n" + "\n".join(_trust_lines(table["trust"])),
+    ]
+
+
+def _trust_lines(trust: dict) -> list[str]:
+    if not trust["calls"]:
+        return ["规则评审没有位置、没有噪声，也没有模型调用"]
+    control = trust["control"]
+    lines = [
+        f"位置偏差率 (每种顺序都选同一个位置): {_percent(trust['position_bias_rate'])}",
+        f"顺序不一致率: {_percent(trust['disagreement_rate'])}",
+    ]
+    if trust["picks_by_place"]:
+        lines.append(
+            "各位置被选比例: " + ", ".join(f"{i}: {_share(s)}" for i, s in enumerate(trust["picks_by_place"], start=1))
+        )
+    if control["n"]:
+        gap = NONE if control["mean_gap"] is None else f"{control['mean_gap']:.2f}"
+        lines.append(
+            f"A/A 对照 (同一文本评两次, n={control['n']}, 可解析 {control['parsed']}): 判平 {_share(control['tie'])}, "
+            f"选首位 {_share(control['first'])}, 平均分差 {gap}"
+        )
+    return [*lines, f"无法解析的回复: {_share(trust['unparsed'])} (不计分，也不计 0), 共 {trust['calls']} 次调用"]
+
+
+def _comparison_parts(comparison: dict, tables: dict[str, dict]) -> list[str]:
+    first, second = comparison["versions"]
+    rows = [
+        [name, _score(tables[first]["overall"][name]), _score(tables[second]["overall"][name]), _score(difference, "+")]
+        for name, difference in comparison["difference"].items()
+    ]
+    trust = [
+        [label, *(value(tables[version]["trust"]) for version in (first, second))]
+        for label, value in (
+            ("position_bias_rate", lambda t: _percent(t["position_bias_rate"])),
+            ("disagreement_rate", lambda t: _percent(t["disagreement_rate"])),
+            ("control_tie", lambda t: _share(t["control"]["tie"])),
+            ("unparsed", lambda t: _share(t["unparsed"])),
+        )
+    ]
+    correlation = NONE if comparison["correlation"] is None else f"{comparison['correlation']:.3f}"
+    return [
+        f"提示词版本对比（同一批文本，{first} 与 {second}）\n"
+        + columns(["candidate", first, second, f"{second} - {first}"], rows)
+        + f"\n最佳结论一致: {_percent(comparison['same_best'])}\n逐篇得分的相关系数: {correlation}",
+        columns(["trust", first, second], trust),
+    ]
+
+
+def columns(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns stand under each other, a Chinese character being two wide."""
+
+    def width(text: str) -> int:
+        return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+    table = [header, *rows]
+    widths = [max(width(row[i]) for row in table) for i in range(len(header))]
+    lines = (
+        "  ".join(cell + " " * (wide - width(cell)) for cell, wide in zip(row, widths, strict=True)) for row in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _score(estimate, sign: str = "") -> str:
+    return _interval(estimate, lambda value: f"{value:{sign}.2f}")
+
+
+def _percent(estimate) -> str:
+    return _interval(estimate, _share)
+
+
+def _interval(estimate: Estimate | list, show) -> str:
+    mean, low, high = estimate
+    if mean is None:
+        return NONE
+    return show(mean) if low is None or high is None else f"{show(mean)} [{show(low)}, {show(high)}]"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f}%"
+
+
+def _count(row: dict) -> str:
+    return f"{row['count']} 次 ({_percent(row['share'])})"
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def output_rows(results: list[Judged], calls: list, replies: list[dict]) -> list[dict]:
+    """One row an item and version, controls included, with the raw replies. replies[k] answers calls[k]."""
+
+    def named(best: int | None) -> str | None:
+        return None if best is None else "tie" if best == TIE else LETTERS[best]
+
+    raw: dict[tuple, list[dict]] = {}
+    for call, reply in zip(calls, replies, strict=True):
+        raw.setdefault((call.version, call.item, call.control), []).append(reply)
+    rows = []
+    for judged in results:
+        for i, (item, verdict) in enumerate(zip(judged.items, judged.verdicts, strict=True)):
+            scores = {
+                LETTERS[c]: {
+                    "name": name,
+                    "score": verdict.scores[c] and mean_score(verdict.scores[c]),
+                    "scores": verdict.scores[c],
+                }
+                for c, name in enumerate(judged.names)
+            }
+            head = {"id": f"{judged.version}/{item.id}", "prompt_id": item.prompt_id, "version": judged.version}
+            wins = {f"{LETTERS[a]}>{LETTERS[b]}": win for (a, b), win in verdict.wins.items()}
+            rows.append(
+                {
+                    **head,
+                    "kind": "item",
+                    "content_type": item.content_type,
+                    "candidates": scores,
+                    "best": named(verdict.best),
+                }
+                | {"wins": wins, "position_bound": verdict.bound, "orders": raw.get((judged.version, i, False), [])}
+            )
+            if control := raw.get((judged.version, i, True)):
+                rows.append({**head, "id": f"{head['id']}/control", "kind": "control", "orders": control})
+    return rows
+
+
+def csv_text(results: list[Judged]) -> str:
+    """One row an item and version: prompt, texts, scores, best. Written with utf-8-sig it opens in a spreadsheet."""
+    names = results[0].names
+    dimensions = list(dict.fromkeys(name for judged in results for name in judged.dimensions()))
+    texts = [TEXT_COLUMNS.get(name, f"{name}_output") for name in names]
+    header = ["prompt", *texts, *(f"{name}_score" for name in names), "best", "content_type", "prompt_version", "id"]
+    header += [f"{name}_{dimension}" for name in names for dimension in dimensions]
+    output = io.StringIO()
+    writer = csv.writer(output)
+    writer.writerow(header)
+    for judged in results:
+        for item, verdict in zip(judged.items, judged.verdicts, strict=True):
+            scores = [None if row is None else mean_score(row) for row in verdict.scores]
+            best = "" if verdict.best is None else "tie" if verdict.best == TIE else names[verdict.best]
+            row = [_cell(item.prompt), *map(_cell, item.texts), *map(_figure, scores), best, _cell(item.content_type)]
+            row += [judged.version, item.id]
+            row += [_figure((row or {}).get(dimension)) for row in verdict.scores for dimension in dimensions]
+            writer.writerow(row)
+    return output.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A spreadsheet would run a text that begins like a formula: an apostrophe in front makes it a text."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

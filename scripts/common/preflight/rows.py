@@ -1,0 +1,287 @@
+"""Checks of rows that every training stage makes, quick enough for that: texts, pairs, labels, copies, what max_length cuts off.
+
+Each is a function (Data) -> findings, named in CHECKS. Those that cost seconds are in common/preflight/files.py.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+
+from common.preflight.finding import ANSWERS, Check, Data, File, Finding
+from common.preflight.texts import faults_of_answer, faults_of_text, faults_of_thinking, special_tokens
+
+MAX_CUT_SHARE = 0.01  # up to this share of cut answers is a warning, more is an error
+CHANCE_LENGTH = 20  # characters; a shorter answer may stand in train and val by chance
+NEARLY_EQUAL = 0.01  # share of changed characters below which a pair says nothing ...
+NEARLY_EQUAL_FROM = 100  # ... in answers of at least so many characters
+MANY_PROMPTS, MANY_SHARE = 10, 0.05  # one answer under so many prompts and this share of the rows is a finding
+GROUP_KEYS = ("question_id", "product_id")  # in meta: what a file is split by, so that no group stands on both sides
+
+
+def check_texts(data: Data) -> Iterator[Finding]:
+    """Every text of every row against common/preflight/texts.py."""
+    special = special_tokens(data.tokenizer)
+    opened = _opens_thinking(data)
+    for file in data.files:
+        seen: dict[str, list] = {}  # many rows share a prompt
+        for line, row in file.rows:
+            if data.schema == "style":
+                for level, reason, mend in faults_of_text(row["input"], special):
+                    yield file.finding(level, line, f"input: {reason}", mend)
+                continue
+            for key in ("prompt", *ANSWERS[data.schema]):
+                for turn in row[key]:
+                    text = turn["content"]
+                    if key == "prompt":
+                        if text not in seen:
+                            seen[text] = list(faults_of_text(text, special))
+                        faults = seen[text]
+                    else:
+                        faults = [*faults_of_text(text, special), *faults_of_answer(text, wanted=key != "rejected")]
+                        faults += faults_of_thinking(text, data.enable_thinking, opened)
+                    for level, reason, mend in faults:
+                        yield file.finding(level, line, f"{key}: {reason}", mend)
+
+
+def check_thinking(data: Data) -> Iterator[Finding]:
+    """Thinking in earlier turns, which templates drop, and files where only some answers think."""
+    for file in data.files:
+        thinks: list[int] = []
+        silent: list[int] = []
+        for line, row in file.rows if data.schema in ("sft", "preference") else ():
+            if any("</think>" in turn["content"] for turn in row["prompt"]):
+                mend = "take it out: what is left of it differs between templates"
+                yield file.finding("warning", line, "prompt: a thinking block in an earlier turn", mend)
+            (thinks if "</think>" in row[ANSWERS[data.schema][0]][-1]["content"] else silent).append(line)
+        if data.enable_thinking and thinks and silent:
+            few, what = (thinks, "an answer with") if len(thinks) < len(silent) else (silent, "an answer without")
+            reason = f"{what} a thinking block, where most are the other way ({len(few)} of {len(file.rows)})"
+            yield file.finding("warning", few[0], reason, "let all think, or none")
+
+
+def check_meta(data: Data) -> Iterator[Finding]:
+    """One flat schema of meta per file: rewards and metrics read it by name."""
+    key = "metadata" if data.schema == "style" else "meta"
+    for file in data.files:
+        names = Counter(tuple(sorted(row.get(key, {}))) for _, row in file.rows)
+        if len(names) < 2:
+            continue
+        usual = set(names.most_common(1)[0][0])
+        for line, row in file.rows:
+            if differing := sorted(usual ^ set(row.get(key, {}))):
+                reason = f"{key} has other keys than most rows: {', '.join(differing)}"
+                yield file.finding("warning", line, reason, "write every key in every row, null where there is none")
+
+
+def check_labels(data: Data) -> Iterator[Finding]:
+    """Labels of a classifier: one spelling, one English name each, and no text with two of them."""
+    if data.schema != "style":
+        return
+    english: dict[str, tuple[str, int]] = {}
+    chinese: dict[str, tuple[str, int]] = {}
+    texts: dict[str, tuple[str, str, int]] = {}
+    for file in data.files:
+        for line, row in file.rows:
+            label, name = row["label"], row["label_english"]
+            if label != label.strip() or name != name.strip():
+                yield file.finding("error", line, f"white space around the label {label!r}", "label.strip()")
+                continue
+            for table, one, other in ((english, label, name), (chinese, name, label)):
+                known, where = table.setdefault(one, (other, line))
+                if known != other:
+                    reason = f"the label {one} is called {other} here and {known} at line {where}"
+                    yield file.finding("error", line, reason, "one English name for each label")
+            known, place, where = texts.setdefault(row["input"].strip(), (label, file.name, line))
+            if known != label:
+                reason = f"the same text is labelled {label} here and {known} at {place} line {where}"
+                yield file.finding("error", line, reason, "keep one of the two")
+
+
+def check_pairs(data: Data) -> Iterator[Finding]:
+    """Pairs that say nothing, and pairs that contradict each other. (Equal ones are found by the schema.)"""
+    if data.schema != "preference":
+        return
+    for file in data.files:
+        seen: dict[tuple[str, str, str], int] = {}
+        for line, row in file.rows:
+            asked, chosen, rejected = (_joined(row[key]) for key in ("prompt", "chosen", "rejected"))
+            if earlier := seen.get((asked, rejected, chosen)):
+                reason = f"the pair of line {earlier} the other way round"
+                yield file.finding("error", line, reason, "leave out the wrong one, or both")
+            seen.setdefault((asked, chosen, rejected), line)
+            good, bad = bare(row["chosen"]), bare(row["rejected"])
+            if good == bad:
+                reason = "chosen and rejected differ in punctuation, spaces or width only"
+                yield file.finding("warning", line, reason, "fine if that is to be learnt; else leave the pair out")
+            elif len(good) >= NEARLY_EQUAL_FROM and (changed := _changed(good, bad)):
+                reason = f"chosen and rejected are nearly equal: {changed} of {len(good)} characters differ"
+                yield file.finding("note", line, reason, "fine if that is to be learnt; else leave the pair out")
+
+
+def _changed(good: str, bad: str) -> int:
+    """Characters between the common beginning and the common end; 0 where they are many, or where a number is what differs."""
+    start = len(_common(good, bad))
+    end = len(_common(good[start:][::-1], bad[start:][::-1]))
+    middles = (good[start : len(good) - end], bad[start : len(bad) - end])
+    changed = max(map(len, middles))
+    # another number is another fact, however few its digits
+    return 0 if changed > NEARLY_EQUAL * len(good) or re.search(r"\d", "".join(middles)) else changed
+
+
+def _common(a: str, b: str) -> str:
+    return next((a[:i] for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(a, b, key=len))
+
+
+def check_duplicates(data: Data) -> Iterator[Finding]:
+    """The same row twice in a file. Prompts for RL may well be drawn twice: a note."""
+    level, what = ("note", "prompt") if data.schema == "prompts" else ("warning", "row")
+    for file in data.files:
+        first: dict[str, int] = {}
+        labels = {line: row.get("label") for line, row in file.rows}
+        for line, row in file.rows:
+            earlier = first.setdefault(_identity(row, data.schema), line)
+            if earlier != line:
+                if data.schema == "style" and row["label"] != labels[earlier]:
+                    continue  # check_labels names it
+                yield file.finding(level, line, f"the same {what} as line {earlier}", "keep one of them")
+
+
+def check_overlap(data: Data) -> Iterator[Finding]:
+    """Rows and answers of val that train holds too. What is held out is the text: prompts may repeat."""
+    if len(data.files) < 2:
+        return
+    train, val = data.files
+    if train.path.is_file() and val.path.is_file() and train.path.samefile(val.path):
+        yield val.finding("error", 0, "train and val are one file", "name another --val-file, or None")
+        return
+    yield from _shared_groups(train, val, data.schema)
+    whole: dict[str, int] = {}
+    answers: dict[str, int] = {}
+    for line, row in train.rows:
+        whole.setdefault(_identity(row, data.schema), line)
+        for key in ANSWERS[data.schema]:
+            answers.setdefault(bare(row[key]), line)
+
+    for line, row in val.rows:
+        # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train.
+        text = bare(row[ANSWERS[data.schema][0]]) if ANSWERS[data.schema] else ""
+        if earlier := whole.get(_identity(row, data.schema)):
+            if data.schema == "prompts":
+                mend = "fine where the texts are held out"
+                yield val.finding("note", line, f"the same prompt as train line {earlier}", mend)
+            else:
+                mend = "leave it out of one of the two files; split by content"
+                yield val.finding("error", line, f"the same row as train line {earlier}", mend)
+        elif (earlier := answers.get(text)) and len(text) >= CHANCE_LENGTH:
+            mend = "leave it out of one of the two files; split by the answer's text"
+            yield val.finding("error", line, f"the same answer as train line {earlier}", mend)
+        elif earlier:
+            mend = "may be chance; if not, split by the answer's text"
+            yield val.finding("warning", line, f"the same short answer as train line {earlier}", mend)
+
+
+def _shared_groups(train: File, val: File, schema: str) -> Iterator[Finding]:
+    name = "metadata" if schema == "style" else "meta"
+    for key in GROUP_KEYS:
+        groups: dict = {}
+        for line, row in train.rows:
+            if isinstance(group := row.get(name, {}).get(key), str | int):
+                groups.setdefault(group, line)
+        for line, row in val.rows:
+            if isinstance(group := row.get(name, {}).get(key), str | int) and group in groups:
+                reason = f"the {key} {group} stands at train line {groups[group]} too"
+                yield val.finding("error", line, reason, f"split by {key}: a group lies on one side")
+
+
+def check_lengths(data: Data) -> Iterator[Finding]:
+    """What max_length cuts off: whole answers, ends of answers, their eos."""
+    limit = data.max_length
+    for file in data.files:
+        cut = [length for length in file.lengths if length.loses_eos(limit)]
+        level = "error" if len(cut) > MAX_CUT_SHARE * len(file.lengths) else "warning"
+        # up to and with eos: what a template writes behind it may be lost
+        need = max((length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths), default=0)
+        mend = f"--max-length {need} holds every row; or shorten the row, or leave it out"
+        for length in file.lengths:
+            if data.schema == "style":
+                if length.total > limit:
+                    yield file.finding("warning", length.line, f"the text is cut at {limit} tokens", mend)
+            elif length.prompt >= limit:
+                what = "no token is trained" if ANSWERS[data.schema] else "no room for an answer"
+                yield file.finding("error", length.line, f"the prompt fills max_length ({limit} tokens): {what}", mend)
+            elif length.truncated(limit):
+                yield file.finding(level, length.line, f"the answer is cut at {limit} tokens and loses its eos", mend)
+            elif length.loses_eos(limit):
+                yield file.finding(level, length.line, f"the answer loses its eos at {limit} tokens", mend)
+
+
+def check_answers(data: Data) -> Iterator[Finding]:
+    """Answers that only repeat the question, and one answer given to everything."""
+    for file in data.files:
+        for line, row in file.rows:
+            for key in ANSWERS[data.schema]:
+                if row[key][-1]["content"].strip() == row["prompt"][-1]["content"].strip():
+                    mend = "write an answer, or leave the row out"
+                    yield file.finding("warning", line, f"{key} repeats the prompt", mend)
+        if data.schema != "sft":
+            continue
+        prompts: dict[str, set[str]] = {}  # answer -> what it answers
+        first: dict[str, int] = {}
+        for line, row in file.rows:
+            answer = bare(row["completion"])
+            first.setdefault(answer, line)
+            prompts.setdefault(answer, set()).add(_joined(row["prompt"]))
+        for answer, asked in prompts.items():
+            if len(asked) >= max(MANY_PROMPTS, MANY_SHARE * len(file.rows)):
+                reason = f"the same answer to {len(asked)} prompts: {answer[:20]}"
+                yield file.finding(
+                    "warning", first[answer], reason, "keep a few of them: a model learns to say little else"
+                )
+
+
+CHECKS: list[Check] = [
+    check_texts,
+    check_thinking,
+    check_answers,
+    check_pairs,
+    check_labels,
+    check_meta,
+    check_duplicates,
+    check_overlap,
+    check_lengths,
+]
+
+
+def _identity(row: dict, schema: str) -> str:
+    """The texts of a row as one string: everything that is trained on, nothing else."""
+    if schema == "style":
+        return row["input"].strip()
+    keys = ("prompt", *ANSWERS[schema])
+    turns = [[(turn["role"], turn["content"].strip()) for turn in row[key]] for key in keys]
+    return json.dumps(turns, ensure_ascii=False)
+
+
+def bare(turns: list[dict] | str) -> str:
+    """A text without punctuation, spaces, width and case, so that those do not hide a copy."""
+    text = turns if isinstance(turns, str) else "".join(turn["content"] for turn in turns)
+    text = unicodedata.normalize("NFKC", text).lower()
+    return re.sub(r"[\W_]+", "", text) or text.strip()
+
+
+def _joined(turns: list[dict]) -> str:
+    return "\n".join(f"{turn['role']}: {turn['content'].strip()}" for turn in turns)
+
+
+def _opens_thinking(data: Data) -> bool:
+    """Does the template's generation prompt leave a thinking block open, for the answer to close?"""
+    if data.schema == "style" or not data.tokenizer.chat_template:
+        return False
+    turns = [{"role": "user", "content": "问"}]
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": data.enable_thinking}
+    try:
+        asked = data.tokenizer.apply_chat_template(turns, **options)
+    except Exception:  # as in measure: a template may raise anything, and check_tokenizer names it
+        return False
+    return asked.rstrip().endswith("<think>")

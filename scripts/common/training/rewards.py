@@ -1,0 +1,147 @@
+"""Rewards by name: one grammar for stages 33, 50, 51.
+
+    NAME[:WEIGHT]              a function of scripts/tasks/<task>.py: REWARDS
+    model=PATH[:WEIGHT]        a scalar reward model (stage 30)
+    style=PATH#LABEL[:WEIGHT]  a classifier's probability of LABEL (stage 31)
+
+A weight is a number, 1 where none is given; a negative one punishes. The total of a completion is the weighted mean of its
+parts, and None if any part is None: a part that cannot judge never counts as 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+
+from common.evaluation.scoring import load_task
+from common.settings import UserError, resolve_model
+
+SPEC = re.compile(r"(?P<name>.+?)(?::(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)))?")
+
+
+@dataclass(frozen=True)
+class Reward:
+    name: str  # as it stands in logs: rhyme, model=reward, style=classifier#诚实
+    weight: float
+    path: str  # folder or hub id of the model behind it; empty for a rule
+    function: Callable  # (prompts, completions, meta) -> list[float | None]; prompts are lists of messages
+
+
+def load_rewards(specs: tuple[str, ...], task: str, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
+    """The rewards that `specs` name, models loaded.
+
+    Raises UserError for an unknown name, a weight of 0, a name given twice, a model without its head.
+    """
+    if not specs:
+        raise UserError("no reward named; mend: --rewards NAME[:WEIGHT] ...")
+    rewards = [_load(spec, task, dtype, max_length) for spec in specs]
+    names = [reward.name for reward in rewards]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"reward {name} is named twice; mend: once, with one weight")
+    return rewards
+
+
+def score(
+    rewards: list[Reward], prompts: list[list[dict]], completions: list[str], meta: list[dict]
+) -> dict[str, list[float | None]]:
+    """name of each reward -> one value a completion, in the order of `completions`; None where it does not apply.
+
+    Raises UserError, naming the reward and the completion, where a function raises or returns anything but a finite number or None.
+    """
+    columns = {}
+    for reward in rewards:
+        try:
+            values = list(reward.function(prompts, completions, meta))
+        except Exception as error:  # a reward is the user's own code: whatever it raises is told with its name
+            raise UserError(
+                f"reward {reward.name}: {type(error).__name__}: {error}; mend: correct it, or the meta of the prompts"
+            ) from error
+        if len(values) != len(completions):
+            raise UserError(
+                f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; mend: one each"
+            )
+        for value, text in zip(values, completions, strict=True):
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                raise UserError(
+                    f"reward {reward.name} is {value!r} for {text[:60]!r}; mend: return a finite number, or None"
+                )
+        columns[reward.name] = [None if value is None else float(value) for value in values]
+    return columns
+
+
+def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list[float | None]:
+    """Weighted mean of the parts, one a completion: sum of weight * part over the sum of absolute weights; None if any part is None."""
+    scale = sum(abs(reward.weight) for reward in rewards)
+    rows = zip(*(columns[reward.name] for reward in rewards), strict=True)
+    return [
+        None
+        if None in parts
+        else sum(reward.weight * part for reward, part in zip(rewards, parts, strict=True)) / scale
+        for parts in rows
+    ]
+
+
+def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
+    match = SPEC.fullmatch(spec)
+    weight = float(match["weight"]) if match and match["weight"] else 1.0
+    if not match or weight == 0:
+        raise UserError(
+            f"reward {spec!r}: mend: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight that is not 0"
+        )
+    kind, _, source = match["name"].partition("=")
+    if kind == "model" and source:
+        path = resolve_model(source, task)
+        return Reward(f"model={_folder_name(path)}", weight, path, _model_reward(path, dtype, max_length))
+    if kind == "style" and source:
+        source, _, label = source.rpartition("#")
+        if not source:
+            raise UserError(f"reward {spec!r} names no class; mend: style=PATH#LABEL")
+        path = resolve_model(source, task)
+        return Reward(
+            f"style={_folder_name(path)}#{label}", weight, path, _style_reward(path, label, dtype, max_length)
+        )
+    known = load_task(task).REWARDS
+    if match["name"] not in known:
+        raise UserError(
+            f"unknown reward {match['name']!r}; mend: one of {', '.join(known)}, model=PATH or style=PATH#LABEL"
+        )
+    return Reward(match["name"], weight, "", _rule(known[match["name"]]))
+
+
+def _rule(function: Callable) -> Callable:
+    """Tasks take a prompt as the text of its last turn."""
+    return lambda prompts, completions, meta: function([turns[-1]["content"] for turns in prompts], completions, meta)
+
+
+def _folder_name(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
+    from common.training.classifiers import load_classifier, logits_of, render_conversation
+
+    model, tokenizer = load_classifier(path, dtype, num_labels=1)
+
+    def function(prompts, completions, meta) -> list[float]:
+        texts = [render_conversation(tokenizer, p, text) for p, text in zip(prompts, completions, strict=True)]
+        return logits_of(model, tokenizer, texts, max_length)[:, 0].tolist()
+
+    return function
+
+
+def _style_reward(path: str, label: str, dtype: str, max_length: int) -> Callable:
+    from common.training.classifiers import label_index, load_classifier, logits_of
+    from tasks.styles import classifier_text
+
+    model, tokenizer = load_classifier(path, dtype)
+    index = label_index(model, label)
+
+    def function(prompts, completions, meta) -> list[float]:
+        texts = [classifier_text(p[-1]["content"], text) for p, text in zip(prompts, completions, strict=True)]
+        return logits_of(model, tokenizer, texts, max_length).softmax(-1)[:, index].tolist()
+
+    return function

@@ -1,0 +1,195 @@
+"""Classical verse as data: read chinese-poetry's JSON, clean it, name its form, split it by content.
+
+Stages 00 (pretraining) and 10 (instructions) share these functions, so that a poem held out by one is held out by the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.settings import UserError
+from tasks.poems.prosody import FORM_OF_SHAPE, split_lines, to_simplified
+
+NOT_HAN = re.compile(
+    "[^\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]"
+)  # 〇 and the CJK ideographs to extension G
+SURROGATE = re.compile("[\ud800-\udfff]")
+SHARED_RUN = 10  # two poems that share this many consecutive characters are near-copies of each other
+
+
+@dataclass(frozen=True)
+class Poem:
+    """One poem in simplified characters. `lines` is (4 or 8) lines of (5 or 7) characters after full cleaning."""
+
+    title: str
+    author: str
+    text: str  # with punctuation, on one line
+    form: str  # a key of prosody.FORMS; below full cleaning the nearest one by line count and length
+    source: str  # "<file or folder>#<index>", for messages
+
+    @property
+    def key(self) -> str:
+        """The characters alone: identity for duplicates, splits and near-copies."""
+        return han_only(self.text)
+
+
+def load_records(path: Path) -> list[dict]:
+    """Records of author, title, paragraphs from a .json / .json.xz array, or from a folder of poet.*.json files.
+
+    Raises UserError when the file is not such an array; a record of another shape is named by its index and first words.
+    """
+    if path.is_dir():
+        files = [file for file in path.glob("poet.*.json") if file.name.split(".")[-2].isdigit()]
+        if not files:
+            raise UserError(f"{path}: no poet.*.<number>.json inside; mend: name the folder quantangshi itself")
+        files.sort(key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[-2])))
+        return [record for file in files for record in load_records(file)]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; mend: give --corpus a .json, a .json.xz or a folder of poet.*.json")
+    raw = path.read_bytes()
+    try:
+        if path.suffix == ".xz":
+            raw = lzma.decompress(raw)
+        records = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+    except lzma.LZMAError as error:
+        raise UserError(f"{path}: damaged xz file ({error}); mend: copy or unpack it again") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: not UTF-8; mend: iconv -f GB18030 -t UTF-8 {path.name}, if it is GBK"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: one JSON array, strict") from None
+    if not isinstance(records, list):
+        raise UserError(
+            f"{path}: not a JSON array; mend: chinese-poetry's schema is [{{author, title, paragraphs}}, …]"
+        )
+    for index, record in enumerate(records):
+        fault = _record_fault(record)
+        if fault:
+            start = json.dumps(record, ensure_ascii=True)[:60]
+            raise UserError(f"{path}: record {index} ({start}…): {fault}; mend: correct it or remove it")
+    return records
+
+
+def _no_constant(name: str):
+    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
+
+
+def _record_fault(record) -> str:
+    if not isinstance(record, dict):
+        return "not an object"
+    paragraphs = record.get("paragraphs")
+    if not isinstance(paragraphs, list) or not all(isinstance(part, str) for part in paragraphs):
+        return "no list of strings named paragraphs"
+    texts = [*paragraphs, *(record.get(name) or "" for name in ("title", "author"))]
+    if not all(isinstance(text, str) for text in texts):
+        return "title or author is not a string"
+    return "a lone surrogate, half of a character" if any(map(SURROGATE.search, texts)) else ""
+
+
+def han_only(text: str) -> str:
+    """The Han characters of a text, punctuation and everything else removed."""
+    return NOT_HAN.sub("", text)
+
+
+# what basic cleaning removes from inside a text, and what it cannot mend and so drops, each with the reason reported
+EDITORS_NOTE = re.compile(r"[（(][^（）()]*[）)]|[\[［【〖][^\]］】〗]*[\]］】〗]")
+DOUBLED_MARK = re.compile(r"([，。！？；、])[，。！？；、]+")  # what stands where a note was cut out
+FAULTS = (
+    ("unclosed bracket or 《", re.compile(r"[（）()\[\]［］【】〖〗《》]")),
+    ("missing character (□)", re.compile(r"[□■○◇]|\ufffd")),
+    ("glyph description {…}", re.compile(r"[{}]")),
+    ("private-use character", re.compile("[\ue000-\uf8ff]")),
+    ("ASCII letters or digits", re.compile(r"[0-9A-Za-z]")),
+)
+
+
+def clean_record(record: dict, level: str, source: str) -> tuple[Poem | None, str]:
+    """One record to one poem, or None and the reason it was dropped.
+
+    level "none" keeps every text as it is printed; "basic" cuts editors' notes and drops damaged texts; "full" keeps
+    only regular verse: 4 or 8 equal lines of 5 or 7 Han characters.
+    """
+    text = to_simplified("".join(record["paragraphs"]).strip())
+    if not text:
+        return None, "empty"
+    if level != "none":
+        text = DOUBLED_MARK.sub(r"\1", EDITORS_NOTE.sub("", text))
+        for reason, pattern in FAULTS:
+            if pattern.search(text):
+                return None, reason
+    lines = split_lines(text)
+    if not lines:
+        return None, "empty"
+    lengths = {len(line) for line in lines}
+    if level == "full":
+        if len(lengths) > 1:
+            return None, "uneven line lengths"
+        if len(lines) % 2:
+            return None, "odd line count"
+        if (len(lines), len(lines[0])) not in FORM_OF_SHAPE:
+            return None, "other form (not 4 or 8 lines of 5 or 7)"
+        if NOT_HAN.search("".join(lines)):
+            return None, "character that is not Han"
+    count = 4 if len(lines) <= 4 else 8
+    width = 5 if sum(map(len, lines)) / len(lines) <= 6 else 7
+    form = FORM_OF_SHAPE[count, width]
+    title = to_simplified(str(record.get("title") or "")).strip()
+    return Poem(title, to_simplified(str(record.get("author") or "")).strip(), text, form, source), ""
+
+
+def clean(records: Iterable[dict], level: str, source: str) -> tuple[list[Poem], dict[str, int]]:
+    """All records to poems plus a count per reason dropped; exact duplicates (by characters) are dropped unless level is none."""
+    poems: list[Poem] = []
+    dropped: dict[str, int] = {}
+    seen: set[str] = set()
+    for index, record in enumerate(records):
+        poem, reason = clean_record(record, level, f"{source}#{index}")
+        if poem is not None and level != "none":
+            if poem.key in seen:
+                poem, reason = None, "duplicate"
+            else:
+                seen.add(poem.key)
+        if poem is None:
+            dropped[reason] = dropped.get(reason, 0) + 1
+        else:
+            poems.append(poem)
+    return poems, dropped
+
+
+def split_of(key: str) -> str:
+    """train, val (2 %) or test (2 %), decided by the characters alone: a grown corpus never moves a poem."""
+    bucket = int(hashlib.sha256(key.encode("utf-8")).hexdigest()[:8], 16) % 100
+    return "test" if bucket < 2 else "val" if bucket < 4 else "train"
+
+
+def runs_of(key: str, length: int = SHARED_RUN) -> Iterable[str]:
+    """Every run of `length` consecutive characters; a shorter text is one run."""
+    return (key[start : start + length] for start in range(max(1, len(key) - length + 1)))
+
+
+def without_near_copies(poems: list[Poem], others: Iterable[Poem]) -> list[Poem]:
+    """The poems that share no run of SHARED_RUN characters with one of `others`."""
+    taken = {run for poem in others for run in runs_of(poem.key)}
+    return [poem for poem in poems if taken.isdisjoint(runs_of(poem.key))]
+
+
+def split_poems(poems: list[Poem]) -> tuple[dict[str, list[Poem]], int]:
+    """Poems by split, and how many were dropped as near-copies.
+
+    Near-copies never straddle a split: a val poem that is one of a test poem is dropped, and so is a train poem that is one of
+    either. They are dropped, not moved, so that a row's split depends on nothing but its own text.
+    """
+    splits: dict[str, list[Poem]] = {"test": [], "val": [], "train": []}
+    for poem in poems:
+        splits[split_of(poem.key)].append(poem)
+    splits["val"] = without_near_copies(splits["val"], splits["test"])
+    splits["train"] = without_near_copies(splits["train"], splits["test"] + splits["val"])
+    return splits, len(poems) - sum(map(len, splits.values()))

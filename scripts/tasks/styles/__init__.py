@@ -1,0 +1,289 @@
+"""Dialogue answers in five styles: labels and rows, the prompt, and what a rule can say of an answer.
+
+A row is {"input": "用户问题：…\\n回答：…", "label", "label_english", "metadata"}. The question groups rows: all answers to one
+question stand in one split. Every metric or reward is f(prompts, completions, meta) -> one float or None a completion; meta may hold
+the style that is wanted: {"style": "有帮助"}. Which style an answer really has is asked of the classifier (stage 31), not of a rule; the
+TF-IDF baseline is a second opinion that training against the classifier cannot have adapted to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from common.evaluation.scoring import zero_for_none
+from common.jsonl import CONTROL, MAX_LINE_BYTES, DataError, Problem, read_json, read_jsonl, validate_row
+from common.preflight.texts import texts_of
+from common.settings import ROOT, UserError
+from tasks import poems
+
+DATA = ROOT / "data" / "styles"
+FILES = (DATA / "labels.json", DATA / "training_data.json", Path(poems.__file__))
+INPUT = re.compile(r"用户问题：(?P<question>.*?)\n回答：(?P<answer>.*)", re.DOTALL)
+ASKED_STYLE = re.compile(r"^请用“[^”\n]*”的风格回答：")
+# shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all three splits
+VAL_SHARE, TEST_SHARE, SALT = 0.15, 0.15, "styles-77"
+SHARED_RUN = 10  # characters; two answers of the shipped data to different questions never share as many
+SHORTEST, LONGEST = 20, 120  # characters of an answer: 97 of 100 shipped ones are in between
+
+DEMO = (  # a new question and answer for each shipped style
+    ("这款扫地机器人值得买吗？", "值得的，吸力比上一代大了一半，今天下单还送一年耗材，家里有猫狗的客人都选它。"),
+    ("耳机用了三天右边没声音了。", "非常抱歉，请把订单号发给我，今天就安排上门取件，换新的后天寄到您手里。"),
+    ("这个课学完能找到工作吗？", "我没法保证。去年的学员里大约六成换了岗位，其余的没有回访到，数字并不完整。"),
+    ("阳台上的绿萝叶子发黄怎么办？", "先摸土，湿的就停水一周；再剪掉黄叶，挪到散光处，每半个月施一次稀薄的液肥。"),
+    ("能告诉我怎么绕过门禁吗？", "这个我不能教，擅自进入可能违法。要是您忘带卡，请联系物业核实身份后开门。"),
+)
+
+
+# --- rows
+
+
+def plain_question(prompt: str) -> str:
+    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is wanted."""
+    return ASKED_STYLE.sub("", prompt)
+
+
+def classifier_text(question: str, answer: str) -> str:
+    """The text that the classifier is trained on and asked about."""
+    return f"用户问题：{plain_question(question)}\n回答：{answer}"
+
+
+def question_of(text: str) -> str:
+    """The question of a classifier's text; the text itself where it is not written as question and answer."""
+    match = INPUT.fullmatch(text)
+    return match["question"] if match else text
+
+
+def answer_of(text: str) -> str:
+    match = INPUT.fullmatch(text)
+    return match["answer"] if match else text
+
+
+def question_key(text: str) -> str:
+    """What groups the rows: letters, digits and characters of the question, so that punctuation makes no second question."""
+    return re.sub(r"[\W_]+", "", question_of(text)).lower() or text
+
+
+def read_labels(path: Path) -> list[dict]:
+    """Labels in the order of their ids: [{"id", "label", "label_english", ...}]. Raises DataError where the ids are not 0, 1, 2, ..."""
+    labels = read_json(path)
+    rows = labels if isinstance(labels, list) else []
+    if len(rows) < 2 or not all(isinstance(row, dict) for row in rows):
+        raise DataError(
+            [Problem(path, 0, "not a JSON array of at least two labels", 'write [{"id": 0, "label": ...}]')]
+        )
+    problems = []
+    for place, row in enumerate(rows):
+        if type(row.get("id")) is not int or row["id"] != place:
+            problems.append(
+                Problem(path, 0, f"label {place} has the id {row.get('id')!r}", f"number them in order: {place}")
+            )
+        for key in ("label", "label_english"):
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                problems.append(Problem(path, 0, f"label {place} has no {key}", "add it"))
+            elif [other.get(key) for other in rows].count(row[key]) > 1:
+                problems.append(Problem(path, 0, f"{key} {row[key]!r} stands twice", "give each label its own name"))
+    if problems:
+        raise DataError(problems)
+    return rows
+
+
+def read_rows(path: Path, labels: list[dict], whole_text: bool = True) -> list[dict]:
+    """Labelled rows of a JSON array or a JSONL file, each checked against `labels`.
+
+    whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason and mend.
+    """
+    if path.suffix == ".json":
+        rows, lines = _read_array(path)
+    else:
+        rows = read_jsonl(path, "style")
+        with open(path, "rb") as file:
+            lines = [number for number, line in enumerate(file, start=1) if line.strip()]
+    english = {row["label"]: row["label_english"] for row in labels}
+    problems = []
+    for row, line in zip(rows, lines, strict=True):
+        found = list(validate_row(row, "style")) if isinstance(row, dict) else [("not an object", "write {...}")]
+        if not found and row["label"] not in english:
+            found.append(
+                (f"unknown label {row['label']!r}", f"one of {', '.join(english)}, or a new entry in labels.json")
+            )
+        elif not found and row["label_english"] != english[row["label"]]:
+            found.append((f"{row['label']} is not {row['label_english']!r}", f"write {english[row['label']]}"))
+        if not found and not whole_text:
+            match = INPUT.fullmatch(row["input"])
+            if not match or not match["question"].strip() or not match["answer"].strip():
+                found.append(("input is not question and answer", "write 用户问题：…\\n回答：…"))
+        problems += [Problem(path, line, reason, mend) for reason, mend in found]
+    if not rows:
+        problems.append(Problem(path, 0, "the file holds no rows", "write some, or name another file"))
+    if problems:
+        raise DataError(problems)
+    return rows
+
+
+def read_split(train_file: Path, validation_file: Path | None, labels: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Training and validation rows; without a validation file 15 % of the questions are held out.
+
+    Raises UserError where a question stands in both, or a label has no training row.
+    """
+    train = read_rows(train_file, labels)
+    if validation_file:
+        val = read_rows(validation_file, labels)
+    else:
+        sides = [split_of(row["input"], test_share=0.0) for row in train]
+        train, val = ([row for row, at in zip(train, sides, strict=True) if at == side] for side in ("train", "val"))
+        if not val:
+            raise UserError(f"{train_file}: too few questions to hold some out; mend: name a validation file")
+    known = {question_key(row["input"]) for row in train}
+    if shared := sum(question_key(row["input"]) in known for row in val):
+        raise UserError(
+            f"{shared} of {len(val)} validation rows answer a question of {train_file}; mend: split by question (stage 12), "
+            "or --validation_file None"
+        )
+    if missing := {label["label"] for label in labels} - {row["label"] for row in train}:
+        raise UserError(f"{train_file}: no row is {', '.join(sorted(missing))}; mend: add rows, or take out the label")
+    return train, val
+
+
+def _read_array(path: Path) -> tuple[list, list[int]]:
+    """Items of a JSON array and the line on which each begins; each would do as a line of JSONL, too."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError([Problem(path, 0, "not a JSON array", "write [...], or name the file .jsonl")])
+    text = path.read_bytes().decode("utf-8-sig")
+    decoder, gap, lines, line, at = json.JSONDecoder(), re.compile(r"[\s,]*"), [], 1, text.index("[") + 1
+    line += text.count("\n", 0, at)
+    for _ in rows:
+        start = gap.match(text, at).end()
+        line += text.count("\n", at, start)
+        lines.append(line)
+        _, at = decoder.raw_decode(text, start)
+        line += text.count("\n", start, at)
+    problems = []
+    for row, line in zip(rows, lines, strict=True):
+        try:
+            size = len(json.dumps(row, ensure_ascii=False).encode("utf-8"))
+        except UnicodeEncodeError:
+            problems.append(Problem(path, line, "half of a surrogate pair", "write the whole character, in UTF-8"))
+            continue
+        if size >= MAX_LINE_BYTES:
+            what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
+            problems.append(Problem(path, line, what, "leave out rows as long as this one"))
+        elif found := next(filter(None, map(CONTROL.search, texts_of(row))), None):
+            problems.append(Problem(path, line, f"control character U+{ord(found[0]):04X}", "delete it"))
+    if problems:
+        raise DataError(problems)
+    return rows, lines
+
+
+def split_of(text: str, val_share: float = VAL_SHARE, test_share: float = TEST_SHARE, salt: str = SALT) -> str:
+    """train, val or test, decided by the question alone: more rows never move one."""
+    digest = hashlib.sha256(f"{salt} {question_key(text)}".encode()).hexdigest()
+    place = int(digest[:8], 16) / 2**32
+    return "val" if place < val_share else "test" if place < val_share + test_share else "train"
+
+
+# --- from a row to a prompt
+
+
+def messages(row: dict) -> list[dict]:
+    """A row's question as chat messages; a row with "ask_for" names the style it wants."""
+    wanted = f"请用“{row['ask_for']}”的风格回答：" if row.get("ask_for") else ""
+    return [{"role": "user", "content": wanted + row["question"]}]
+
+
+# --- rules
+
+
+def length(prompts, completions, meta, **_) -> list[float]:
+    """1 within 20-120 characters, falling to 0 at 0 and at 240: growing longer never pays."""
+    counts = [len(text.strip()) for text in completions]
+    return [max(0.0, min(1.0, n / SHORTEST, 2 - n / LONGEST)) for n in counts]
+
+
+def ends_whole(prompts, completions, meta, **_) -> list[float]:
+    """1 where the answer ends with a sentence's end, else 0."""
+    return [float(bool(re.search(r"[。！？!?…～~][”」』）)\"]*$", text.strip()))) for text in completions]
+
+
+def no_repeat(prompts, completions, meta, **_) -> list[float | None]:
+    """1 minus the share of runs of four characters that repeat an earlier one; None for fewer than five characters."""
+    values = []
+    for text in completions:
+        runs = [text[i : i + 4] for i in range(len(text) - 3)]
+        values.append(len(set(runs)) / len(runs) if len(runs) > 1 else None)
+    return values
+
+
+@cache
+def training_rows() -> tuple[dict, ...]:
+    rows = read_rows(DATA / "training_data.json", read_labels(DATA / "labels.json"))
+    return tuple(row for row in rows if split_of(row["input"]) == "train")
+
+
+@cache
+def _training_runs() -> frozenset[str]:
+    keys = (re.sub(r"[\W_]+", "", answer_of(row["input"])) for row in training_rows())
+    return frozenset(key[i : i + SHARED_RUN] for key in keys for i in range(len(key) - SHARED_RUN + 1))
+
+
+def near_copy(prompts, completions, meta, **_) -> list[float]:
+    """1 where the text shares a run of ten characters with an answer of the training split."""
+    keys = [re.sub(r"[\W_]+", "", text) for text in completions]
+    runs = _training_runs()
+    return [float(any(key[i : i + SHARED_RUN] in runs for i in range(len(key) - SHARED_RUN + 1))) for key in keys]
+
+
+@cache
+def _tfidf():
+    from common.evaluation.baselines import tfidf_classifier
+
+    rows = training_rows()
+    return tfidf_classifier([answer_of(row["input"]) for row in rows], [row["label"] for row in rows])
+
+
+def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
+    """Probability of the wanted style under TF-IDF + logistic regression on the training answers; None where no style is wanted."""
+    if not completions:
+        return []
+    model = _tfidf()
+    place = {label: index for index, label in enumerate(model.classes_)}
+    chances = model.predict_proba(completions)
+    known = [place.get(m.get("style")) for m in meta]
+    return [None if index is None else float(row[index]) for row, index in zip(chances, known, strict=True)]
+
+
+def overall(prompts, completions, meta, **_) -> list[float]:
+    """整体质量, as far as rules see it: mean of length, ends_whole and no_repeat; 0 for a near-copy. Style is not in it."""
+    columns = [measure(prompts, completions, meta) for measure in (length, ends_whole, no_repeat)]
+    copied = near_copy(prompts, completions, meta)
+    rows = ([part or 0.0 for part in parts] for parts in zip(*columns, strict=True))
+    return [0.0 if copy else sum(parts) / len(parts) for parts, copy in zip(rows, copied, strict=True)]
+
+
+REWARDS = {
+    "length": length, "ends_whole": ends_whole, "no_repeat": zero_for_none(no_repeat), "tfidf_style": tfidf_style,
+    "overall": overall,
+}  # fmt: skip
+METRICS = {
+    "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "near_copy": near_copy, "tfidf_style": tfidf_style,
+    "整体质量": overall,
+}  # fmt: skip
+SET_METRICS = poems.SET_METRICS  # distinct-1 and -2 over Han characters, the same for every task
+
+
+def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
+    """Spans (start, end, label) that the comparison page highlights: runs of four characters that repeat an earlier one."""
+    seen, spans = set(), []
+    for start in range(len(text) - 3):
+        run = text[start : start + 4]
+        if run in seen:
+            if spans and start <= spans[-1][1]:
+                spans[-1] = (spans[-1][0], start + 4, "repeat")
+            else:
+                spans.append((start, start + 4, "repeat"))
+        seen.add(run)
+    return spans

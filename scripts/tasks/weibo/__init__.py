@@ -1,0 +1,209 @@
+"""Comments on Weibo posts: how a post becomes a prompt, and what makes an answer one that people there would write.
+
+Every metric or reward is f(prompts, completions, meta) -> one float or None a completion, over plain strings; prompts hold the post and
+its thread, so that meta is not needed. None means that the measure does not apply; an empty answer scores 0 where a text could score 1.
+Whether a comment is any good is for people, likes and reward models to say: these rules only say whether it has the outer form of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from common.settings import ROOT
+from tasks.weibo import cleaning as weibo_text
+from tasks.weibo.cleaning import cut  # noqa: F401 (stage 11 shortens what it shows in a prompt)
+
+DATA = ROOT / "data" / "weibo"
+# what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
+FILES = (DATA / "sample_posts.json", DATA / "sample_comments.json", Path(__file__).with_name("cleaning.py"))
+COPIED_RUN = 8  # characters in a row that a comment shares with the prompt: from here on it is copying
+
+
+# --- from a row to a prompt
+
+
+def messages(row: dict) -> list[dict]:
+    """The chat message that asks for a comment under row["post"], or for an answer to the comment row["parent"] in the thread that
+    row["root"] opened. Words of the bot are marked as 罗伯特's."""
+    lines = [f"微博：{row['post']}"]
+    for place in ("root", "parent"):
+        if row.get(place):
+            lines.append(f"{'罗伯特' if row.get(f'{place}_is_bot') else '网友'}：{row[place]}")
+    task = "以普通网友的口吻，回复最后一条评论。" if row.get("parent") else "以普通网友的口吻，给这条微博写一条评论。"
+    return [{"role": "user", "content": task + "\n\n" + "\n".join(lines)}]
+
+
+# --- what people write, measured on the shipped sample
+
+
+@cache
+def human_comments(held_out: bool) -> tuple[str, ...]:
+    """Cleaned human comments of the sample: those under posts that stage 11 holds out (val and test, at --held-out 5 or more), or all
+    others."""
+    posts = {
+        post["mblogid"]: weibo_text.clean(post["content"]) for post in json.loads(FILES[0].read_text(encoding="utf-8"))
+    }
+    texts = []
+    for comment in json.loads(FILES[1].read_text(encoding="utf-8")):
+        split = weibo_text.split_of(weibo_text.key(posts[comment["root_post_mblogid"]]))
+        text = weibo_text.clean(comment["content"])
+        is_bot = comment["comment_user"]["_id"] == weibo_text.BOT_ID
+        if (split != "train") == held_out and not is_bot and not weibo_text.fault(text):
+            texts.append(text)
+    return tuple(texts)
+
+
+@cache
+def human_range() -> tuple[int, int]:
+    """Characters from which and up to which nine of ten human comments of the training split reach."""
+    lengths = sorted(map(weibo_text.characters, human_comments(held_out=False)))
+    return lengths[len(lengths) // 20], lengths[len(lengths) * 19 // 20]
+
+
+# --- rewards: 1 is as people write, 0 is not
+
+
+def _each(measure):
+    """A measure of one text as one of many."""
+
+    def measures(prompts, completions, meta, **_) -> list[float | None]:
+        return [measure(text, prompt) for text, prompt in zip(completions, prompts, strict=True)]
+
+    measures.__doc__ = measure.__doc__
+    return measures
+
+
+def _length(text: str, prompt: str) -> float:
+    """1 within the human range of lengths; outside, the ratio to its nearer end."""
+    low, high = human_range()
+    size = weibo_text.characters(text.strip())
+    return min(1.0, size / low, high / max(size, 1))
+
+
+def _no_copy(text: str, prompt: str) -> float:
+    """1 minus the share of characters in runs of 8 or more that the post, the thread or the instruction has too."""
+    return 1 - weibo_text.copied_characters(text, prompt, COPIED_RUN) / len(text) if text else 0.0
+
+
+STRETCH = re.compile(r"(\[[^\[\]]{1,8}\]|.)\1{2,}", re.DOTALL)
+
+
+def _no_repeat(text: str, prompt: str) -> float:
+    """Distinct groups of three characters over all such groups. Laughter and rows of one emoji count as three: people write those."""
+    text = STRETCH.sub(r"\1\1\1", text.strip())
+    if len(text) < 6:
+        return float(bool(text))
+    groups = weibo_text.shingles(text)
+    return len(set(groups)) / len(groups)
+
+
+def _no_personal(text: str, prompt: str) -> float:
+    """0 where a text holds a telephone number, an account, an address, an identity number, or names a user; else 1."""
+    return float(not weibo_text.has_personal(text) and "@" not in text)
+
+
+def _no_assistant(text: str, prompt: str) -> float:
+    """0 where a text speaks as an assistant or as the platform's own bot does; else 1."""
+    return float(not weibo_text.ASSISTANT.search(text))
+
+
+def _clean(text: str, prompt: str) -> float:
+    """1 where cleaning finds nothing to remove: no URL, forward chain, zero-width character, HTML, advertisement, half an emoji."""
+    text = text.strip()
+    whole = not weibo_text.HALF_CHARACTER.search(text) and not weibo_text.ADVERT.search(text)
+    return float(bool(text) and whole and weibo_text.clean(text) == text)
+
+
+def _emoji(text: str, prompt: str) -> float:
+    """1 where a text has an emoji. To compare with people's rate: more is not better."""
+    return float(weibo_text.has_emoji(text))
+
+
+length, no_copy, no_repeat = _each(_length), _each(_no_copy), _each(_no_repeat)
+no_personal, no_assistant, clean, emoji = _each(_no_personal), _each(_no_assistant), _each(_clean), _each(_emoji)
+
+
+def overall(prompts, completions, meta, **_) -> list[float]:
+    """The mean of length, no_copy and no_repeat; 0 where no_personal, no_assistant or clean fails."""
+    graded = zip(*(measure(prompts, completions, meta) for measure in (length, no_copy, no_repeat)), strict=True)
+    gates = zip(*(measure(prompts, completions, meta) for measure in (no_personal, no_assistant, clean)), strict=True)
+    return [sum(values) / 3 * min(passes) for values, passes in zip(graded, gates, strict=True)]
+
+
+REWARDS = {"length": length, "no_copy": no_copy, "no_repeat": no_repeat, "no_personal": no_personal, "no_assistant": no_assistant,
+           "clean": clean, "overall": overall}  # fmt: skip
+METRICS = REWARDS | {"emoji": emoji}
+
+
+# --- of a whole set of texts
+
+
+def _distinct(n: int):
+    def measure(completions: list[str]) -> float:
+        """Distinct n-grams of characters over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3). It falls as texts
+        are added: compare sets of one size only."""
+        keys = [weibo_text.key(text) for text in completions]
+        grams = Counter(key[i : i + n] for key in keys for i in range(len(key) - n + 1))
+        return len(grams) / max(1, grams.total())
+
+    return measure
+
+
+def _distance(first: Iterable, second: Iterable) -> float:
+    """Total variation distance of two samples of classes: 0 the same shares, 1 nothing in common."""
+    a, b = Counter(first), Counter(second)
+    return sum(abs(a[name] / max(1, a.total()) - b[name] / max(1, b.total())) for name in a.keys() | b.keys()) / 2
+
+
+LENGTH_CLASSES = (2, 5, 10, 20, 40, 80, 140)  # upper ends, in characters
+MARK = re.compile(r"[，。！？；：、～…,.!?;:~\n]|\s")
+
+
+def _length_classes(texts: Iterable[str]) -> list[int]:
+    return [sum(weibo_text.characters(text.strip()) > end for end in LENGTH_CLASSES) for text in texts]
+
+
+def _marks(texts: Iterable[str]) -> list[str]:
+    """Every punctuation mark; a text without any counts as one mark of its own kind."""
+    return [mark for text in texts for mark in (MARK.findall(text.strip()) or ["none"])]
+
+
+def length_distance(completions: list[str]) -> float:
+    """Total variation distance of the lengths (eight classes) from those of held-out human comments."""
+    return _distance(_length_classes(completions), _length_classes(human_comments(held_out=True)))
+
+
+def punctuation_distance(completions: list[str]) -> float:
+    """Total variation distance of the punctuation marks from those of held-out human comments."""
+    return _distance(_marks(completions), _marks(human_comments(held_out=True)))
+
+
+SET_METRICS = {"distinct_1": _distinct(1), "distinct_2": _distinct(2), "length_distance": length_distance,
+               "punctuation_distance": punctuation_distance}  # fmt: skip
+
+FAULTS = (
+    ("personal data: fault", weibo_text.PERSONAL),
+    ("names a user: fault", weibo_text.MENTION),
+    ("assistant-speak: fault", weibo_text.ASSISTANT),
+    ("advertisement: fault", weibo_text.ADVERT),
+    ("link: fault", weibo_text.URL),
+    ("forward chain: fault", weibo_text.CHAIN),
+    ("emoji", weibo_text.BRACKET_EMOJI),
+)
+
+
+def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
+    """Spans (start, end, label) that the comparison page highlights: faults, and emoji in brackets."""
+    spans = []
+    for label, pattern in FAULTS:
+        for found in pattern.finditer(text):
+            if found.end() > found.start() and all(
+                found.start() >= end or found.end() <= start for start, end, _ in spans
+            ):
+                spans.append((*found.span(), label))
+    return spans

@@ -1,0 +1,195 @@
+"""Rewards by name: the grammar, the weighted mean, and that no reward fails in silence."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
+
+from common.pretraining.char_tokenizer import build_tokenizer
+from common.settings import UserError
+from common.training.rewards import Reward, load_rewards, score, total
+from tasks import poems
+
+POEM = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
+STYLES = ["售前", "诚实", "无伤害"]
+PROMPT = poems.messages({"form": "五言绝句", "themes": ["山水"]})
+META = {"form": "五言绝句", "themes": ["山水"]}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a scalar reward model and of a classifier, random weights, as stages 30 and 31 save them."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer(POEM + PROMPT[0]["content"] + "用户问题：回答" + "".join(STYLES))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    for name, labels in (("reward", ["LABEL_0"]), ("styles", STYLES)):
+        torch.manual_seed(0)
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            head_dim=16,
+            intermediate_size=48,
+            id2label=dict(enumerate(labels)),
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.3,
+            **sizes,
+        )
+        Qwen3ForSequenceClassification(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder, tokenizer
+
+
+def judge(specs, completions: list[str], **kwargs) -> tuple[list[Reward], dict]:
+    loaded = load_rewards(tuple(specs), "poems", "float32", **kwargs)
+    return loaded, score(loaded, [PROMPT] * len(completions), completions, [META] * len(completions))
+
+
+def constant(name: str, weight: float, values: list) -> Reward:
+    return Reward(name, weight, "", lambda prompts, completions, meta: values)
+
+
+# --- the grammar
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "weight"),
+    [("rhyme", "rhyme", 1), ("meter:2", "meter", 2), ("form:.5", "form", 0.5), ("fluency:-0.25", "fluency", -0.25)],
+)
+def test_a_name_and_its_weight(spec, name, weight):
+    (reward,) = load_rewards((spec,), "poems")
+    assert (reward.name, reward.weight) == (name, weight)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ((), "no reward named"),
+        (("rhymes",), "unknown reward 'rhymes'; mend: one of form, rhyme"),
+        (("rhyme:0",), "a weight that is not 0"),
+        (("rhyme:two",), "unknown reward 'rhyme:two'"),
+        (("",), "mend: NAME"),
+        (("rhyme", "rhyme:2"), "rhyme is named twice"),
+        (("model=",), "unknown reward"),
+        (("model=checkpoints/poems/nowhere",), "no such model folder"),
+        (("style=checkpoints/styles/classifier",), "names no class; mend: style=PATH#LABEL"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_told(specs, message):
+    with pytest.raises(UserError) as error:
+        load_rewards(specs, "poems")
+    assert message in str(error.value)
+
+
+def test_task_rewards_are_those_of_the_task():
+    texts = [POEM, "白日依山尽"]
+    _, columns = judge(["form", "rhyme_pass:2"], texts)
+    asked = [PROMPT[0]["content"]] * 2
+    assert columns["form"] == poems.REWARDS["form"](asked, texts, [META] * 2)
+    assert columns["rhyme_pass"] == poems.REWARDS["rhyme_pass"](asked, texts, [META] * 2)
+    assert columns["form"][0] == 1.0 and columns["form"][1] < 1
+
+
+# --- the total
+
+
+def test_the_total_is_the_weighted_mean_and_a_negative_weight_punishes():
+    parts = [constant("a", 3, [1.0, 0.0]), constant("b", -1, [0.5, 1.0])]
+    columns = score(parts, [PROMPT] * 2, ["x", "y"], [META] * 2)
+    assert total(parts, columns) == pytest.approx([(3 - 0.5) / 4, -1 / 4])
+
+
+def test_none_in_one_part_makes_the_total_none_and_never_0():
+    parts = [constant("a", 1, [1.0, None, 0.0]), constant("b", 1, [None, 1.0, 1.0])]
+    columns = score(parts, [PROMPT] * 3, ["x", "y", "z"], [META] * 3)
+    assert columns == {"a": [1.0, None, 0.0], "b": [None, 1.0, 1.0]}
+    assert total(parts, columns) == [None, None, 0.5]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_number_names_reward_and_text(value):
+    with pytest.raises(UserError, match=f"reward taste is {value} for '第二首'"):
+        score([constant("taste", 1, [1.0, value])], [PROMPT] * 2, ["第一首", "第二首"], [META] * 2)
+
+
+def test_a_function_that_raises_is_told_by_its_name():
+    def broken(prompts, completions, meta):
+        return [entry["tone"] for entry in meta]
+
+    with pytest.raises(UserError, match="reward tone: KeyError: 'tone'; mend: "):
+        score([Reward("tone", 1, "", broken)], [PROMPT], ["x"], [META])
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 1.0, 1.0]])
+def test_one_value_a_completion_no_fewer_no_more(values):
+    with pytest.raises(UserError, match=f"taste returned {len(values)} values for 2 completions"):
+        score([constant("taste", 1, values)], [PROMPT] * 2, ["x", "y"], [META] * 2)
+
+
+@pytest.mark.parametrize("values", [["good"], [[1.0]]])
+def test_a_value_that_is_not_a_number_is_told(values):
+    with pytest.raises(UserError, match="reward taste"):
+        score([constant("taste", 1, values)], [PROMPT], ["x"], [META])
+
+
+# --- models as rewards
+
+
+def test_a_model_reward_is_what_plain_transformers_gives(models):
+    folder, tokenizer = models
+    loaded, columns = judge([f"model={folder / 'reward'}:2"], [POEM, "白日"])
+    assert (loaded[0].name, loaded[0].weight) == ("model=reward", 2)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype=torch.float32).eval()
+    for text, value in zip([POEM, "白日"], columns["model=reward"], strict=True):
+        turns = [*PROMPT, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)["input_ids"]
+        with torch.no_grad():
+            assert value == pytest.approx(model(ids).logits.item(), abs=1e-4)
+    assert abs(columns["model=reward"][0] - columns["model=reward"][1]) > 1e-3
+
+
+def test_a_style_reward_is_the_probability_of_its_class(models):
+    folder, tokenizer = models
+    _, columns = judge([f"style={folder / 'styles'}#{name}" for name in STYLES], ["白日", POEM])
+    assert list(columns) == [f"style=styles#{name}" for name in STYLES]
+    assert [sum(values) for values in zip(*columns.values(), strict=True)] == pytest.approx([1, 1], abs=1e-5)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "styles", dtype=torch.float32).eval()
+    ids = tokenizer(f"用户问题：{PROMPT[0]['content']}\n回答：白日", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model(ids).logits.softmax(-1)[0, 1].item()
+    assert columns["style=styles#诚实"][0] == pytest.approx(expected, abs=1e-4)
+    named = [{"role": "user", "content": f"请用“诚实”的风格回答：{PROMPT[0]['content']}"}]
+    loaded = load_rewards((f"style={folder / 'styles'}#诚实",), "poems", "float32")
+    assert score(loaded, [named], ["白日"], [META])["style=styles#诚实"] == pytest.approx([expected], abs=1e-4)
+
+
+def test_rules_and_models_mix_in_one_total(models):
+    folder, _ = models
+    loaded, columns = judge(["form:2", f"style={folder / 'styles'}#诚实:.5"], [POEM])
+    expected = (2 * columns["form"][0] + 0.5 * columns["style=styles#诚实"][0]) / 2.5
+    assert total(loaded, columns) == pytest.approx([expected])
+
+
+def test_a_style_that_is_not_there_names_the_styles(models):
+    with pytest.raises(UserError, match="no class '诚恳'; mend: one of .*诚实"):
+        load_rewards((f"style={models[0] / 'styles'}#诚恳",), "poems")
+
+
+def test_a_classifier_is_no_scalar_reward(models):
+    with pytest.raises(UserError, match="has 3 labels where 1 is needed"):
+        load_rewards((f"model={models[0] / 'styles'}",), "poems")
+
+
+def test_a_folder_without_a_head_is_refused():
+    with pytest.raises(UserError, match="has no trained head"):
+        load_rewards(("model=data/tiny_qwen3",), "poems")
+
+
+def test_two_models_of_one_folder_name_are_told_apart_or_refused(models):
+    folder = models[0] / "reward"
+    with pytest.raises(UserError, match="named twice"):
+        load_rewards((f"model={folder}", f"model={folder}/:2"), "poems")
+
+
+def test_no_completions_no_values(models):
+    loaded, columns = judge(["form", f"model={models[0] / 'reward'}"], [])
+    assert columns == {"form": [], "model=reward": []} and total(loaded, columns) == []
