@@ -102,7 +102,7 @@ def main() -> None:
     columns = {name: measure(rows, classifier, tokenizer, options.style) for name, rows in files.items()}
     prompts = {name: [row["prompt_id"] for row in rows] for name, rows in files.items()}
     if not set(prompts["before"]) & set(prompts["after"]):
-        raise UserError("the two files share no prompt; mend: generate on the same --prompts-file")
+        raise UserError("the two files share no prompt; fix: generate on the same --prompts-file")
     differences, table = {}, []
     for key in columns["before"]:
         means = [bootstrap_mean(columns[name][key], prompts[name]) for name in files]

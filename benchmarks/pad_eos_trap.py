@@ -59,7 +59,7 @@ def train_and_sample(model: Path, train: list[dict], val: list[dict], steps: int
 
     from common.training.probes import stop_rate
 
-    tokenizer = AutoTokenizer.from_pretrained(model)  # not through common.models, which would mend it
+    tokenizer = AutoTokenizer.from_pretrained(model)  # not through common.models, which would fix it
     texts = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in train]
     rows = [{"input_ids": ids} for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the model's arithmetic, 0 = torch's choice")
     options = parser.parse_args()
     if not (Path(options.model) / "config.json").exists():
-        raise SystemExit(f"{options.model}: no model; mend: run scripts/31_train_style_classifier.py, or name another")
+        raise SystemExit(f"{options.model}: no model; fix: run scripts/31_train_style_classifier.py, or name another")
 
     rows = json.loads((ROOT / "data/styles/training_data.json").read_text(encoding="utf-8"))
     texts = [row["input"] for row in rows]

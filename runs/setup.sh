@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python="${PYTHON:-python3}"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $python is older than Python 3.11; mend: PYTHON=python3.12 bash runs/..." >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $python is older than Python 3.11; fix: PYTHON=python3.12 bash runs/..." >&2; exit 2; }
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
 export PATH="$PWD/.venv/bin:$PATH"
 

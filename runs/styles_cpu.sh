@@ -10,7 +10,7 @@ again=()
 for word in "$@"; do
   case "$word" in
     --overwrite) again=(--overwrite) ;;
-    *) echo "error: unknown word $word; mend: --overwrite" >&2; exit 2 ;;
+    *) echo "error: unknown word $word; fix: --overwrite" >&2; exit 2 ;;
   esac
 done
 

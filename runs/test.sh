@@ -17,6 +17,7 @@ for word in "$@"; do
   fi
 done
 ruff check .
+ruff format --check .
 # two files of tests at once, each on half of the cores: the tests start more processes than they use threads
 cores="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 1 ? cores / 2 : 1 ))}"

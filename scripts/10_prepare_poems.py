@@ -24,21 +24,32 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- data
-    task: str = "poems"  # fixed: this stage knows verse only
-    corpus: Path = Path("data/poems/tang.json.xz")  # file or folder in chinese-poetry's schema
-    clean: Literal["none", "basic", "full"] = "full"  # of the training rows: as printed, no damage, regular verse only
-    max_train: int = 0  # SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)
-    min_character_poems: int = 5  # --clean full: SFT rows keep to characters that so many training poems have
-    themes: int = 3  # themes named in an instruction
+    task: str = "poems"
+    """fixed: this stage knows verse only"""
+    corpus: Path = Path("data/poems/tang.json.xz")
+    """file or folder in chinese-poetry's schema"""
+    clean: Literal["none", "basic", "full"] = "full"
+    """of the training rows: as printed, no damage, regular verse only"""
+    max_train: int = 0
+    """SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)"""
+    min_character_poems: int = 5
+    """--clean full: SFT rows keep to characters that so many training poems have"""
+    themes: int = 3
+    """themes named in an instruction"""
 
     # --- preference pairs and RL prompts
-    max_pairs: int = 6000  # training pairs, 0 = all; val and test: four times their share of it
-    max_prompts: int = 2000  # RL training prompts, 0 = all
+    max_pairs: int = 6000
+    """training pairs, 0 = all; val and test: four times their share of it"""
+    max_prompts: int = 2000
+    """RL training prompts, 0 = all"""
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
-    seed: int = 42  # of the faults in rejected poems
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("processed_data/{task}")
+    """all files of this stage"""
+    seed: int = 42
+    """of the faults in rejected poems"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 NEAR_COPY = "near-copy of a held-out poem (shared run of 10 characters)"
@@ -56,7 +67,7 @@ def main(settings: Settings) -> None:
     from tasks.poems.faults import preference_pairs
 
     if settings.task != "poems":
-        raise UserError(f"--task {settings.task}: this stage prepares poems; mend: use the prepare stage of that task")
+        raise UserError(f"--task {settings.task}: this stage prepares poems; fix: use the prepare stage of that task")
     records = verse_corpus.load_records(settings.corpus)  # before an earlier run's files are touched
     source = settings.corpus.name.split(".")[0]
     regular, dropped = verse_corpus.clean(records, "full", source)

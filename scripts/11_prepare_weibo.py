@@ -27,41 +27,64 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- data
-    task: str = "weibo"  # fixed: this stage knows Weibo only
-    posts: tuple[Path, ...] = (Path("data/weibo/sample_posts.json"),)  # JSON arrays or globs of them
-    comments: tuple[Path, ...] = (Path("data/weibo/sample_comments.json"),)  # JSON arrays or globs of them
-    users: tuple[Path, ...] = (
-        Path("data/weibo/sample_users.json"),
-    )  # JSON arrays or globs of them; "--users" alone = none
-    allow_truncated: bool = False  # keep the whole records of a file that breaks off
-    held_out: int = 5  # percent of the posts in val, and as many in test, by hash of the post; more for a small corpus
+    task: str = "weibo"
+    """fixed: this stage knows Weibo only"""
+    posts: tuple[Path, ...] = (Path("data/weibo/sample_posts.json"),)
+    """JSON arrays or globs of them"""
+    comments: tuple[Path, ...] = (Path("data/weibo/sample_comments.json"),)
+    """JSON arrays or globs of them"""
+    users: tuple[Path, ...] = (Path("data/weibo/sample_users.json"),)
+    """JSON arrays or globs of them; "--users" alone = none"""
+    allow_truncated: bool = False
+    """keep the whole records of a file that breaks off"""
+    held_out: int = 5
+    """percent of the posts in val, and as many in test, by hash of the post; more for a small corpus"""
 
     # --- which comments
-    min_characters: int = 2  # of a comment; an emoji in brackets is one
-    max_characters: int = 140  # of a comment; Weibo's own limit for most users
-    bot_calls: bool = False  # keep top-level comments that call the bot instead of answering the post
-    cap_text: int = 3  # rows of one text (哈哈哈, 喜欢) over all posts
-    cap_user: int = 20  # rows of one user
-    cap_prominent: int = 5  # rows of one verified or high-volume user
-    high_volume: int = 50_000  # statuses from which a user counts as high-volume
+    min_characters: int = 2
+    """of a comment; an emoji in brackets is one"""
+    max_characters: int = 140
+    """of a comment; Weibo's own limit for most users"""
+    bot_calls: bool = False
+    """keep top-level comments that call the bot instead of answering the post"""
+    cap_text: int = 3
+    """rows of one text (哈哈哈, 喜欢) over all posts"""
+    cap_user: int = 20
+    """rows of one user"""
+    cap_prominent: int = 5
+    """rows of one verified or high-volume user"""
+    high_volume: int = 50_000
+    """statuses from which a user counts as high-volume"""
 
     # --- prompts
-    max_post: int = 160  # characters of the post shown in a prompt
-    max_thread: int = 80  # characters of each earlier comment shown in a prompt
+    max_post: int = 160
+    """characters of the post shown in a prompt"""
+    max_thread: int = 80
+    """characters of each earlier comment shown in a prompt"""
 
     # --- preference pairs and RL prompts
-    recipe: Literal["likes", "classic"] = "likes"  # likes: with reactions and relevance; classic: the older score
-    min_margin: float = 1.0  # of log(1 + likes) between the sides: 2 likes against 0 pass, 1 against 0 does not
-    pairs_per_thread: int = 4  # pairs by likes from one thread
-    max_prompts: int = 20_000  # RL prompts a split, 0 = all
+    recipe: Literal["likes", "classic"] = "likes"
+    """likes: with reactions and relevance; classic: the older score"""
+    min_margin: float = 1.0
+    """of log(1 + likes) between the sides: 2 likes against 0 pass, 1 against 0 does not"""
+    pairs_per_thread: int = 4
+    """pairs by likes from one thread"""
+    max_prompts: int = 20_000
+    """RL prompts a split, 0 = all"""
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
-    scratch_dir: Path | None = None  # for what exceeds memory_gib (up to the size of the input), None = the system's
-    memory_gib: float = 1.0  # for the database; the rest of the stage takes about 0.75
-    workers: int = 2  # processes and database threads
-    seed: int = 42  # unused: every choice comes from the texts
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("processed_data/{task}")
+    """all files of this stage"""
+    scratch_dir: Path | None = None
+    """for what exceeds memory_gib (up to the size of the input), None = the system's"""
+    memory_gib: float = 1.0
+    """for the database; the rest of the stage takes about 0.75"""
+    workers: int = 2
+    """processes and database threads"""
+    seed: int = 42
+    """unused: every choice comes from the texts"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def prompt_row(task, settings: Settings, row: dict) -> tuple[list[dict], str]:
@@ -156,9 +179,9 @@ def main(settings: Settings) -> None:
 
     started = time.perf_counter()
     if settings.task != "weibo":
-        raise UserError(f"--task {settings.task}: this stage prepares Weibo; mend: use the prepare stage of that task")
+        raise UserError(f"--task {settings.task}: this stage prepares Weibo; fix: use the prepare stage of that task")
     if not 1 <= settings.held_out <= 40:
-        raise UserError(f"--held-out {settings.held_out}: not from 1 to 40; mend: most posts are for training")
+        raise UserError(f"--held-out {settings.held_out}: not from 1 to 40; fix: most posts are for training")
     files = {
         name: weibo_arrays.find_arrays(getattr(settings, name), f"--{name}") for name in ("posts", "comments", "users")
     }
@@ -173,17 +196,17 @@ def main(settings: Settings) -> None:
                                   settings.allow_truncated)
                 for name, (table, fields) in tables.items()
             }  # fmt: skip
-        mended = {tables[name][0]: future.result() for name, future in loading.items()}
+        fixed = {tables[name][0]: future.result() for name, future in loading.items()}
         for name, (table, _) in tables.items():
             count = con.execute(f"SELECT count(*) FROM raw_{table}").fetchone()[0]
             print(f"read {count} {name} from {len(files[name])} files", flush=True)
         rules = weibo_corpus.Rules(**{name: getattr(settings, name) for name in weibo_corpus.Rules.__annotations__})
         weibo_corpus.make_posts(con, rules, settings.workers)
         weibo_corpus.make_comments(con, rules, settings.workers)
-        report = weibo_corpus.counts(con, mended) | {"pairs": weibo_corpus.make_pairs(con, rules, settings.recipe)}
+        report = weibo_corpus.counts(con, fixed) | {"pairs": weibo_corpus.make_pairs(con, rules, settings.recipe)}
         if not con.execute("SELECT count(*) FROM kept WHERE split = 'train'").fetchone()[0]:
             raise UserError(f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
-                            f"{report['comments']['dropped']}; mend: comments need the posts they belong to")  # fmt: skip
+                            f"{report['comments']['dropped']}; fix: comments need the posts they belong to")  # fmt: skip
 
         inputs = {f"{name} {show_path(path)}": path for name, paths in files.items() for path in paths}
         with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "11_prepare_weibo", resumable=False,

@@ -23,25 +23,38 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- data
-    task: str = "styles"  # names the folders below
-    data: Path = Path("data/styles/training_data.json")  # labelled rows, JSON array or JSONL
-    labels: Path = Path("data/styles/labels.json")  # the labels in the order of their ids
-    val_share: float = 0.15  # of the questions
-    test_share: float = 0.15  # of the questions
-    split_salt: str = "styles-77"  # another one is another split; this one gives the shipped rows' labels even shares
+    task: str = "styles"
+    """names the folders below"""
+    data: Path = Path("data/styles/training_data.json")
+    """labelled rows, JSON array or JSONL"""
+    labels: Path = Path("data/styles/labels.json")
+    """the labels in the order of their ids"""
+    val_share: float = 0.15
+    """of the questions"""
+    test_share: float = 0.15
+    """of the questions"""
+    split_salt: str = "styles-77"
+    """another one is another split; this one gives the shipped rows' labels even shares"""
 
     # --- training rows only
-    balance: Literal["none", "oversample", "undersample"] = "none"  # repeat the rarer labels' rows, or drop the others'
-    augment: int = 0  # variants per row: a sentence dropped, swapped, or borrowed from the same style
+    balance: Literal["none", "oversample", "undersample"] = "none"
+    """repeat the rarer labels' rows, or drop the others'"""
+    augment: int = 0
+    """variants per row: a sentence dropped, swapped, or borrowed from the same style"""
 
     # --- pairs and prompts
-    target_style: str = "有帮助"  # label or its English name: the chosen side of pairs, what RL is to reach
-    name_style: bool = False  # prompts say which style is wanted (style control); otherwise the question alone
+    target_style: str = "有帮助"
+    """label or its English name: the chosen side of pairs, what RL is to reach"""
+    name_style: bool = False
+    """prompts say which style is wanted (style control); otherwise the question alone"""
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
-    seed: int = 42  # of balancing and augmentation
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("processed_data/{task}")
+    """all files of this stage"""
+    seed: int = 42
+    """of balancing and augmentation"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 FAR = 0.05  # a label's share in a split and in all rows should not lie further apart
@@ -61,7 +74,7 @@ def distinct_rows(rows: list[dict], path: Path) -> tuple[list[dict], int]:
             kept.append(row)
         elif (earlier := labels[row["input"]]) != row["label"]:
             raise UserError(
-                f"{path}: the same input is labelled {earlier} and {row['label']}: {row['input'][:60]!r}; mend: keep one"
+                f"{path}: the same input is labelled {earlier} and {row['label']}: {row['input'][:60]!r}; fix: keep one"
             )
     return kept, len(rows) - len(kept)
 
@@ -74,14 +87,14 @@ def main(settings: Settings) -> None:
     from tasks.styles.variants import augmented, balanced
 
     if settings.val_share <= 0 or settings.test_share < 0 or settings.val_share + settings.test_share >= 1:
-        raise UserError("--val-share and --test-share must leave a share for training; mend: 0.15 each")
+        raise UserError("--val-share and --test-share must leave a share for training; fix: 0.15 each")
     labels = task.read_labels(settings.labels)  # before an earlier run's files are touched
     names = [label["label"] for label in labels]
     target = next(
         (row["label"] for row in labels if settings.target_style in (row["label"], row["label_english"])), None
     )
     if target is None:
-        raise UserError(f"--target-style {settings.target_style}: unknown; mend: one of {', '.join(names)}")
+        raise UserError(f"--target-style {settings.target_style}: unknown; fix: one of {', '.join(names)}")
     rows, duplicates = distinct_rows(task.read_rows(settings.data, labels, whole_text=False), settings.data)
 
     splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
@@ -94,7 +107,7 @@ def main(settings: Settings) -> None:
     for split in ("train", "val"):
         if missing := set(names) - {row["label"] for row in splits[split]}:
             raise UserError(
-                f"{settings.data}: no {split} row is {', '.join(sorted(missing))}; mend: add rows, or another --split-salt"
+                f"{settings.data}: no {split} row is {', '.join(sorted(missing))}; fix: add rows, or another --split-salt"
             )
 
     inputs = {"data": settings.data, "labels": settings.labels}
@@ -169,7 +182,7 @@ def main(settings: Settings) -> None:
             far = [name for name in names if total and abs(held[name] / total - whole[name] / len(rows)) > FAR]
             if far:
                 print(f"warning: {', '.join(far)}: over {100 * FAR:.0f} points from the share in all rows, in {split}; "
-                      "mend: another --split-salt")  # fmt: skip
+                      "fix: another --split-salt")  # fmt: skip
         for split, counts in report["splits"].items():
             print(f"{split}: " + ", ".join(f"{counts[name]} {name}" for name in ("style", "sft", "pref", "prompts")))
         folder, labels_file = show_path(settings.output_dir), show_path(settings.labels)

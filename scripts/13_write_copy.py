@@ -25,38 +25,64 @@ MISSING = "not in the shipped set"
 @dataclass
 class Settings:
     # --- what
-    task: str = "copywriting"  # fixed: this stage knows brand copy only
-    products_file: Path = Path("data/copywriting/products.jsonl")  # product sheets
-    golden_file: Path = Path("data/copywriting/golden.jsonl")  # taken where there is no --model
-    splits: tuple[str, ...] = ("train", "val")  # of the products; test too, to have references for a judge
-    copy_types: tuple[str, ...] = ()  # names of copy types, none = all nine
-    max_products: int = 0  # first products of the file, 0 = all
-    num_samples: int = 1  # copies per product and type
+    task: str = "copywriting"
+    """fixed: this stage knows brand copy only"""
+    products_file: Path = Path("data/copywriting/products.jsonl")
+    """product sheets"""
+    golden_file: Path = Path("data/copywriting/golden.jsonl")
+    """taken where there is no --model"""
+    splits: tuple[str, ...] = ("train", "val")
+    """of the products; test too, to have references for a judge"""
+    copy_types: tuple[str, ...] = ()
+    """names of copy types, none = all nine"""
+    max_products: int = 0
+    """first products of the file, 0 = all"""
+    num_samples: int = 1
+    """copies per product and type"""
 
     # --- writer
-    model: str = ""  # its name at the endpoint; empty = no API, the shipped copies
-    guide_file: Path = Path("data/copywriting/brand_guide.md")  # stands in the system prompt
-    prompts_dir: Path = Path("data/copywriting/write_prompts")  # system.md and one template a copy type
-    temperature: float = 0.8  # of the sampling
-    top_p: float = 0.95  # probability mass to draw from
-    max_tokens: int = 1024  # of an answer; a copy that is cut off is left out
-    extra_body: str = ""  # JSON object merged into every request; null takes a field away
+    model: str = ""
+    """its name at the endpoint; empty = no API, the shipped copies"""
+    guide_file: Path = Path("data/copywriting/brand_guide.md")
+    """stands in the system prompt"""
+    prompts_dir: Path = Path("data/copywriting/write_prompts")
+    """system.md and one template a copy type"""
+    temperature: float = 0.8
+    """of the sampling"""
+    top_p: float = 0.95
+    """probability mass to draw from"""
+    max_tokens: int = 1024
+    """of an answer; a copy that is cut off is left out"""
+    extra_body: str = ""
+    """JSON object merged into every request; null takes a field away"""
 
     # --- how to ask
-    concurrency: int = 16  # requests under way at once
-    max_tries: int = 10  # per request: 429, 5xx, time-outs, lost connections and garbage are tried again
-    time_limit: float = 120.0  # seconds for one try as a whole
-    price_in: float = 0.0  # per million prompt tokens, in any currency
-    price_out: float = 0.0  # per million answer tokens
-    max_cost: float = 0.0  # stop before the cost passes this, 0 = no limit
-    max_total_tokens: int = 0  # stop before prompt and answer tokens pass this, 0 = no limit
-    max_failed: int = 0  # requests that may stay without an answer; they are left out and counted
-    dry_run: bool = False  # print requests, tokens and cost; ask and write nothing
-    request_log: Path = Path("processed_data/requests/{task}_write.jsonl")  # answers, kept by --overwrite
+    concurrency: int = 16
+    """requests under way at once"""
+    max_tries: int = 10
+    """per request: 429, 5xx, time-outs, lost connections and garbage are tried again"""
+    time_limit: float = 120.0
+    """seconds for one try as a whole"""
+    price_in: float = 0.0
+    """per million prompt tokens, in any currency"""
+    price_out: float = 0.0
+    """per million answer tokens"""
+    max_cost: float = 0.0
+    """stop before the cost passes this, 0 = no limit"""
+    max_total_tokens: int = 0
+    """stop before prompt and answer tokens pass this, 0 = no limit"""
+    max_failed: int = 0
+    """requests that may stay without an answer; they are left out and counted"""
+    dry_run: bool = False
+    """print requests, tokens and cost; ask and write nothing"""
+    request_log: Path = Path("processed_data/requests/{task}_write.jsonl")
+    """answers, kept by --overwrite"""
 
     # --- run
-    output_file: Path = Path("processed_data/{task}/golden_raw.jsonl")  # copies as written, not yet checked
-    overwrite: bool = False  # replace output_file
+    output_file: Path = Path("processed_data/{task}/golden_raw.jsonl")
+    """copies as written, not yet checked"""
+    overwrite: bool = False
+    """replace output_file"""
 
 
 def main(settings: Settings) -> None:
@@ -66,11 +92,11 @@ def main(settings: Settings) -> None:
     from tasks.copywriting.rows import SPLITS, Writer, read_copies, read_products, usable_text
 
     if unknown := [name for name in settings.copy_types if name not in task.COPY_TYPES]:
-        raise UserError(f"--copy-types {' '.join(unknown)}: unknown; mend: use {', '.join(task.COPY_TYPES)}")
+        raise UserError(f"--copy-types {' '.join(unknown)}: unknown; fix: use {', '.join(task.COPY_TYPES)}")
     if unknown := [name for name in settings.splits if name not in SPLITS]:
-        raise UserError(f"--splits {' '.join(unknown)}: unknown; mend: use {', '.join(SPLITS)}")
+        raise UserError(f"--splits {' '.join(unknown)}: unknown; fix: use {', '.join(SPLITS)}")
     if settings.num_samples < 1:
-        raise UserError(f"--num-samples {settings.num_samples}: mend: 1 or more")
+        raise UserError(f"--num-samples {settings.num_samples}: fix: 1 or more")
     products = read_products(settings.products_file)
     chosen = [product for product in products.values() if product["split"] in settings.splits]
     chosen = chosen[: settings.max_products or None]
@@ -92,7 +118,7 @@ def main(settings: Settings) -> None:
             print(f"no --model: {found} of {len(ids)} copies are in {show_path(settings.golden_file)}, cost 0")
             return
         if not found:
-            raise UserError(f"{settings.golden_file} holds none of the {len(ids)} copies; mend: name a --model")
+            raise UserError(f"{settings.golden_file} holds none of the {len(ids)} copies; fix: name a --model")
         with begin_run(
             settings.output_file,
             settings,
@@ -147,7 +173,7 @@ def write_copies(settings: Settings, run, wanted: list[tuple], texts: list[tuple
     for reason, count in left_out.most_common():
         print(f"  left out {count:6d}  {reason}")
     if not rows:
-        raise UserError(f"not one answer is a copy; mend: read them in {show_path(settings.request_log)}")
+        raise UserError(f"not one answer is a copy; fix: read them in {show_path(settings.request_log)}")
     write_jsonl(settings.output_file, rows)
     run.figure("copies", len(rows))
     run.figure("left_out", left_out)

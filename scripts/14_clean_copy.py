@@ -6,7 +6,7 @@ markdown, exclamation marks. Every further round lets a model rewrite what still
 rounds 0 and 1 only. What never passes is left out. Each round's rejects are kept with their reasons.
 
 Reads   --copies-file (stage 13: id, product_id, copy_type, copy), --products-file; with --model: --prompts-dir, --guide-file
-Writes  --output-file: what passes, with the round and what mended it; beside it <name>_rejects.jsonl: every rejected text of every round
+Writes  --output-file: what passes, with the round and what fixed it; beside it <name>_rejects.jsonl: every rejected text of every round
 Run     python scripts/14_clean_copy.py
         python scripts/14_clean_copy.py --model deepseek-chat --max-rounds 4
 """
@@ -24,43 +24,66 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "copywriting"  # fixed: this stage knows brand copy only
-    copies_file: Path = Path("processed_data/{task}/golden_raw.jsonl")  # copies as written
-    products_file: Path = Path("data/copywriting/products.jsonl")  # product sheets: the facts
-    max_rounds: int = 3  # round 1 mends by rule, the others are a model's; 0 = check only
+    task: str = "copywriting"
+    """fixed: this stage knows brand copy only"""
+    copies_file: Path = Path("processed_data/{task}/golden_raw.jsonl")
+    """copies as written"""
+    products_file: Path = Path("data/copywriting/products.jsonl")
+    """product sheets: the facts"""
+    max_rounds: int = 3
+    """round 1 fixes by rule, the others are a model's; 0 = check only"""
 
     # --- rewriting
-    model: str = ""  # its name at the endpoint; empty = no API, rules only
-    guide_file: Path = Path("data/copywriting/brand_guide.md")  # stands in the system prompt
-    prompts_dir: Path = Path("data/copywriting/write_prompts")  # system.md and rewrite.md
-    temperature: float = 0.5  # of the sampling
-    top_p: float = 0.95  # probability mass to draw from
-    max_tokens: int = 1024  # of an answer; one that is cut off fails its round
-    extra_body: str = ""  # JSON object merged into every request; null takes a field away
+    model: str = ""
+    """its name at the endpoint; empty = no API, rules only"""
+    guide_file: Path = Path("data/copywriting/brand_guide.md")
+    """stands in the system prompt"""
+    prompts_dir: Path = Path("data/copywriting/write_prompts")
+    """system.md and rewrite.md"""
+    temperature: float = 0.5
+    """of the sampling"""
+    top_p: float = 0.95
+    """probability mass to draw from"""
+    max_tokens: int = 1024
+    """of an answer; one that is cut off fails its round"""
+    extra_body: str = ""
+    """JSON object merged into every request; null takes a field away"""
 
     # --- how to ask
-    concurrency: int = 16  # requests under way at once
-    max_tries: int = 10  # per request: 429, 5xx, time-outs, lost connections and garbage are tried again
-    time_limit: float = 120.0  # seconds for one try as a whole
-    price_in: float = 0.0  # per million prompt tokens, in any currency
-    price_out: float = 0.0  # per million answer tokens
-    max_cost: float = 0.0  # stop before the cost passes this, 0 = no limit
-    max_total_tokens: int = 0  # stop before prompt and answer tokens pass this, 0 = no limit
-    max_failed: int = 0  # requests that may stay without an answer; their copies fail the round
-    dry_run: bool = False  # print requests, tokens and cost of the first rewriting round; ask and write nothing
-    request_log: Path = Path("processed_data/requests/{task}_clean.jsonl")  # answers, kept by --overwrite
+    concurrency: int = 16
+    """requests under way at once"""
+    max_tries: int = 10
+    """per request: 429, 5xx, time-outs, lost connections and garbage are tried again"""
+    time_limit: float = 120.0
+    """seconds for one try as a whole"""
+    price_in: float = 0.0
+    """per million prompt tokens, in any currency"""
+    price_out: float = 0.0
+    """per million answer tokens"""
+    max_cost: float = 0.0
+    """stop before the cost passes this, 0 = no limit"""
+    max_total_tokens: int = 0
+    """stop before prompt and answer tokens pass this, 0 = no limit"""
+    max_failed: int = 0
+    """requests that may stay without an answer; their copies fail the round"""
+    dry_run: bool = False
+    """print requests, tokens and cost of the first rewriting round; ask and write nothing"""
+    request_log: Path = Path("processed_data/requests/{task}_clean.jsonl")
+    """answers, kept by --overwrite"""
 
     # --- run
-    output_file: Path = Path("processed_data/{task}/golden_clean.jsonl")  # copies that pass
-    overwrite: bool = False  # replace output_file and its rejects
+    output_file: Path = Path("processed_data/{task}/golden_clean.jsonl")
+    """copies that pass"""
+    overwrite: bool = False
+    """replace output_file and its rejects"""
 
 
-MARKS = ("tag", "markdown", "exclamation", "punctuation")  # kinds that can be mended without writing
+MARKS = ("tag", "markdown", "exclamation", "punctuation")  # kinds that can be fixed without writing
 HEADING = re.compile(r"^#{1,6}\s.*\n?", re.MULTILINE)
 LINK = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
 
 
-def mend_marks(text: str, meta: dict, problems) -> str:
+def fix_marks(text: str, meta: dict, problems) -> str:
     """The text without the marks that `problems` finds in it: tags and markdown go, exclamation marks and dots become stops."""
     text = LINK.sub(r"\1", HEADING.sub("", text))
     for _ in range(3):  # a label may stand behind another
@@ -106,14 +129,14 @@ def main(settings: Settings) -> None:
 
     texts = {row["id"]: row["copy"] for row in rows}
     failing = {id: found for id, text in texts.items() if (found := task.problems(text, metas[id]))}
-    mended = {id: mend_marks(texts[id], metas[id], task.problems) for id in failing} if settings.max_rounds else {}
-    left = {id: text for id, text in mended.items() if task.problems(text, metas[id])}
+    fixed = {id: fix_marks(texts[id], metas[id], task.problems) for id in failing} if settings.max_rounds else {}
+    left = {id: text for id, text in fixed.items() if task.problems(text, metas[id])}
     with LLM(**{name: getattr(settings, name) for name in HOW_TO_ASK}) as llm:
         first = (
             rewrite_requests(settings, writer, left, metas, products, 2) if writer and settings.max_rounds > 1 else []
         )
         if settings.dry_run:
-            llm.print_estimate(first, f"{len(failing)} of {len(rows)} copies fail, {len(left)} after mending by rule")
+            llm.print_estimate(first, f"{len(failing)} of {len(rows)} copies fail, {len(left)} after fixing by rule")
             return
         llm.check(first)
         with begin_run(
@@ -142,7 +165,7 @@ def rewrite_requests(settings, writer, failing: dict[str, str], metas, products,
 
 
 def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file: Path) -> None:
-    """Check, mend, check again; writes what passes and what was rejected on the way."""
+    """Check, fix, check again; writes what passes and what was rejected on the way."""
     from common.jsonl import write_jsonl
     from common.llm_api import Failure
     from tasks import copywriting as task
@@ -152,7 +175,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
     texts, broken = {row["id"]: row["copy"] for row in rows}, {}  # broken: id -> why the last answer is no copy
     for number in range(settings.max_rounds + 1):
         if number == 1:
-            texts = {id: mend_marks(text, metas[id], task.problems) for id, text in texts.items()}
+            texts = {id: fix_marks(text, metas[id], task.problems) for id, text in texts.items()}
         elif number > 1:
             requests = rewrite_requests(settings, writer, texts, metas, products, number)
             broken = {}
@@ -177,7 +200,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
             listed = [{"kind": p.kind, "span": p.span and list(p.span), "reason": p.reason} for p in found]
             reject = {"id": id, "round": number, **{k: metas[id][k] for k in ("product_id", "copy_type")}, "copy": text}
             rejects.append(reject | {"problems": listed} | ({"answer": broken[id]} if id in broken else {}))
-        by = ("as written", "mended by rule")[number] if number < 2 else f"rewritten by {settings.model}"
+        by = ("as written", "fixed by rule")[number] if number < 2 else f"rewritten by {settings.model}"
         print(f"round {number} ({by}): {len(texts) - len(failing)} of {len(texts)} pass"
               + "".join(f", {kind} {count}" for kind, count in counts.most_common()))  # fmt: skip
         rounds.append({"by": by, "checked": len(texts), "passed": len(texts) - len(failing), "problems": counts})
@@ -191,7 +214,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
     write_jsonl(rejects_file, rejects)
     if not passed:
         raise UserError(
-            f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; mend: give stage 14 a --model"
+            f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; fix: give stage 14 a --model"
         )
     names = ("", "rules")
     write_jsonl(

@@ -24,41 +24,66 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "copywriting"  # fixed: this stage knows brand copy only
-    golden_file: Path = Path("processed_data/{task}/golden_clean.jsonl")  # the chosen copies
-    products_file: Path = Path("data/copywriting/products.jsonl")  # product sheets
-    weak: float = 0.5  # share of weak copies
-    exaggerated: float = 0.3  # share of exaggerated ones
-    false: float = 0.2  # share of those with false facts; the three add up to 1
+    task: str = "copywriting"
+    """fixed: this stage knows brand copy only"""
+    golden_file: Path = Path("processed_data/{task}/golden_clean.jsonl")
+    """the chosen copies"""
+    products_file: Path = Path("data/copywriting/products.jsonl")
+    """product sheets"""
+    weak: float = 0.5
+    """share of weak copies"""
+    exaggerated: float = 0.3
+    """share of exaggerated ones"""
+    false: float = 0.2
+    """share of those with false facts; the three add up to 1"""
 
     # --- writer
-    model: str = ""  # its name at the endpoint; empty = no API, rules only
-    weak_model: str = ""  # writes the weak copies; empty = --model
-    prompts_dir: Path = Path("data/copywriting/write_prompts")  # weak.md, exaggerated.md, false.md
-    guide_file: Path = Path(
-        "data/copywriting/brand_guide.md"
-    )  # not shown to the writer of rejected copies; templates may name it
-    temperature: float = 0.8  # of the sampling
-    top_p: float = 0.95  # probability mass to draw from
-    max_tokens: int = 1024  # of an answer; one that is cut off gives way to the rules
-    extra_body: str = ""  # JSON object merged into every request; null takes a field away
+    model: str = ""
+    """its name at the endpoint; empty = no API, rules only"""
+    weak_model: str = ""
+    """writes the weak copies; empty = --model"""
+    prompts_dir: Path = Path("data/copywriting/write_prompts")
+    """weak.md, exaggerated.md, false.md"""
+    guide_file: Path = Path("data/copywriting/brand_guide.md")
+    """not shown to the writer of rejected copies; templates may name it"""
+    temperature: float = 0.8
+    """of the sampling"""
+    top_p: float = 0.95
+    """probability mass to draw from"""
+    max_tokens: int = 1024
+    """of an answer; one that is cut off gives way to the rules"""
+    extra_body: str = ""
+    """JSON object merged into every request; null takes a field away"""
 
     # --- how to ask
-    concurrency: int = 16  # requests under way at once
-    max_tries: int = 10  # per request: 429, 5xx, time-outs, lost connections and garbage are tried again
-    time_limit: float = 120.0  # seconds for one try as a whole
-    price_in: float = 0.0  # per million prompt tokens, in any currency; of the dearer model
-    price_out: float = 0.0  # per million answer tokens
-    max_cost: float = 0.0  # stop before the cost passes this, 0 = no limit
-    max_total_tokens: int = 0  # stop before prompt and answer tokens pass this, 0 = no limit
-    max_failed: int = 0  # requests that may stay without an answer; the rules take their place
-    dry_run: bool = False  # print requests, tokens and cost; ask and write nothing
-    request_log: Path = Path("processed_data/requests/{task}_reject.jsonl")  # answers, kept by --overwrite
+    concurrency: int = 16
+    """requests under way at once"""
+    max_tries: int = 10
+    """per request: 429, 5xx, time-outs, lost connections and garbage are tried again"""
+    time_limit: float = 120.0
+    """seconds for one try as a whole"""
+    price_in: float = 0.0
+    """per million prompt tokens, in any currency; of the dearer model"""
+    price_out: float = 0.0
+    """per million answer tokens"""
+    max_cost: float = 0.0
+    """stop before the cost passes this, 0 = no limit"""
+    max_total_tokens: int = 0
+    """stop before prompt and answer tokens pass this, 0 = no limit"""
+    max_failed: int = 0
+    """requests that may stay without an answer; the rules take their place"""
+    dry_run: bool = False
+    """print requests, tokens and cost; ask and write nothing"""
+    request_log: Path = Path("processed_data/requests/{task}_reject.jsonl")
+    """answers, kept by --overwrite"""
 
     # --- run
-    output_file: Path = Path("processed_data/{task}/rejected.jsonl")  # one rejected copy for each golden one
-    seed: int = 42  # of the kinds and of the rules
-    overwrite: bool = False  # replace output_file
+    output_file: Path = Path("processed_data/{task}/rejected.jsonl")
+    """one rejected copy for each golden one"""
+    seed: int = 42
+    """of the kinds and of the rules"""
+    overwrite: bool = False
+    """replace output_file"""
 
 
 def assign_kinds(rows: list[dict], shares: dict[str, float], seed: int) -> dict[str, str]:
@@ -108,10 +133,10 @@ def main(settings: Settings) -> None:
     shares = {kind: getattr(settings, kind) for kind in copy_faults.KINDS}
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
         raise UserError(
-            f"--weak, --exaggerated and --false add up to {sum(shares.values()):g}; mend: let them add up to 1"
+            f"--weak, --exaggerated and --false add up to {sum(shares.values()):g}; fix: let them add up to 1"
         )
     if settings.weak_model and not settings.model:
-        raise UserError("--weak-model without --model; mend: name both, or neither to do without an API")
+        raise UserError("--weak-model without --model; fix: name both, or neither to do without an API")
     products = read_products(settings.products_file)
     rows = [
         {**row, "product": (product := products[row["product_id"]]), "meta": meta_of(product, row["copy_type"])}
@@ -180,7 +205,7 @@ def write_rejected(settings, run, rows, kinds, shares, requests, answers) -> Non
                 break
         if made is None:
             raise UserError(
-                f"{settings.golden_file}: no rule spoils the copy {row['id']}; mend: name a --model, or remove it"
+                f"{settings.golden_file}: no rule spoils the copy {row['id']}; fix: name a --model, or remove it"
             )
         names = ("kind", "rejected", "strategy", "change", "source")
         ids = {name: row[name] for name in ("id", "product_id", "copy_type")}

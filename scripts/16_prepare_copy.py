@@ -23,16 +23,20 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- data
-    task: str = "copywriting"  # fixed: this stage knows brand copy only
-    golden_file: Path = Path("processed_data/{task}/golden_clean.jsonl")  # copies to learn from
-    rejected_file: Path | None = Path("processed_data/{task}/rejected.jsonl")  # None = no pairs
-    products_file: Path = Path("data/copywriting/products.jsonl")  # product sheets, each with its split
+    task: str = "copywriting"
+    """fixed: this stage knows brand copy only"""
+    golden_file: Path = Path("processed_data/{task}/golden_clean.jsonl")
+    """copies to learn from"""
+    rejected_file: Path | None = Path("processed_data/{task}/rejected.jsonl")
+    """None = no pairs"""
+    products_file: Path = Path("data/copywriting/products.jsonl")
+    """product sheets, each with its split"""
 
     # --- run
-    output_dir: Path = Path(
-        "processed_data/{task}"
-    )  # shared with stages 13-15: only this stage's own files are touched
-    overwrite: bool = False  # replace what an earlier run of this stage left
+    output_dir: Path = Path("processed_data/{task}")
+    """shared with stages 13-15: only this stage's own files are touched"""
+    overwrite: bool = False
+    """replace what an earlier run of this stage left"""
 
 
 FILES = tuple(f"{name}_{split}.jsonl" for name in ("sft", "pref", "prompts") for split in ("train", "val", "test"))
@@ -91,7 +95,7 @@ def main(settings: Settings) -> None:
     rejected = read_rejected(settings.rejected_file, golden) if settings.rejected_file else {}
     if not any(products[row["product_id"]]["split"] == "train" for row in golden.values()):
         raise UserError(
-            f"{settings.golden_file}: no copy of a training product; mend: let stage 13 write --splits train val"
+            f"{settings.golden_file}: no copy of a training product; fix: let stage 13 write --splits train val"
         )
     inputs = {
         "golden_file": settings.golden_file,

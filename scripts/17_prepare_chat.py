@@ -25,19 +25,28 @@ SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
 @dataclass
 class Settings:
     # --- data
-    task: str = "chat"  # writing job: names the folder below
-    files: tuple[Path, ...] = tuple(Path("data/chat") / name for name in SHIPPED)  # sources, mixed as you like
-    rename: tuple[str, ...] = ()  # columns under other names, as OLD=NEW
-    keep: tuple[str, ...] = ("category",)  # further columns that go into meta
-    skip_bad: bool = False  # leave faulty rows out and count them, instead of stopping
+    task: str = "chat"
+    """writing job: names the folder below"""
+    files: tuple[Path, ...] = tuple(Path("data/chat") / name for name in SHIPPED)
+    """sources, mixed as you like"""
+    rename: tuple[str, ...] = ()
+    """columns under other names, as OLD=NEW"""
+    keep: tuple[str, ...] = ("category",)
+    """further columns that go into meta"""
+    skip_bad: bool = False
+    """leave faulty rows out and count them, instead of stopping"""
 
     # --- splits: by a hash of the question, so that a grown file moves no row
-    val_share: float = 0.1  # of the questions: for early stopping and choices
-    test_share: float = 0.1  # of the questions: for published figures
+    val_share: float = 0.1
+    """of the questions: for early stopping and choices"""
+    test_share: float = 0.1
+    """of the questions: for published figures"""
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")  # all files of this stage
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("processed_data/{task}")
+    """all files of this stage"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 SPLITS = ("train", "val", "test")
@@ -49,7 +58,7 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     for word, (old, _, new) in zip(words, pairs, strict=True):
         if not old or not new:
-            raise UserError(f"--rename {word}: not OLD=NEW; mend: for example --rename 答案=output")
+            raise UserError(f"--rename {word}: not OLD=NEW; fix: for example --rename 答案=output")
     return {old: new for old, _, new in pairs}
 
 
@@ -78,9 +87,9 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         read_cells([row.row["meta"] for row in rows], settings.keep)
     formats = Counter(row.format for row in rows)
     if "prompt/completion" in formats and "prompt" in formats:
-        mend = "add it, or put prompts for RL into a file of their own"
+        fix = "add it, or put prompts for RL into a file of their own"
         problems += [
-            Problem(path, row.line, "completion is missing, though other rows of the file have it", mend)
+            Problem(path, row.line, "completion is missing, though other rows of the file have it", fix)
             for row in rows
             if row.format == "prompt"
         ]
@@ -130,7 +139,7 @@ def main(settings: Settings) -> None:
     if min(settings.val_share, settings.test_share) < 0 or settings.val_share + settings.test_share >= 1:
         raise UserError("--val-share and --test-share must be 0 or more, and less than 1 together")
     if not settings.files:
-        raise UserError("--files names no file; mend: --files mine.json")
+        raise UserError("--files names no file; fix: --files mine.json")
     renames = read_renames(settings.rename)
     rows, problems, report = [], [], {"files": {}, "dropped": {}, "splits": {}}
     for path in settings.files:  # before an earlier run's files are touched

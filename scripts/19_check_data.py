@@ -1,4 +1,4 @@
-"""Check training files before a run: what would waste it, with line, reason and mend.
+"""Check training files before a run: what would waste it, with line, reason and fix.
 
 Schema, encoding, roles, empty and equal texts, damaged and personal texts, copies and near-copies within and between the files, languages,
 what the surface of pairs gives away, token counts, answers that lose their end at --max-length, and whether tokenizer and model folder
@@ -26,27 +26,38 @@ from common.training.loss_masks import RowStyle
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows to learn from
-    val_file: Path | None = Path("processed_data/{task}/sft_val.jsonl")  # held-out rows, None = there are none
-    model: str = "data/tiny_qwen3"  # whose tokenizer counts: a folder or a hub id
-    schema: Literal["auto", "sft", "preference", "prompts", "style"] = "auto"  # auto: by file name, else by keys
-    max_length: int = 512  # tokens, prompt and answer, as in the training stage
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    row_style: RowStyle = "prompt"  # of SFT rows in the preview, as in stage 20
+    task: str = "poems"
+    """writing job: names the folders below"""
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")
+    """rows to learn from"""
+    val_file: Path | None = Path("processed_data/{task}/sft_val.jsonl")
+    """held-out rows, None = there are none"""
+    model: str = "data/tiny_qwen3"
+    """whose tokenizer counts: a folder or a hub id"""
+    schema: Literal["auto", "sft", "preference", "prompts", "style"] = "auto"
+    """auto: by file name, else by keys"""
+    max_length: int = 512
+    """tokens, prompt and answer, as in the training stage"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    row_style: RowStyle = "prompt"
+    """of SFT rows in the preview, as in stage 20"""
 
     # --- run
-    preview: Path | None = Path("results/{task}/mask_preview.html")  # replaced by each check; None = no page
-    preview_rows: int = 6  # rows shown of each file
-    report: Path | None = None  # JSON file for all findings; a report from an earlier check is replaced
+    preview: Path | None = Path("results/{task}/mask_preview.html")
+    """replaced by each check; None = no page"""
+    preview_rows: int = 6
+    """rows shown of each file"""
+    report: Path | None = None
+    """JSON file for all findings; a report from an earlier check is replaced"""
 
 
 def print_findings(report) -> None:
-    """One line a kind: level, count, first place, reason, mend."""
-    rows = [("level", "count", "first at", "reason", "mend")]
-    rows += [(g[0].level, str(len(g)), g[0].place, g[0].reason, g[0].mend) for g in report.groups()]
+    """One line a kind: level, count, first place, reason, fix."""
+    rows = [("level", "count", "first at", "reason", "fix")]
+    rows += [(g[0].level, str(len(g)), g[0].place, g[0].reason, g[0].fix) for g in report.groups()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    widths.append(min(70, max(len(row[3]) for row in rows)))  # a long reason pushes its own mend only
+    widths.append(min(70, max(len(row[3]) for row in rows)))  # a long reason pushes its own fix only
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
 
@@ -71,10 +82,10 @@ def check_output_paths(report: Path | None, preview: Path | None) -> None:
     from common.jsonl import read_json
 
     if report and report.exists() and (report.is_dir() or "findings" not in read_json(report)):
-        raise UserError(f"{report} is not a report of this stage; mend: name another --report")
+        raise UserError(f"{report} is not a report of this stage; fix: name another --report")
     mark = b'<meta name="generator" content="19_check_data">'
     if preview and preview.exists() and (preview.is_dir() or mark not in preview.read_bytes()[:1000]):
-        raise UserError(f"{preview} is not a preview of this stage; mend: name another --preview")
+        raise UserError(f"{preview} is not a preview of this stage; fix: name another --preview")
 
 
 def open_tokenizer(model: str):
@@ -147,7 +158,7 @@ def main(settings: Settings) -> None:
         more_checks=CHECKS,
     )
     faults = check_model_files(model, settings.max_length)
-    report.findings += [Finding(level, show_path(model), 0, reason, mend) for level, reason, mend in faults]
+    report.findings += [Finding(level, show_path(model), 0, reason, fix) for level, reason, fix in faults]
     print(f"schema {report.schema}, tokenizer {settings.model}")
     if report.findings:
         print_findings(report)

@@ -22,19 +22,30 @@ from common.training.loss_masks import RowStyle, row_dataset
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "data/tiny_qwen3"  # base model: a folder or a hub id
-    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows to learn from
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # rows that decide when to stop
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so
-    row_style: RowStyle = "prompt"  # who renders rows (docs/SFT.md); messages trains every answer of a conversation
-    packing: bool = False  # rows share sequences of max_length tokens, unseen by each other; batch_size counts those
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "data/tiny_qwen3"
+    """base model: a folder or a hub id"""
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")
+    """rows to learn from"""
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """rows that decide when to stop"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
+    row_style: RowStyle = "prompt"
+    """who renders rows (docs/SFT.md); messages trains every answer of a conversation"""
+    packing: bool = False
+    """rows share sequences of max_length tokens, unseen by each other; batch_size counts those"""
 
     # --- LoRA
-    lora_r: int = 64  # rank
-    lora_alpha: int = 128  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # on the input of the update
+    lora_r: int = 64
+    """rank"""
+    lora_alpha: int = 128
+    """the update is scaled by alpha / r"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
     lora_targets: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -43,32 +54,52 @@ class Settings:
         "gate_proj",
         "up_proj",
         "down_proj",
-    )  # layers adapted
+    )
+    """layers adapted"""
 
     # --- optimisation
-    epochs: float = 1.0  # passes over the training rows
-    max_steps: int = -1  # optimizer steps, -1 = by epochs
-    lr: float = 2e-3  # peak; cosine to 0
-    warmup_share: float = 0.03  # of all steps
-    weight_decay: float = 0.0  # AdamW's, on the adapter
-    batch_size: int = 32  # rows in a micro-batch, on average: long rows come in smaller ones
-    accumulation: int = 2  # micro-batches per optimizer step
-    dtype: str = "auto"  # auto, float32, bfloat16
-    device_map: str = ""  # auto = spread one model over all GPUs, in a single process; empty = one device a process
-    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+    epochs: float = 1.0
+    """passes over the training rows"""
+    max_steps: int = -1
+    """optimizer steps, -1 = by epochs"""
+    lr: float = 2e-3
+    """peak; cosine to 0"""
+    warmup_share: float = 0.03
+    """of all steps"""
+    weight_decay: float = 0.0
+    """AdamW's, on the adapter"""
+    batch_size: int = 32
+    """rows in a micro-batch, on average: long rows come in smaller ones"""
+    accumulation: int = 2
+    """micro-batches per optimizer step"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
+    device_map: str = ""
+    """auto = spread one model over all GPUs, in a single process; empty = one device a process"""
+    gradient_checkpointing: bool = False
+    """saves memory, costs about a third of the speed"""
 
     # --- watching
-    eval_steps: int = 100  # steps between evaluations and checkpoints
-    eval_rows: int = 512  # validation rows used, 0 = all
-    patience: int = 4  # evaluations without a better loss before stopping, 0 = never
-    probe_count: int = 64  # samples drawn at each evaluation to see whether they stop; four times as many at the end
-    probe_tokens: int = 96  # new tokens given to each sample
-    report_to: str = "tensorboard"  # any reporter of transformers, or none
+    eval_steps: int = 100
+    """steps between evaluations and checkpoints"""
+    eval_rows: int = 512
+    """validation rows used, 0 = all"""
+    patience: int = 4
+    """evaluations without a better loss before stopping, 0 = never"""
+    probe_count: int = 64
+    """samples drawn at each evaluation to see whether they stop; four times as many at the end"""
+    probe_tokens: int = 96
+    """new tokens given to each sample"""
+    report_to: str = "tensorboard"
+    """any reporter of transformers, or none"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/sft")  # adapter and run record
-    seed: int = 42  # of data order, LoRA initialisation and samples
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/sft")
+    """adapter and run record"""
+    seed: int = 42
+    """of data order, LoRA initialisation and samples"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def main(settings: Settings) -> None:
@@ -88,7 +119,7 @@ def main(settings: Settings) -> None:
     if settings.row_style == "messages" and not marks_answers(tokenizer):
         raise UserError(
             f"--row-style messages: the chat template of {settings.model} does not mark its answers; "
-            "mend: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
+            "fix: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
         )
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     with begin_run(

@@ -22,17 +22,26 @@ IGNORED = -100  # a label that the loss leaves out
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "data/tiny_qwen3"  # base model: a folder or a hub id
-    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")  # rows to learn from
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # rows that show what was learned
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "data/tiny_qwen3"
+    """base model: a folder or a hub id"""
+    train_file: Path = Path("processed_data/{task}/sft_train.jsonl")
+    """rows to learn from"""
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """rows that show what was learned"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
 
     # --- LoRA
-    lora_r: int = 64  # rank
-    lora_alpha: int = 128  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # on the input of the update
+    lora_r: int = 64
+    """rank"""
+    lora_alpha: int = 128
+    """the update is scaled by alpha / r"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
     lora_targets: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -41,28 +50,44 @@ class Settings:
         "gate_proj",
         "up_proj",
         "down_proj",
-    )  # layers adapted
+    )
+    """layers adapted"""
 
     # --- optimisation
-    epochs: float = 1.0  # passes over the training rows
-    max_steps: int = -1  # optimizer steps, -1 = by epochs
-    lr: float = 2e-3  # peak; cosine to 0
-    warmup_share: float = 0.03  # of all steps
-    weight_decay: float = 0.0  # AdamW's, on the adapter
-    batch_size: int = 32  # rows in a micro-batch, on average: long rows come in smaller ones
-    accumulation: int = 2  # micro-batches per optimizer step
-    dtype: str = "auto"  # auto, float32, bfloat16
+    epochs: float = 1.0
+    """passes over the training rows"""
+    max_steps: int = -1
+    """optimizer steps, -1 = by epochs"""
+    lr: float = 2e-3
+    """peak; cosine to 0"""
+    warmup_share: float = 0.03
+    """of all steps"""
+    weight_decay: float = 0.0
+    """AdamW's, on the adapter"""
+    batch_size: int = 32
+    """rows in a micro-batch, on average: long rows come in smaller ones"""
+    accumulation: int = 2
+    """micro-batches per optimizer step"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
 
     # --- watching
-    eval_steps: int = 100  # steps between evaluations and checkpoints
-    eval_rows: int = 512  # validation rows used, 0 = all
-    probe_count: int = 256  # samples drawn at the end to see whether they stop
-    probe_tokens: int = 96  # new tokens given to each sample
+    eval_steps: int = 100
+    """steps between evaluations and checkpoints"""
+    eval_rows: int = 512
+    """validation rows used, 0 = all"""
+    probe_count: int = 256
+    """samples drawn at the end to see whether they stop"""
+    probe_tokens: int = 96
+    """new tokens given to each sample"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/sft_plain")  # adapter and run record
-    seed: int = 42  # of LoRA initialisation and samples; the order of rows is batch_rebalance's own, always the same
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/sft_plain")
+    """adapter and run record"""
+    seed: int = 42
+    """of LoRA initialisation and samples; the order of rows is batch_rebalance's own, always the same"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict[str, list[int]]:

@@ -31,22 +31,34 @@ POSITIONS = 32  # compared in a row, evenly spaced: all of them would be gigabyt
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = ""  # base model; empty = the one that the adapter names
-    adapter: Path = Path("checkpoints/{task}/sft")  # LoRA folder
-    dtype: str = "auto"  # of the merged weights: auto, float32, bfloat16
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = ""
+    """base model; empty = the one that the adapter names"""
+    adapter: Path = Path("checkpoints/{task}/sft")
+    """LoRA folder"""
+    dtype: str = "auto"
+    """of the merged weights: auto, float32, bfloat16"""
 
     # --- proof
-    probe_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # real rows to compare on
-    probe_rows: int = 64  # rows whose logits are compared
-    greedy_rows: int = 16  # of these, rows whose greedy text is compared
-    greedy_tokens: int = 96  # new tokens in a greedy text
-    max_difference: float = 0.0  # of any logit; 0 = by dtype (TOLERANCES)
-    mean_difference: float = 0.0  # over all logits; 0 = by dtype
+    probe_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """real rows to compare on"""
+    probe_rows: int = 64
+    """rows whose logits are compared"""
+    greedy_rows: int = 16
+    """of these, rows whose greedy text is compared"""
+    greedy_tokens: int = 96
+    """new tokens in a greedy text"""
+    max_difference: float = 0.0
+    """of any logit; 0 = by dtype (TOLERANCES)"""
+    mean_difference: float = 0.0
+    """over all logits; 0 = by dtype"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/sft_merged")  # merged model and report
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/sft_merged")
+    """merged model and report"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def row_texts(tokenizer, rows: list[dict]) -> list[str]:
@@ -96,7 +108,7 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str):
     with safe_open(f"{adapter}/adapter_model.safetensors", "pt") as file:
         heads = [key for key in file.keys() if key.endswith("score.weight")]  # noqa: SIM118 (no mapping)
         if not heads:
-            raise UserError(f"{adapter}: no trained head in the adapter; mend: train it with task_type SEQ_CLS")
+            raise UserError(f"{adapter}: no trained head in the adapter; fix: train it with task_type SEQ_CLS")
         count = file.get_slice(heads[0]).get_shape()[0]
     names = {}
     for folder in (Path(adapter), Path(adapter).parent):
@@ -113,7 +125,7 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str):
     )
     if model.config.num_labels != count:
         raise UserError(
-            f"{adapter}: {count} labels, but {model.config.num_labels} in label_mapping.json; mend: correct it"
+            f"{adapter}: {count} labels, but {model.config.num_labels} in label_mapping.json; fix: correct it"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     return PeftModel.from_pretrained(model, adapter, use_safetensors=True).to(pick_device()).eval()

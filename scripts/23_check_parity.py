@@ -29,27 +29,42 @@ SHOWN = 12  # tokens shown on both sides of a difference
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = ""  # base model; empty = the one that the adapter names
-    adapter: str = "checkpoints/{task}/sft"  # LoRA folder, as stage 20 left it; its tokenizer is training's
-    merged: str = "checkpoints/{task}/sft_merged"  # merged model: what is generated with and served
-    server: str = "start"  # start = a vLLM server for this check; a URL = one that runs already; none = leave vLLM out
-    dtype: str = "float32"  # of the texts' comparison; in bfloat16 texts part by rounding alone
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = ""
+    """base model; empty = the one that the adapter names"""
+    adapter: str = "checkpoints/{task}/sft"
+    """LoRA folder, as stage 20 left it; its tokenizer is training's"""
+    merged: str = "checkpoints/{task}/sft_merged"
+    """merged model: what is generated with and served"""
+    server: str = "start"
+    """start = a vLLM server for this check; a URL = one that runs already; none = leave vLLM out"""
+    dtype: str = "float32"
+    """of the texts' comparison; in bfloat16 texts part by rounding alone"""
 
     # --- tokens
-    rows_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # real rows
-    max_rows: int = 32  # rows whose tokens are compared, evenly taken
-    row_style: RowStyle = "prompt"  # as in stage 20
-    chained: bool = True  # also chain two rows into a conversation of two turns
+    rows_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """real rows"""
+    max_rows: int = 32
+    """rows whose tokens are compared, evenly taken"""
+    row_style: RowStyle = "prompt"
+    """as in stage 20"""
+    chained: bool = True
+    """also chain two rows into a conversation of two turns"""
 
     # --- texts
-    max_prompts: int = 8  # of these rows, prompts that are answered
-    max_new_tokens: int = 64  # in an answer
-    near_tie: float = 1e-3  # difference of the two best logits below which rounding decides
+    max_prompts: int = 8
+    """of these rows, prompts that are answered"""
+    max_new_tokens: int = 64
+    """in an answer"""
+    near_tie: float = 1e-3
+    """difference of the two best logits below which rounding decides"""
 
     # --- run
-    output_file: Path = Path("results/{task}/parity.json")  # the report
-    overwrite: bool = False  # replace what an earlier run left in output_file
+    output_file: Path = Path("results/{task}/parity.json")
+    """the report"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_file"""
 
 
 def render_ids(tokenizer, messages: list[dict], thinking: bool) -> list[int]:
@@ -174,7 +189,7 @@ def main(settings: Settings) -> None:
     base = resolve_model(settings.model or read_adapter_config(adapter)["base_model_name_or_path"], settings.task)
     rows = read_jsonl(settings.rows_file, "sft")
     if not rows:
-        raise UserError(f"{settings.rows_file}: no rows; mend: run the prepare stage")
+        raise UserError(f"{settings.rows_file}: no rows; fix: run the prepare stage")
     if settings.server == "start":
         require_vllm()
     rows = rows[:: max(1, len(rows) // settings.max_rows)][: settings.max_rows]
@@ -211,7 +226,7 @@ def main(settings: Settings) -> None:
             print("vLLM was not compared (--server none)")
         if found:
             run.fail(f"{len(found)} differences")
-            print(f"not the same: {len(found)} differences; mend: docs/PARITY.md names the causes", file=sys.stderr)
+            print(f"not the same: {len(found)} differences; fix: docs/PARITY.md names the causes", file=sys.stderr)
             raise SystemExit(1)
         run.finish(f"python scripts/60_generate.py --task {settings.task} --adapter {settings.adapter}")
 

@@ -23,42 +23,70 @@ from common.settings import read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "checkpoints/{task}/sft_merged"  # body of the reward model: a folder or a hub id
-    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")  # pairs to learn from
-    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")  # pairs that decide when to stop
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a longer pair is left out and counted
-    center: float = 0.01  # weight of (score chosen + score rejected)^2; 0 = off
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "checkpoints/{task}/sft_merged"
+    """body of the reward model: a folder or a hub id"""
+    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")
+    """pairs to learn from"""
+    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")
+    """pairs that decide when to stop"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a longer pair is left out and counted"""
+    center: float = 0.01
+    """weight of (score chosen + score rejected)^2; 0 = off"""
 
     # --- LoRA
-    lora_r: int = 32  # rank; 0 = train all weights
-    lora_alpha: int = 64  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
+    lora_r: int = 32
+    """rank; 0 = train all weights"""
+    lora_alpha: int = 64
+    """the update is scaled by alpha / r"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers"""
 
     # --- optimisation
-    max_train: int = 0  # training pairs used, the first ones; 0 = all
-    epochs: float = 1.0  # passes over the training pairs
-    max_steps: int = -1  # optimizer steps, -1 = by epochs
-    lr: float = 1e-3  # peak; cosine to 0
-    warmup_share: float = 0.05  # of all steps
-    weight_decay: float = 0.0  # AdamW's
-    batch_size: int = 32  # pairs in a micro-batch
-    accumulation: int = 1  # micro-batches per optimizer step
-    dtype: str = "auto"  # auto, float32, bfloat16
-    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+    max_train: int = 0
+    """training pairs used, the first ones; 0 = all"""
+    epochs: float = 1.0
+    """passes over the training pairs"""
+    max_steps: int = -1
+    """optimizer steps, -1 = by epochs"""
+    lr: float = 1e-3
+    """peak; cosine to 0"""
+    warmup_share: float = 0.05
+    """of all steps"""
+    weight_decay: float = 0.0
+    """AdamW's"""
+    batch_size: int = 32
+    """pairs in a micro-batch"""
+    accumulation: int = 1
+    """micro-batches per optimizer step"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
+    gradient_checkpointing: bool = False
+    """saves memory, costs about a third of the speed"""
 
     # --- watching
-    eval_steps: int = 25  # steps between evaluations and checkpoints
-    eval_rows: int = 512  # validation pairs used, 0 = all
-    patience: int = 4  # evaluations without a better loss before stopping, 0 = never
-    report_to: str = "tensorboard"  # any reporter of transformers, or none
+    eval_steps: int = 25
+    """steps between evaluations and checkpoints"""
+    eval_rows: int = 512
+    """validation pairs used, 0 = all"""
+    patience: int = 4
+    """evaluations without a better loss before stopping, 0 = never"""
+    report_to: str = "tensorboard"
+    """any reporter of transformers, or none"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/reward")  # merged model, adapter and run record
-    seed: int = 42  # of data order, the head and LoRA's initialisation
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/reward")
+    """merged model, adapter and run record"""
+    seed: int = 42
+    """of data order, the head and LoRA's initialisation"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def token_rows(tokenizer, pairs: list[dict], settings: Settings):

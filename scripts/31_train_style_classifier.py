@@ -27,38 +27,60 @@ from common.settings import UserError, read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "styles"  # names the folders below
-    model_name_or_path: str = "data/tiny_qwen3"  # base model, folder or hub id
-    train_file: Path = Path("processed_data/{task}/style_train.jsonl")  # labelled rows
-    validation_file: Path | None = Path(
-        "processed_data/{task}/style_val.jsonl"
-    )  # None = 15 % of the questions of train_file
-    labels_file: Path = Path("data/styles/labels.json")  # labels in the order of their ids
-    max_length: int = 512  # tokens; a longer text loses its beginning, and is counted
+    task: str = "styles"
+    """names the folders below"""
+    model_name_or_path: str = "data/tiny_qwen3"
+    """base model, folder or hub id"""
+    train_file: Path = Path("processed_data/{task}/style_train.jsonl")
+    """labelled rows"""
+    validation_file: Path | None = Path("processed_data/{task}/style_val.jsonl")
+    """None = 15 % of the questions of train_file"""
+    labels_file: Path = Path("data/styles/labels.json")
+    """labels in the order of their ids"""
+    max_length: int = 512
+    """tokens; a longer text loses its beginning, and is counted"""
 
     # --- optimisation
-    num_train_epochs: float = 3.0  # passes over the training rows; the best by macro-F1 on validation is kept
-    learning_rate: float = 2e-5  # AdamW's peak; linear to 0. The embedded base, small as it is, wants about 5e-4
-    per_device_train_batch_size: int = 4  # rows per step and device
-    per_device_eval_batch_size: int = 8  # rows per evaluation batch and device
-    weight_decay: float = 0.01  # AdamW's
-    warmup_share: float = 0.1  # of all steps
-    lora_r: int = 0  # rank of a LoRA on all projections (alpha = 2 r), 0 = full fine-tuning
-    dtype: str = "auto"  # of the multiplications: auto, float32, bfloat16
-    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+    num_train_epochs: float = 3.0
+    """passes over the training rows; the best by macro-F1 on validation is kept"""
+    learning_rate: float = 2e-5
+    """AdamW's peak; linear to 0. The embedded base, small as it is, wants about 5e-4"""
+    per_device_train_batch_size: int = 4
+    """rows per step and device"""
+    per_device_eval_batch_size: int = 8
+    """rows per evaluation batch and device"""
+    weight_decay: float = 0.01
+    """AdamW's"""
+    warmup_share: float = 0.1
+    """of all steps"""
+    lora_r: int = 0
+    """rank of a LoRA on all projections (alpha = 2 r), 0 = full fine-tuning"""
+    dtype: str = "auto"
+    """of the multiplications: auto, float32, bfloat16"""
+    gradient_checkpointing: bool = False
+    """saves memory, costs about a third of the speed"""
 
     # --- loss
-    class_weights: bool = False  # rows weigh by the inverse of their label's frequency
-    label_smoothing: float = 0.0  # share of the target spread over all labels
-    teacher: str = ""  # larger classifier with the same labels to distil from; empty = none
-    teacher_share: float = 0.5  # of the loss: KL to the teacher (Hinton et al. 2015); the rest is cross-entropy
-    temperature: float = 2.0  # softens teacher and student in the KL
+    class_weights: bool = False
+    """rows weigh by the inverse of their label's frequency"""
+    label_smoothing: float = 0.0
+    """share of the target spread over all labels"""
+    teacher: str = ""
+    """larger classifier with the same labels to distil from; empty = none"""
+    teacher_share: float = 0.5
+    """of the loss: KL to the teacher (Hinton et al. 2015); the rest is cross-entropy"""
+    temperature: float = 2.0
+    """softens teacher and student in the KL"""
 
     # --- run
-    demo_inference: bool = False  # print the styles of five new answers at the end
-    output_dir: Path = Path("checkpoints/{task}/classifier")  # model and report
-    seed: int = 42  # of the head, the data order and the resampling
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    demo_inference: bool = False
+    """print the styles of five new answers at the end"""
+    output_dir: Path = Path("checkpoints/{task}/classifier")
+    """model and report"""
+    seed: int = 42
+    """of the head, the data order and the resampling"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # adapted by --lora_r
@@ -97,7 +119,7 @@ def main(settings: Settings) -> None:
             larger, its_tokenizer = load_classifier(teacher, settings.dtype, len(names))
             if [larger.config.id2label[index] for index in range(len(names))] != names:
                 raise UserError(
-                    f"{teacher} has other labels: {larger.config.id2label}; mend: train it with this --labels_file"
+                    f"{teacher} has other labels: {larger.config.id2label}; fix: train it with this --labels_file"
                 )
             for side, rows in sides.items():
                 logits = logits_of(larger, its_tokenizer, [row["input"] for row in rows], settings.max_length).tolist()

@@ -27,28 +27,44 @@ from common.settings import UserError, read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: fills {task} in the paths
-    model: str = "checkpoints/{task}/reward"  # scalar reward model or classifier with its head, folder or hub id
-    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")  # what the baselines are fitted on
-    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")  # what is judged: pairs, or labelled texts
-    generations: Path | None = None  # samples on the prompts of val_file (stage 60), for the ranking; None = without
-    group_by: tuple[str, ...] = ("kind", "source")  # keys of meta: each of their values gets a row
+    task: str = "poems"
+    """writing job: fills {task} in the paths"""
+    model: str = "checkpoints/{task}/reward"
+    """scalar reward model or classifier with its head, folder or hub id"""
+    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")
+    """what the baselines are fitted on"""
+    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")
+    """what is judged: pairs, or labelled texts"""
+    generations: Path | None = None
+    """samples on the prompts of val_file (stage 60), for the ranking; None = without"""
+    group_by: tuple[str, ...] = ("kind", "source")
+    """keys of meta: each of their values gets a row"""
 
     # --- scoring
-    max_length: int = 512  # tokens; a longer text loses its beginning, and is counted
-    token_budget: int = 8192  # padded tokens a batch
-    dtype: str = "auto"  # of the weights: auto, float32, bfloat16
-    enable_thinking: bool = False  # passed to the chat template of models that think
+    max_length: int = 512
+    """tokens; a longer text loses its beginning, and is counted"""
+    token_budget: int = 8192
+    """padded tokens a batch"""
+    dtype: str = "auto"
+    """of the weights: auto, float32, bfloat16"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
 
     # --- card
-    bootstrap: int = 2000  # resamples behind each interval
-    wide: float = 0.2  # width of an interval above which the card claims nothing but a clear win
-    examples: int = 5  # worst mistakes shown
+    bootstrap: int = 2000
+    """resamples behind each interval"""
+    wide: float = 0.2
+    """width of an interval above which the card claims nothing but a clear win"""
+    examples: int = 5
+    """worst mistakes shown"""
 
     # --- run
-    output: Path = Path("results/{task}/reward_card")  # path of the card without its ending
-    seed: int = 42  # of the resampling
-    overwrite: bool = False  # replace what an earlier run left at output
+    output: Path = Path("results/{task}/reward_card")
+    """path of the card without its ending"""
+    seed: int = 42
+    """of the resampling"""
+    overwrite: bool = False
+    """replace what an earlier run left at output"""
 
 
 def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list[dict]]:
@@ -56,12 +72,12 @@ def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list
     from common.jsonl import read_jsonl
 
     if settings.train_file == settings.val_file:
-        raise UserError("--train-file is --val-file, so baselines would be judged on what they saw; mend: two files")
+        raise UserError("--train-file is --val-file, so baselines would be judged on what they saw; fix: two files")
     if model.config.num_labels == 1:
         samples = read_jsonl(settings.generations, "generation") if settings.generations else []
         return read_jsonl(settings.train_file, "preference"), read_jsonl(settings.val_file, "preference"), samples
     if settings.generations:
-        raise UserError("--generations is for a reward model, this is a classifier; mend: leave it out")
+        raise UserError("--generations is for a reward model, this is a classifier; fix: leave it out")
     files = []
     for path in (settings.train_file, settings.val_file):
         files.append(read_jsonl(path, "style"))
@@ -69,7 +85,7 @@ def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list
             names = class_names(model)
             row["class"] = row["label"] if row["label"] in names else row["label_english"]
             if row["class"] not in names:
-                raise UserError(f"{path}: row {number}: no class {row['label']}; mend: one of {', '.join(names)}")
+                raise UserError(f"{path}: row {number}: no class {row['label']}; fix: one of {', '.join(names)}")
     return *files, []
 
 
@@ -85,7 +101,7 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
     logits = logits_of(model, tokenizer, unique, settings.max_length, settings.token_budget).tolist()
     for text, row in zip(unique, logits, strict=True):
         if not all(map(math.isfinite, row)):
-            raise UserError(f"{settings.model} gives {row} for {text[:60]!r}; mend: train again, or --dtype float32")
+            raise UserError(f"{settings.model} gives {row} for {text[:60]!r}; fix: train again, or --dtype float32")
     lengths = [len(ids) for ids in tokenizer(unique, add_special_tokens=False)["input_ids"]]
     if cut := sum(length > settings.max_length for length in lengths):
         notes.append(

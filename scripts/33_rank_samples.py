@@ -24,22 +24,34 @@ from common.settings import UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    generations: Path = Path("results/{task}/onpolicy/sft_merged.jsonl")  # samples of the model to be trained
-    rewards: tuple[str, ...] = ("rhyme", "meter")  # NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]
-    require: tuple[str, ...] = ()  # rules that both sides keep: a sample that scores below 1 is left out
-    dtype: str = "auto"  # of reward models: auto, float32, bfloat16
-    max_length: int = 512  # tokens that a reward model reads of prompt and answer; of a longer text the end
+    task: str = "poems"
+    """writing job: names the folders below"""
+    generations: Path = Path("results/{task}/onpolicy/sft_merged.jsonl")
+    """samples of the model to be trained"""
+    rewards: tuple[str, ...] = ("rhyme", "meter")
+    """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]"""
+    require: tuple[str, ...] = ()
+    """rules that both sides keep: a sample that scores below 1 is left out"""
+    dtype: str = "auto"
+    """of reward models: auto, float32, bfloat16"""
+    max_length: int = 512
+    """tokens that a reward model reads of prompt and answer; of a longer text the end"""
 
     # --- pairs
-    pairs_per_prompt: int = 2  # best with worst, second best with second worst, ...
-    min_margin: float = 0.05  # least difference of the total reward, which is a weighted mean; a smaller one is a tie
-    max_overlap: float = 0.8  # share of character bigrams that the two sides of a pair may have in common
-    val_share: float = 0.1  # of the prompts, chosen by the hash of their text
+    pairs_per_prompt: int = 2
+    """best with worst, second best with second worst, ..."""
+    min_margin: float = 0.05
+    """least difference of the total reward, which is a weighted mean; a smaller one is a tie"""
+    max_overlap: float = 0.8
+    """share of character bigrams that the two sides of a pair may have in common"""
+    val_share: float = 0.1
+    """of the prompts, chosen by the hash of their text"""
 
     # --- run
-    output_dir: Path = Path("processed_data/{task}")  # the two files go here
-    overwrite: bool = False  # replace the pairs of an earlier run
+    output_dir: Path = Path("processed_data/{task}")
+    """the two files go here"""
+    overwrite: bool = False
+    """replace the pairs of an earlier run"""
 
 
 def bigrams(text: str) -> set[str]:
@@ -101,7 +113,7 @@ def main(settings: Settings) -> None:
         prompts.setdefault(row["prompt_id"], []).append(row)
     if max(map(len, prompts.values())) < 2:
         raise UserError(
-            f"{settings.generations}: one sample a prompt gives no pair; mend: stage 60 with --num-samples 16"
+            f"{settings.generations}: one sample a prompt gives no pair; fix: stage 60 with --num-samples 16"
         )
     rewards, required = (
         load_rewards(names, settings.task, settings.dtype, settings.max_length) if names else []
@@ -126,7 +138,7 @@ def main(settings: Settings) -> None:
         for file, (split, pairs) in zip(files, splits.items(), strict=True):
             if not pairs:
                 raise UserError(
-                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; mend: more samples, or a smaller --min-margin"
+                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a smaller --min-margin"
                 )
             write_jsonl(file, pairs)
         pairs = splits["train"] + splits["val"]

@@ -24,50 +24,80 @@ from common.settings import read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "checkpoints/{task}/sft_merged"  # where the policy starts, and the reference: a folder or a hub id
-    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")  # pairs to learn from
-    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")  # pairs that decide when to stop
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a longer answer loses its end, and stage 19 says so
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "checkpoints/{task}/sft_merged"
+    """where the policy starts, and the reference: a folder or a hub id"""
+    train_file: Path = Path("processed_data/{task}/pref_train.jsonl")
+    """pairs to learn from"""
+    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")
+    """pairs that decide when to stop"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a longer answer loses its end, and stage 19 says so"""
 
     # --- preference
-    beta: float = 0.1  # strength of the pull to the reference
-    loss_types: tuple[str, ...] = (
-        "sigmoid",
-    )  # trl's names: sigmoid, ipo, hinge, apo_zero, sft, ...; several are added up
-    loss_weights: tuple[float, ...] = (1.0,)  # one for each of loss_types
-    label_smoothing: float = 0.0  # share of pairs thought to be the wrong way round (robust, exo_pair)
+    beta: float = 0.1
+    """strength of the pull to the reference"""
+    loss_types: tuple[str, ...] = ("sigmoid",)
+    """trl's names: sigmoid, ipo, hinge, apo_zero, sft, ...; several are added up"""
+    loss_weights: tuple[float, ...] = (1.0,)
+    """one for each of loss_types"""
+    label_smoothing: float = 0.0
+    """share of pairs thought to be the wrong way round (robust, exo_pair)"""
 
     # --- LoRA
-    lora_r: int = 32  # rank
-    lora_alpha: int = 64  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
+    lora_r: int = 32
+    """rank"""
+    lora_alpha: int = 64
+    """the update is scaled by alpha / r"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers"""
 
     # --- optimisation
-    epochs: float = 1.0  # passes over the training pairs
-    max_steps: int = -1  # optimizer steps, -1 = by epochs
-    lr: float = 5e-4  # peak; cosine to 0
-    warmup_share: float = 0.1  # of all steps
-    weight_decay: float = 0.0  # AdamW's, on the adapter
-    batch_size: int = 16  # pairs in a micro-batch, on average: long pairs come in smaller ones
-    accumulation: int = 2  # micro-batches per optimizer step
-    dtype: str = "auto"  # auto, float32, bfloat16
-    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+    epochs: float = 1.0
+    """passes over the training pairs"""
+    max_steps: int = -1
+    """optimizer steps, -1 = by epochs"""
+    lr: float = 5e-4
+    """peak; cosine to 0"""
+    warmup_share: float = 0.1
+    """of all steps"""
+    weight_decay: float = 0.0
+    """AdamW's, on the adapter"""
+    batch_size: int = 16
+    """pairs in a micro-batch, on average: long pairs come in smaller ones"""
+    accumulation: int = 2
+    """micro-batches per optimizer step"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
+    gradient_checkpointing: bool = False
+    """saves memory, costs about a third of the speed"""
 
     # --- watching
-    eval_steps: int = 20  # steps between evaluations and checkpoints
-    eval_rows: int = 256  # validation pairs used, 0 = all
-    patience: int = 4  # evaluations without a better loss before stopping, 0 = never
-    probe_count: int = 64  # samples drawn at each evaluation to see whether they stop; four times as many at the end
-    probe_tokens: int = 96  # new tokens given to each sample
-    report_to: str = "tensorboard"  # any reporter of transformers, or none
+    eval_steps: int = 20
+    """steps between evaluations and checkpoints"""
+    eval_rows: int = 256
+    """validation pairs used, 0 = all"""
+    patience: int = 4
+    """evaluations without a better loss before stopping, 0 = never"""
+    probe_count: int = 64
+    """samples drawn at each evaluation to see whether they stop; four times as many at the end"""
+    probe_tokens: int = 96
+    """new tokens given to each sample"""
+    report_to: str = "tensorboard"
+    """any reporter of transformers, or none"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/dpo")  # adapter and run record
-    seed: int = 42  # of data order, LoRA initialisation and samples
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/dpo")
+    """adapter and run record"""
+    seed: int = 42
+    """of data order, LoRA initialisation and samples"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def main(settings: Settings) -> None:
@@ -177,7 +207,7 @@ def main(settings: Settings) -> None:
         print(f"log-probability of an answer: chosen {change['chosen']:+.2f} nats, rejected {change['rejected']:+.2f}")
         if max(change.values()) < 0:
             print(
-                "warning: chosen and rejected answers both became less likely; mend: a larger --beta, a lower --lr, "
+                "warning: chosen and rejected answers both became less likely; fix: a larger --beta, a lower --lr, "
                 "or --loss-types sigmoid sft --loss-weights 1 0.1"
             )
         run.figure("steps", trainer.state.global_step)

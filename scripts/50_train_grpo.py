@@ -27,12 +27,18 @@ from common.settings import UserError, read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "checkpoints/{task}/sft_merged"  # where the policy starts, and the reference: a folder or a hub id
-    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")  # prompts to answer
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # prompts and answers of the probe
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a longer prompt is left out and counted
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "checkpoints/{task}/sft_merged"
+    """where the policy starts, and the reference: a folder or a hub id"""
+    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")
+    """prompts to answer"""
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """prompts and answers of the probe"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a longer prompt is left out and counted"""
 
     # --- reward
     rewards: tuple[str, ...] = (
@@ -40,48 +46,80 @@ class Settings:
         "rhyme",
         "meter",
         "fluency:0.5",
-    )  # NAME[:WEIGHT] and more: common/training/rewards.py
-    beta: float = 0.02  # weight of the KL to the reference in the loss; 0 = none (it is still measured)
-    scale_rewards: Literal["group", "batch", "none"] = "group"  # whose standard deviation advantages are divided by
-    loss_type: str = "dapo"  # trl's names: dapo, grpo, dr_grpo, bnpo, ...
-    clip: float = 0.2  # of the probability ratio; matters where iterations > 1
+    )
+    """NAME[:WEIGHT] and more: common/training/rewards.py"""
+    beta: float = 0.02
+    """weight of the KL to the reference in the loss; 0 = none (it is still measured)"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """whose standard deviation advantages are divided by"""
+    loss_type: str = "dapo"
+    """trl's names: dapo, grpo, dr_grpo, bnpo, ..."""
+    clip: float = 0.2
+    """of the probability ratio; matters where iterations > 1"""
 
     # --- rollout
-    rollout: Literal["hf", "vllm"] = "hf"  # hf: transformers; vllm: trl's vLLM modes, on a GPU
-    vllm_mode: Literal["colocate", "server"] = "colocate"  # colocate: in this process; server: at vllm_server_url
-    vllm_server_url: str = "http://127.0.0.1:8000"  # of the vLLM server
-    num_generations: int = 8  # answers to a prompt: one group
-    temperature: float = 1.0  # of the rollout, and of the log-probabilities
-    max_new_tokens: int = 96  # an answer that is longer is cut, and counted
+    rollout: Literal["hf", "vllm"] = "hf"
+    """hf: transformers; vllm: trl's vLLM modes, on a GPU"""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """colocate: in this process; server: at vllm_server_url"""
+    vllm_server_url: str = "http://127.0.0.1:8000"
+    """of the vLLM server"""
+    num_generations: int = 8
+    """answers to a prompt: one group"""
+    temperature: float = 1.0
+    """of the rollout, and of the log-probabilities"""
+    max_new_tokens: int = 96
+    """an answer that is longer is cut, and counted"""
 
     # --- LoRA
-    lora_r: int = 32  # rank
-    lora_alpha: int = 64  # the update is scaled by alpha / r
-    lora_dropout: float = 0.0  # on the input of the update
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
+    lora_r: int = 32
+    """rank"""
+    lora_alpha: int = 64
+    """the update is scaled by alpha / r"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers"""
 
     # --- optimisation
-    max_steps: int = 100  # optimizer steps, each on batch_size * accumulation answers
-    iterations: int = 1  # passes over each batch of answers ...
-    minibatches: int = 1  # ... each in so many optimizer steps of batch_size x accumulation answers
-    lr: float = 1e-3  # peak; cosine to 0
-    warmup_share: float = 0.05  # of all steps
-    batch_size: int = 128  # answers in a process's micro-batch; all those of a step are a multiple of num_generations
-    accumulation: int = 1  # micro-batches per optimizer step
-    dtype: str = "auto"  # auto, float32, bfloat16
-    gradient_checkpointing: bool = False  # saves memory, costs about a third of the speed
+    max_steps: int = 100
+    """optimizer steps, each on batch_size * accumulation answers"""
+    iterations: int = 1
+    """passes over each batch of answers ..."""
+    minibatches: int = 1
+    """... each in so many optimizer steps of batch_size x accumulation answers"""
+    lr: float = 1e-3
+    """peak; cosine to 0"""
+    warmup_share: float = 0.05
+    """of all steps"""
+    batch_size: int = 128
+    """answers in a process's micro-batch; all those of a step are a multiple of num_generations"""
+    accumulation: int = 1
+    """micro-batches per optimizer step"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
+    gradient_checkpointing: bool = False
+    """saves memory, costs about a third of the speed"""
 
     # --- watching
-    eval_steps: int = 10  # steps between probes and checkpoints
-    probe_count: int = 64  # validation rows of the probe, 0 = all
-    kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
-    nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
-    report_to: str = "tensorboard"  # any reporter of transformers, or none
+    eval_steps: int = 10
+    """steps between probes and checkpoints"""
+    probe_count: int = 64
+    """validation rows of the probe, 0 = all"""
+    kl_budget: float = 0.0
+    """nats an answer above which the run ends; 0 = none"""
+    nll_budget: float = 0.0
+    """nats per character above the first held-out NLL at which the run ends; 0 = none"""
+    report_to: str = "tensorboard"
+    """any reporter of transformers, or none"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/grpo")  # adapter and run record
-    seed: int = 42  # of prompt order, LoRA initialisation and samples
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/grpo")
+    """adapter and run record"""
+    seed: int = 42
+    """of prompt order, LoRA initialisation and samples"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 def reward_function(rewards):
@@ -128,7 +166,7 @@ def main(settings: Settings) -> None:
     if left_out := len(read) - len(rows):
         print(f"notice: {left_out} prompts of more than {room} tokens leave no room for an answer: left out")
     if not rows:
-        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; mend: a larger --max-length")
+        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; fix: a larger --max-length")
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     inputs |= {reward.name: reward.path for reward in rewards if reward.path}
     with begin_run(

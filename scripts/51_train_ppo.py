@@ -30,60 +30,102 @@ from common.settings import UserError, read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "checkpoints/{task}/sft_merged"  # the policy to start from, and the reference
-    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")  # prompts to answer; meta goes to the rewards
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")  # held-out prompts to sample, answers for the NLL
-    rewards: tuple[str, ...] = ("form:1", "rhyme:1", "meter:1", "fluency:0.5")  # NAME[:WEIGHT], model=PATH[:WEIGHT]
-    watch: tuple[str, ...] = ("all_three", "no_repeat")  # rewards that are logged and not learned from
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    max_length: int = 512  # tokens, prompt and answer; a prompt without room for max_new_tokens is left out, counted
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "checkpoints/{task}/sft_merged"
+    """the policy to start from, and the reference"""
+    train_file: Path = Path("processed_data/{task}/prompts_train.jsonl")
+    """prompts to answer; meta goes to the rewards"""
+    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
+    """held-out prompts to sample, answers for the NLL"""
+    rewards: tuple[str, ...] = ("form:1", "rhyme:1", "meter:1", "fluency:0.5")
+    """NAME[:WEIGHT], model=PATH[:WEIGHT]"""
+    watch: tuple[str, ...] = ("all_three", "no_repeat")
+    """rewards that are logged and not learned from"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    max_length: int = 512
+    """tokens, prompt and answer; a prompt without room for max_new_tokens is left out, counted"""
 
     # --- LoRA
-    lora_r: int = 32  # rank
-    lora_alpha: int = 64  # the update is scaled by alpha / r
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # layers  # fmt: skip
-    value_body: Literal["shared", "own"] = "shared"  # the value head reads the policy's body, or has a LoRA of its own
+    lora_r: int = 32
+    """rank"""
+    lora_alpha: int = 64
+    """the update is scaled by alpha / r"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers"""
+    value_body: Literal["shared", "own"] = "shared"
+    """the value head reads the policy's body, or has a LoRA of its own"""
 
     # --- rollout
-    max_steps: int = 60  # batches written and learned from
-    batch_size: int = 128  # prompts a step, one answer each, over all processes
-    max_new_tokens: int = 96  # an answer that is longer is cut
-    temperature: float = 1.0  # of the policy: of what is drawn and of every log-probability
-    missing_eos: float = 0.5  # taken off the reward of an answer that was cut
+    max_steps: int = 60
+    """batches written and learned from"""
+    batch_size: int = 128
+    """prompts a step, one answer each, over all processes"""
+    max_new_tokens: int = 96
+    """an answer that is longer is cut"""
+    temperature: float = 1.0
+    """of the policy: of what is drawn and of every log-probability"""
+    missing_eos: float = 0.5
+    """taken off the reward of an answer that was cut"""
 
     # --- reward and advantage
-    kl_coef: float = 0.05  # beta: reward taken off per nat of KL to the reference
-    kl_estimator: Literal["k1", "k3"] = "k1"  # of the penalty; k1 is unbiased, k3 never negative
-    kl_target: float = 0.0  # nats an answer that the adaptive controller steers beta to, 0 = beta stays
-    gamma: float = 1.0  # discount per token
-    lam: float = 0.99  # lambda of GAE: 1 = what came minus what was expected, less = trust the value head more
+    kl_coef: float = 0.05
+    """beta: reward taken off per nat of KL to the reference"""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """of the penalty; k1 is unbiased, k3 never negative"""
+    kl_target: float = 0.0
+    """nats an answer that the adaptive controller steers beta to, 0 = beta stays"""
+    gamma: float = 1.0
+    """discount per token"""
+    lam: float = 0.99
+    """lambda of GAE: 1 = what came minus what was expected, less = trust the value head more"""
 
     # --- optimisation
-    epochs: int = 1  # passes over each batch
-    minibatches: int = 2  # optimizer steps per pass
-    clip: float = 0.2  # epsilon of the surrogate
-    value_clip: float = 0.2  # most that a value may move from the rollout's before it stops counting, 0 = no limit
-    value_coef: float = 0.1  # weight of the value loss
-    stop_kl: float = 0.05  # nats per token from the policy that wrote; past it the step's passes end, 0 = never
-    lr: float = 1.5e-3  # of the policy; falls to 0 linearly
-    value_lr: float = 3e-4  # of the value head and its adapter
-    warmup_steps: int = 3  # steps until the full rates
-    max_grad_norm: float = 1.0  # longer gradients are cut to this
-    micro_tokens: int = 2048  # padded tokens in one forward pass: memory, not result
-    dtype: str = "auto"  # auto, float32, bfloat16
+    epochs: int = 1
+    """passes over each batch"""
+    minibatches: int = 2
+    """optimizer steps per pass"""
+    clip: float = 0.2
+    """epsilon of the surrogate"""
+    value_clip: float = 0.2
+    """most that a value may move from the rollout's before it stops counting, 0 = no limit"""
+    value_coef: float = 0.1
+    """weight of the value loss"""
+    stop_kl: float = 0.05
+    """nats per token from the policy that wrote; past it the step's passes end, 0 = never"""
+    lr: float = 1.5e-3
+    """of the policy; falls to 0 linearly"""
+    value_lr: float = 3e-4
+    """of the value head and its adapter"""
+    warmup_steps: int = 3
+    """steps until the full rates"""
+    max_grad_norm: float = 1.0
+    """longer gradients are cut to this"""
+    micro_tokens: int = 2048
+    """padded tokens in one forward pass: memory, not result"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
 
     # --- watching
-    eval_steps: int = 10  # steps between probes and checkpoints
-    probe_count: int = 64  # held-out rows of the probe, 0 = all
-    kl_budget: float = 0.0  # nats an answer above which the run ends; 0 = none
-    nll_budget: float = 0.0  # nats per character above the first held-out NLL at which the run ends; 0 = none
-    report_to: Literal["tensorboard", "none"] = "tensorboard"  # event files in output_dir/runs
+    eval_steps: int = 10
+    """steps between probes and checkpoints"""
+    probe_count: int = 64
+    """held-out rows of the probe, 0 = all"""
+    kl_budget: float = 0.0
+    """nats an answer above which the run ends; 0 = none"""
+    nll_budget: float = 0.0
+    """nats per character above the first held-out NLL at which the run ends; 0 = none"""
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
+    """event files in output_dir/runs"""
 
     # --- run
-    output_dir: Path = Path("checkpoints/{task}/ppo")  # adapter and run record
-    seed: int = 42  # of LoRA, prompts, answers and minibatches
-    overwrite: bool = False  # replace what an earlier run left in output_dir
+    output_dir: Path = Path("checkpoints/{task}/ppo")
+    """adapter and run record"""
+    seed: int = 42
+    """of LoRA, prompts, answers and minibatches"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_dir"""
 
 
 # --- formulas
@@ -190,7 +232,7 @@ def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> 
             break
         agent.sum_gradients()
         if not torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).isfinite():
-            raise UserError("the gradient is not finite; mend: a lower --lr, or --dtype float32")
+            raise UserError("the gradient is not finite; fix: a lower --lr, or --dtype float32")
         optimizer.step()
     means = {name: sum(gather_object([value])) / count for name, value in sums.items()}
     return {**means, "updates": len(seen), "update_kl": seen[-1]}
@@ -219,7 +261,7 @@ def main(settings: Settings) -> None:
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
     if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
-        raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; mend: a larger one")
+        raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; fix: a larger one")
     require_context(model_path, settings.max_length)
     for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
         require_clean(check_rows(file, None, schema, tokenizer, settings.max_length, settings.enable_thinking))
@@ -230,7 +272,7 @@ def main(settings: Settings) -> None:
     prompts = [(row, ids) for row, ids in encode_prompts(tokenizer, rows, settings.enable_thinking) if len(ids) <= room]
     print(f"{len(prompts)} prompts, {len(rows) - len(prompts)} left out: longer than {room} tokens")
     if not prompts:
-        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; mend: a larger --max-length")
+        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; fix: a larger --max-length")
 
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     inputs |= watch.model_paths
@@ -284,7 +326,7 @@ def main(settings: Settings) -> None:
             batch = batch.gather()  # from here on every process knows the answers of all
             judged = [place for place, value in enumerate(totals) if value is not None]
             if not judged:
-                raise UserError(f"step {step + 1}: no answer could be judged; mend: --rewards, or meta of the prompts")
+                raise UserError(f"step {step + 1}: no answer could be judged; fix: --rewards, or meta of the prompts")
             batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged], device=model.device)
             scored = time.perf_counter()
 

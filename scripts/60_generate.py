@@ -28,34 +28,56 @@ TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: names the folders below
-    model: str = "data/tiny_qwen3"  # folder or hub id
-    adapter: str = ""  # LoRA folder on top of the model; empty = none
-    name: str = ""  # run name; empty = the folder's name, "base" for the model as it ships
-    enable_thinking: bool = False  # passed to the chat template of models that think
-    dtype: str = "auto"  # auto, float32, bfloat16
-    device_map: str = ""  # auto = spread the model over all GPUs, hf only; empty = one device
-    backend: Literal["hf", "vllm"] = "hf"  # transformers, or vLLM's engine with adapters as LoRA requests
-    tensor_parallel: int = 1  # GPUs that share the model, vllm only
+    task: str = "poems"
+    """writing job: names the folders below"""
+    model: str = "data/tiny_qwen3"
+    """folder or hub id"""
+    adapter: str = ""
+    """LoRA folder on top of the model; empty = none"""
+    name: str = ""
+    """run name; empty = the folder's name, "base" for the model as it ships"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
+    dtype: str = "auto"
+    """auto, float32, bfloat16"""
+    device_map: str = ""
+    """auto = spread the model over all GPUs, hf only; empty = one device"""
+    backend: Literal["hf", "vllm"] = "hf"
+    """transformers, or vLLM's engine with adapters as LoRA requests"""
+    tensor_parallel: int = 1
+    """GPUs that share the model, vllm only"""
 
     # --- prompts: a file, one prompt, or typed in
-    prompts_file: Path = Path("processed_data/{task}/prompts_test.jsonl")  # rows with "prompt"
-    max_prompts: int = 0  # first prompts of the file, 0 = all
-    prompt: str = ""  # one prompt: the answers are printed, nothing is written
-    interactive: bool = False  # read prompts from the keyboard until an empty line
+    prompts_file: Path = Path("processed_data/{task}/prompts_test.jsonl")
+    """rows with a field prompt"""
+    max_prompts: int = 0
+    """first prompts of the file, 0 = all"""
+    prompt: str = ""
+    """one prompt: the answers are printed, nothing is written"""
+    interactive: bool = False
+    """read prompts from the keyboard until an empty line"""
 
     # --- sampling
-    num_samples: int = 1  # per prompt
-    temperature: float = 1.0  # 0 = greedy
-    top_k: int = 0  # most likely tokens to draw from, 0 = all
-    top_p: float = 1.0  # probability mass to draw from
-    max_new_tokens: int = 96  # an answer that is longer ends with finish_reason "length"
-    batch_tokens: int = 32768  # tokens in a batch, prompts and answers; hf only
+    num_samples: int = 1
+    """per prompt"""
+    temperature: float = 1.0
+    """0 = greedy"""
+    top_k: int = 0
+    """most likely tokens to draw from, 0 = all"""
+    top_p: float = 1.0
+    """probability mass to draw from"""
+    max_new_tokens: int = 96
+    """an answer that is longer ends with finish_reason length"""
+    batch_tokens: int = 32768
+    """tokens in a batch, prompts and answers; hf only"""
 
     # --- run
-    output_file: Path = Path("results/{task}/generations/{name}.jsonl")  # {name} is the run name
-    seed: int = 42  # of sample 0; sample k uses seed + k
-    overwrite: bool = False  # replace what an earlier run left in output_file
+    output_file: Path = Path("results/{task}/generations/{name}.jsonl")
+    """{name} is the run name"""
+    seed: int = 42
+    """of sample 0; sample k uses seed + k"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_file"""
 
 
 def run_name(settings: Settings) -> str:
@@ -103,7 +125,7 @@ def main(settings: Settings) -> None:
     one_by_one = bool(settings.prompt or settings.interactive)
     if not one_by_one and not settings.prompts_file.exists():
         raise UserError(
-            f"{settings.prompts_file}: no such file; mend: run the prepare stage, or use --prompt or --interactive"
+            f"{settings.prompts_file}: no such file; fix: run the prepare stage, or use --prompt or --interactive"
         )
 
     from tqdm import tqdm
@@ -118,7 +140,7 @@ def main(settings: Settings) -> None:
 
         require_vllm()
     if settings.output_file.suffix != ".jsonl":
-        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
+        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; fix: name one")
     if one_by_one:
         tokenizer = load_tokenizer(model_path)
         sample = open_backend(settings, model_path, adapter, tokenizer, TYPED_TOKENS)
@@ -141,7 +163,7 @@ def main(settings: Settings) -> None:
         ids = [prompt_id(row) for row in rows]
         if len(set(ids)) < len(ids):
             raise UserError(
-                f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; mend: remove them"
+                f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; fix: remove them"
             )
         texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
         longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))

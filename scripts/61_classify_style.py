@@ -25,19 +25,28 @@ from common.settings import UserError, read_settings, resolve_model, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "styles"  # names the folders below
-    model: str = "checkpoints/{task}/classifier"  # classifier with its head, folder or hub id
-    text: str | None = None  # one text: the answer is printed, nothing is written
-    input_file: Path | None = None  # .txt, .json or .jsonl; None without --text = standard input
+    task: str = "styles"
+    """names the folders below"""
+    model: str = "checkpoints/{task}/classifier"
+    """classifier with its head, folder or hub id"""
+    text: str | None = None
+    """one text: the answer is printed, nothing is written"""
+    input_file: Path | None = None
+    """.txt, .json or .jsonl; None without --text = standard input"""
 
     # --- scoring
-    max_length: int = 512  # tokens; a longer text loses its beginning, and is counted
-    token_budget: int = 8192  # padded tokens a batch
-    dtype: str = "auto"  # of the weights: auto, float32, bfloat16
+    max_length: int = 512
+    """tokens; a longer text loses its beginning, and is counted"""
+    token_budget: int = 8192
+    """padded tokens a batch"""
+    dtype: str = "auto"
+    """of the weights: auto, float32, bfloat16"""
 
     # --- run
-    output_file: Path = Path("results/{task}/classified/{name}.jsonl")  # {name} is the input file's
-    overwrite: bool = False  # replace what an earlier run left in output_file
+    output_file: Path = Path("results/{task}/classified/{name}.jsonl")
+    """{name} is the input file's"""
+    overwrite: bool = False
+    """replace what an earlier run left in output_file"""
 
 
 def decode_lines(data: bytes, name: str) -> list[str]:
@@ -47,12 +56,12 @@ def decode_lines(data: bytes, name: str) -> list[str]:
         try:
             text = line.decode("utf-8").replace("\\n", "\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{name}:{number}: not UTF-8 (byte {error.start + 1}); mend: save it as UTF-8") from None
+            raise UserError(f"{name}:{number}: not UTF-8 (byte {error.start + 1}); fix: save it as UTF-8") from None
         if not text.strip():
-            raise UserError(f"{name}:{number}: an empty line; mend: take it out")
+            raise UserError(f"{name}:{number}: an empty line; fix: take it out")
         texts.append(text)
     if not texts:
-        raise UserError(f"{name}: no text; mend: one a line")
+        raise UserError(f"{name}: no text; fix: one a line")
     return texts
 
 
@@ -69,7 +78,7 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
     from tasks.styles import classifier_text
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file; mend: name another --input-file")
+        raise UserError(f"{path}: no such file; fix: name another --input-file")
     if path.suffix not in (".json", ".jsonl"):
         return [(str(number), text) for number, text in enumerate(decode_lines(path.read_bytes(), str(path)), start=1)]
     rows = read_json(path) if path.suffix == ".json" else read_jsonl(path)
@@ -82,18 +91,18 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
                 question, answer = last_text(row["prompt"]), last_text(row["completion"])
                 text = classifier_text(question, answer) if question and answer is not None else None
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f'{path}: row {number} has no text; mend: "input", "text", or prompt and completion')
+            raise UserError(f'{path}: row {number} has no text; fix: "input", "text", or prompt and completion')
         texts.append((str(row.get("id", number)) if isinstance(row, dict) else str(number), text))
     if not texts:
-        raise UserError(f"{path}: no rows; mend: name another --input-file")
+        raise UserError(f"{path}: no rows; fix: name another --input-file")
     return texts
 
 
 def main(settings: Settings) -> None:
     if settings.text is not None and settings.input_file:
-        raise UserError("--text and --input-file together; mend: one of them")
+        raise UserError("--text and --input-file together; fix: one of them")
     if settings.text is not None and not settings.text.strip():
-        raise UserError("--text is blank; mend: write the text, or leave --text out to read standard input")
+        raise UserError("--text is blank; fix: write the text, or leave --text out to read standard input")
     model_path = resolve_model(settings.model, settings.task)
     if settings.input_file:
         rows = read_texts(settings.input_file)
@@ -102,7 +111,7 @@ def main(settings: Settings) -> None:
     else:
         rows = [("", text) for text in decode_lines(sys.stdin.buffer.read(), "standard input")]
     if any("\ud800" <= char <= "\udfff" for _, text in rows for char in text):
-        raise UserError("half of a surrogate pair in a text; mend: write the whole character, in UTF-8")
+        raise UserError("half of a surrogate pair in a text; fix: write the whole character, in UTF-8")
 
     from common.jsonl import write_jsonl
     from common.runs import begin_run
@@ -122,7 +131,7 @@ def main(settings: Settings) -> None:
         return
     output = Path(str(settings.output_file).replace("{name}", settings.input_file.stem))
     if output.suffix != ".jsonl":
-        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
+        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; fix: name one")
     inputs = {"model": model_path, "input_file": settings.input_file}
     with begin_run(output, settings, inputs, settings.overwrite, "61_classify_style", resumable=False) as run:
         results = classify([text for _, text in rows])

@@ -33,29 +33,46 @@ from common.settings import UserError, read_settings, resolve_model
 @dataclass
 class Settings:
     # --- what
-    task: str = "styles"  # fills {task} in the folders below
-    model: str = "checkpoints/{task}/classifier"  # style classifier, folder or hub id
-    reward_model: str = ""  # scalar reward model, folder or hub id; empty = /reward answers 404
-    max_length: int = 512  # tokens; a longer text loses its beginning
-    dtype: str = "auto"  # of the weights: auto, float32, bfloat16
-    enable_thinking: bool = False  # passed to the chat template of a reward model that thinks
-    threads: int = 0  # of the model's arithmetic, 0 = torch's choice
+    task: str = "styles"
+    """fills {task} in the folders below"""
+    model: str = "checkpoints/{task}/classifier"
+    """style classifier, folder or hub id"""
+    reward_model: str = ""
+    """scalar reward model, folder or hub id; empty = /reward answers 404"""
+    max_length: int = 512
+    """tokens; a longer text loses its beginning"""
+    dtype: str = "auto"
+    """of the weights: auto, float32, bfloat16"""
+    enable_thinking: bool = False
+    """passed to the chat template of a reward model that thinks"""
+    threads: int = 0
+    """of the model's arithmetic, 0 = torch's choice"""
 
     # --- network
-    host: str = "127.0.0.1"  # 0.0.0.0 = every interface: set SERVE_TOKEN first
-    port: int = 8000  # 0 = any free one, printed
-    grace_seconds: int = 30  # time to answer what was accepted after SIGTERM
+    host: str = "127.0.0.1"
+    """0.0.0.0 = every interface: set SERVE_TOKEN first"""
+    port: int = 8000
+    """0 = any free one, printed"""
+    grace_seconds: int = 30
+    """time to answer what was accepted after SIGTERM"""
 
     # --- limits
-    max_body_bytes: int = 262_144  # of a request; more is answered 413
-    max_text_chars: int = 8192  # of one text; more is answered 422
-    max_batch_texts: int = 64  # in one /predict_batch; more is answered 422
-    max_waiting: int = 2048  # texts; more are answered 429
+    max_body_bytes: int = 262_144
+    """of a request; more is answered 413"""
+    max_text_chars: int = 8192
+    """of one text; more is answered 422"""
+    max_batch_texts: int = 64
+    """in one /predict_batch; more is answered 422"""
+    max_waiting: int = 2048
+    """texts; more are answered 429"""
 
     # --- micro-batching
-    batch_texts: int = 64  # scored together, 1 = one by one
-    token_budget: int = 0  # padded tokens in one pass through the model; 0 = 1024 on a CPU (its cache), 16384 on a GPU
-    batch_wait_ms: float = 2.0  # that a lone request waits for company; under load nothing waits for this
+    batch_texts: int = 64
+    """scored together, 1 = one by one"""
+    token_budget: int = 0
+    """padded tokens in one pass through the model; 0 = 1024 on a CPU (its cache), 16384 on a GPU"""
+    batch_wait_ms: float = 2.0
+    """that a lone request waits for company; under load nothing waits for this"""
 
 
 def log(message: str) -> None:
@@ -277,7 +294,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     @app.post("/predict", responses=faults, dependencies=security, summary="The style of one text: body before query")
     async def predict(body: PredictRequest | None = None, text: Asked = None) -> Prediction:
         if body is None and text is None:
-            raise HTTPException(422, 'no text; mend: {"text": "..."} as JSON, or ?text=...')
+            raise HTTPException(422, 'no text; fix: {"text": "..."} as JSON, or ?text=...')
         return (await ask("styles", [text if body is None else body.text]))[0]
 
     @app.post("/predict_batch", responses=faults, dependencies=security, summary="The styles of several texts")
@@ -293,7 +310,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
         asked = body.prompt if isinstance(body.prompt, str) else [message.model_dump() for message in body.prompt]
         turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         if found := validate_row({"prompt": turns, "meta": {}}, "prompts"):
-            raise HTTPException(422, f"{found[0][0]}; mend: {found[0][1]}")
+            raise HTTPException(422, f"{found[0][0]}; fix: {found[0][1]}")
         try:
             text = render_conversation(opened["reward"][1], turns, body.completion, settings.enable_thinking)
         except Exception:  # a template may raise anything
@@ -327,7 +344,7 @@ def main(settings: Settings) -> None:
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
-        raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; mend: another --host or --port") from None
+        raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; fix: another --host or --port") from None
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
     app = build_app(settings, model_path, reward_path, token)
 

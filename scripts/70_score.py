@@ -21,22 +21,32 @@ from common.settings import UserError, read_settings, resolve_model
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: a module in scripts/tasks
-    generations: tuple[Path, ...] = (Path("results/{task}/generations"),)  # files, folders or globs of JSONL
+    task: str = "poems"
+    """writing job: a module in scripts/tasks"""
+    generations: tuple[Path, ...] = (Path("results/{task}/generations"),)
+    """files, folders or globs of JSONL"""
 
     # --- NLL per character
-    nll_model: str = "data/tiny_qwen3"  # frozen base model, folder or hub id; "" = off
-    dtype: str = "float32"  # of its weights: float32 makes figures comparable between machines; auto, bfloat16
-    token_budget: int = 8192  # padded tokens a batch
-    enable_thinking: bool = False  # passed to the chat template of models that think
+    nll_model: str = "data/tiny_qwen3"
+    """frozen base model, folder or hub id; "" = off"""
+    dtype: str = "float32"
+    """of its weights: float32 makes figures comparable between machines; auto, bfloat16"""
+    token_budget: int = 8192
+    """padded tokens a batch"""
+    enable_thinking: bool = False
+    """passed to the chat template of models that think"""
 
     # --- table
-    bootstrap: int = 2000  # resamples behind each interval
+    bootstrap: int = 2000
+    """resamples behind each interval"""
 
     # --- run
-    output_dir: Path = Path("results/{task}/scores")  # one file of scores a run
-    seed: int = 42  # of the resampling
-    overwrite: bool = False  # score again what has been scored
+    output_dir: Path = Path("results/{task}/scores")
+    """one file of scores a run"""
+    seed: int = 42
+    """of the resampling"""
+    overwrite: bool = False
+    """score again what has been scored"""
 
 
 def find_generations(patterns: tuple[Path, ...]) -> list[Path]:
@@ -48,17 +58,17 @@ def find_generations(patterns: tuple[Path, ...]) -> list[Path]:
         matches = [pattern] if pattern.exists() else [Path(name) for name in glob.glob(str(pattern))]
         found = [file for path in matches for file in (path.glob("*.jsonl") if path.is_dir() else [path])]
         if not found:
-            raise UserError(f"no generation file at {pattern}; mend: run scripts/60_generate.py, or name another")
+            raise UserError(f"no generation file at {pattern}; fix: run scripts/60_generate.py, or name another")
         for file in sorted(found):
             if files.setdefault(file.stem, file) != file:
-                raise UserError(f"two files for the run {file.stem}: {files[file.stem]}, {file}; mend: rename one")
+                raise UserError(f"two files for the run {file.stem}: {files[file.stem]}, {file}; fix: rename one")
     for name, file in list(files.items()):
         record = file.with_name(f"{name}.run.json")
         if record.exists() and read_json(record).get("status") != "done":
             print(f"notice: {file} is left out: its run has not finished; run stage 60 again to go on with it")
             del files[name]
     if not files:
-        raise UserError("no finished generation file; mend: run scripts/60_generate.py to its end")
+        raise UserError("no finished generation file; fix: run scripts/60_generate.py to its end")
     return list(files.values())
 
 

@@ -31,49 +31,74 @@ CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: a module in scripts/tasks
+    task: str = "poems"
+    """writing job: a module in scripts/tasks"""
     candidates: tuple[str, ...] = (
         "golden",
         "finetuned=results/{task}/generations/sft.jsonl",
         "base=results/{task}/generations/base.jsonl",
-    )  # NAME=FILE of stage 60, A B C ... in this order; a NAME alone is the golden texts of those files
-    generations: Path = Path(
-        "results/{task}/generations"
-    )  # folder of <run>.jsonl: the report has the stop rate of each
-    samples: int = 1  # texts of each prompt that are judged
-    max_items: int = 0  # first items, 0 = all
-    content_type: str = ""  # key of meta to group by; "" = the first there of copy_type, form, topic, ...
+    )
+    """NAME=FILE of stage 60, A B C ... in this order; a NAME alone is the golden texts of those files"""
+    generations: Path = Path("results/{task}/generations")
+    """folder of <run>.jsonl: the report has the stop rate of each"""
+    samples: int = 1
+    """texts of each prompt that are judged"""
+    max_items: int = 0
+    """first items, 0 = all"""
+    content_type: str = ""
+    """key of meta to group by; "" = the first there of copy_type, form, topic, ..."""
 
     # --- judge
-    judge: str = "rules"  # rules = the task's own measures, no API; else the name of a model at OPENAI_BASE_URL
-    prompt_versions: tuple[str, ...] = ("v1",)  # folders in prompts_dir; the first two are compared on the same texts
-    prompts_dir: Path = Path("data/{task}/judge_prompts")  # folder of versions, each a folder of Markdown files
-    control: int = 20  # items of the A/A control, in which one text stands in both places
-    temperature: float = 0.0  # of the judge
-    max_tokens: int = 1500  # of a reply
-    extra_body: str = ""  # JSON object with further fields of a request, e.g. '{"enable_thinking": false}'
+    judge: str = "rules"
+    """rules = the task's own measures, no API; else the name of a model at OPENAI_BASE_URL"""
+    prompt_versions: tuple[str, ...] = ("v1",)
+    """folders in prompts_dir; the first two are compared on the same texts"""
+    prompts_dir: Path = Path("data/{task}/judge_prompts")
+    """folder of versions, each a folder of Markdown files"""
+    control: int = 20
+    """items of the A/A control, in which one text stands in both places"""
+    temperature: float = 0.0
+    """of the judge"""
+    max_tokens: int = 1500
+    """of a reply"""
+    extra_body: str = ""
+    """JSON object with further fields of a request, e.g. '{"enable_thinking": false}'"""
 
     # --- asking
-    request_log: Path = Path(
-        "results/{task}/judgements/{name}.requests.jsonl"
-    )  # raw replies; what is in it costs nothing
-    concurrency: int = 16  # requests under way at once
-    max_tries: int = 10  # per request: rate limits, server errors, time-outs and broken answers are tried again
-    time_limit: float = 120.0  # seconds for one try
-    price_in: float = 0.0  # per million prompt tokens, for the estimate and the budget
-    price_out: float = 0.0  # per million answer tokens
-    max_cost: float = 0.0  # budget in the unit of the prices, 0 = none
-    max_total_tokens: int = 0  # budget in tokens, 0 = none
-    max_failed: int = 0  # requests that may stay without an answer; they count as unparsed
-    dry_run: bool = False  # print calls, tokens and cost, ask nothing
-    report_only: bool = False  # make the report from the request log, ask nothing
+    request_log: Path = Path("results/{task}/judgements/{name}.requests.jsonl")
+    """raw replies; what is in it costs nothing"""
+    concurrency: int = 16
+    """requests under way at once"""
+    max_tries: int = 10
+    """per request: rate limits, server errors, time-outs and broken answers are tried again"""
+    time_limit: float = 120.0
+    """seconds for one try"""
+    price_in: float = 0.0
+    """per million prompt tokens, for the estimate and the budget"""
+    price_out: float = 0.0
+    """per million answer tokens"""
+    max_cost: float = 0.0
+    """budget in the unit of the prices, 0 = none"""
+    max_total_tokens: int = 0
+    """budget in tokens, 0 = none"""
+    max_failed: int = 0
+    """requests that may stay without an answer; they count as unparsed"""
+    dry_run: bool = False
+    """print calls, tokens and cost, ask nothing"""
+    report_only: bool = False
+    """make the report from the request log, ask nothing"""
 
     # --- run
-    name: str = ""  # of the output files; "" = the judge
-    output_file: Path = Path("results/{task}/judgements/{name}.jsonl")  # {name} is filled in
-    bootstrap: int = 2000  # resamples behind each interval
-    seed: int = 42  # of the resampling
-    overwrite: bool = False  # replace what an earlier run left; the request log stays
+    name: str = ""
+    """of the output files; "" = the judge"""
+    output_file: Path = Path("results/{task}/judgements/{name}.jsonl")
+    """{name} is filled in"""
+    bootstrap: int = 2000
+    """resamples behind each interval"""
+    seed: int = 42
+    """of the resampling"""
+    overwrite: bool = False
+    """replace what an earlier run left; the request log stays"""
 
 
 # --- reading
@@ -93,20 +118,18 @@ def find_candidates(settings: Settings) -> dict[str, Path | None]:
     for word in settings.candidates:
         name, _, file = word.partition("=")
         if name in found or not name or name == "tie":
-            raise UserError(f"--candidates {word}: {name or 'no'} name twice or not allowed; mend: one name each")
+            raise UserError(f"--candidates {word}: {name or 'no'} name twice or not allowed; fix: one name each")
         places = [base / Path(file).expanduser() for base in (Path.cwd(), ROOT)]
         found[name] = next((path for path in places if path.is_file()), places[-1]) if file else None
         if file and not found[name].is_file():
-            raise UserError(
-                f"candidate {name}: no such file: {file}; mend: run scripts/60_generate.py, or name another"
-            )
+            raise UserError(f"candidate {name}: no such file: {file}; fix: run scripts/60_generate.py, or name another")
         if file and not is_finished(found[name]):
             raise UserError(
-                f"candidate {name}: {show_path(found[name])} is unfinished; mend: run stage 60 again to go on with it"
+                f"candidate {name}: {show_path(found[name])} is unfinished; fix: run stage 60 again to go on with it"
             )
     if not 2 <= len(found) <= len(LETTERS) or not any(found.values()):
         raise UserError(
-            f"--candidates: {len(found)} with {sum(map(bool, found.values()))} files; mend: name 2 to 8, one a file"
+            f"--candidates: {len(found)} with {sum(map(bool, found.values()))} files; fix: name 2 to 8, one a file"
         )
     return found
 
@@ -137,7 +160,7 @@ def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[
     if not items:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
         raise UserError(
-            f"no prompt has a text of every candidate ({reasons}); mend: generate on the same prompts, with golden texts"
+            f"no prompt has a text of every candidate ({reasons}); fix: generate on the same prompts, with golden texts"
         )
     return items, dropped
 
@@ -238,7 +261,7 @@ def ask(settings: Settings, llm, requests: list) -> list:
     if settings.report_only and (missing := sum(request.key not in llm.answers for request in requests)):
         raise UserError(
             f"{missing} of {len(requests)} replies are not in {show_path(settings.request_log)}; "
-            "mend: run without --report-only, with the judge, texts and prompts that were asked"
+            "fix: run without --report-only, with the judge, texts and prompts that were asked"
         )
     return llm.ask(requests, "judgements")
 
@@ -253,10 +276,10 @@ def main(settings: Settings) -> None:
     files = {key: Path(str(getattr(settings, key)).replace("{name}", name)) for key in ("output_file", "request_log")}
     settings = replace(settings, **files)
     if settings.output_file.suffix != ".jsonl":
-        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; mend: name one")
+        raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; fix: name one")
     if min(settings.samples, settings.bootstrap) < 1 or settings.control < 0 or not settings.prompt_versions:
         raise UserError(
-            "--samples and --bootstrap have to be above 0, --control not below, and a version named; mend: raise them"
+            "--samples and --bootstrap have to be above 0, --control not below, and a version named; fix: raise them"
         )
     candidates = find_candidates(settings)
     items, dropped = load_items(settings, candidates)

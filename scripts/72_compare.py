@@ -35,21 +35,32 @@ PARENTS = {
 @dataclass
 class Settings:
     # --- what
-    task: str = "poems"  # writing job: a module in scripts/tasks
-    generations: Path = Path("results/{task}/generations")  # folder of <run>.jsonl
-    scores: Path = Path("results/{task}/scores")  # folder of <run>.jsonl
-    checkpoints: Path = Path("checkpoints/{task}")  # folder of <run>/run.json: what each stage cost
-    runs: tuple[str, ...] = ()  # names in the order of the rows, () = all: the chain first, others by name
+    task: str = "poems"
+    """writing job: a module in scripts/tasks"""
+    generations: Path = Path("results/{task}/generations")
+    """folder of <run>.jsonl"""
+    scores: Path = Path("results/{task}/scores")
+    """folder of <run>.jsonl"""
+    checkpoints: Path = Path("checkpoints/{task}")
+    """folder of <run>/run.json: what each stage cost"""
+    runs: tuple[str, ...] = ()
+    """names in the order of the rows, () = all: the chain first, others by name"""
 
     # --- figures
-    metrics: tuple[str, ...] = ()  # columns of the tables and plots, () = all
-    bootstrap: int = 2000  # resamples behind each interval
-    examples: int = 12  # prompts shown side by side
+    metrics: tuple[str, ...] = ()
+    """columns of the tables and plots, () = all"""
+    bootstrap: int = 2000
+    """resamples behind each interval"""
+    examples: int = 12
+    """prompts shown side by side"""
 
     # --- run
-    output: Path = Path("results/{task}/compare")  # path of the report without its ending
-    seed: int = 42  # of the resampling and of the choice of examples
-    overwrite: bool = False  # replace what an earlier run left at output
+    output: Path = Path("results/{task}/compare")
+    """path of the report without its ending"""
+    seed: int = 42
+    """of the resampling and of the choice of examples"""
+    overwrite: bool = False
+    """replace what an earlier run left at output"""
 
 
 @dataclass
@@ -75,11 +86,11 @@ class Entry:
 def choose_runs(settings: Settings) -> list[str]:
     there = [path.stem for path in settings.generations.glob("*.jsonl")]
     if not there:
-        raise UserError(f"no generation file in {settings.generations}; mend: run scripts/60_generate.py")
+        raise UserError(f"no generation file in {settings.generations}; fix: run scripts/60_generate.py")
     if missing := [name for name in settings.runs if name not in there]:
-        raise UserError(f"no generations of {', '.join(missing)}; mend: use names from {', '.join(sorted(there))}")
+        raise UserError(f"no generations of {', '.join(missing)}; fix: use names from {', '.join(sorted(there))}")
     if GOLDEN in (settings.runs or there):
-        raise UserError(f"a run is called {GOLDEN}, the name of the golden texts; mend: rename its files")
+        raise UserError(f"a run is called {GOLDEN}, the name of the golden texts; fix: rename its files")
     chain = list(PARENTS)
     return list(dict.fromkeys(settings.runs)) or sorted(
         there, key=lambda name: (chain.index(name) if name in chain else len(chain), name)
@@ -98,14 +109,14 @@ def load_run(settings: Settings, name: str) -> tuple[Entry, dict[str, dict], str
         f"python scripts/70_score.py --task {settings.task} --generations {generations} --output-dir {settings.scores}"
     )
     if not scores.is_file():
-        raise UserError(f"the run {name} has no scores ({scores}); mend: {command}")
+        raise UserError(f"the run {name} has no scores ({scores}); fix: {command}")
     rows = read_jsonl(generations, "generation")
     by_id = {row.get("id"): row["scores"] for row in read_jsonl(scores) if isinstance(row.get("scores"), dict)}
     record_path = scores.with_suffix(".run.json")
     inputs = read_json(record_path)["inputs"] if record_path.is_file() else {}
     scored = inputs.get("generations", {}).get("sha256")
     if set(by_id) != {row["id"] for row in rows} or (scored and scored != sha256_file(generations)):
-        raise UserError(f"{generations} has changed since it was scored; mend: {command} --overwrite")
+        raise UserError(f"{generations} has changed since it was scored; fix: {command} --overwrite")
     reference = scores.with_name(f"{name}.reference.jsonl")
     golden = {row["prompt_id"]: row["scores"] for row in read_jsonl(reference)} if reference.is_file() else {}
     nll_model = inputs.get("nll_model", {})
@@ -121,7 +132,7 @@ def keep_common(entries: list[Entry]) -> list[str]:
     sets = [set(entry.prompts) for entry in entries]
     common = set.intersection(*sets)
     if not common:
-        raise UserError("the runs have no prompt in common; mend: name runs over one prompt file with --runs")
+        raise UserError("the runs have no prompt in common; fix: name runs over one prompt file with --runs")
     notes = []
     if any(prompts != common for prompts in sets):
         sizes = ", ".join(f"{entry.name} {len(prompts)}" for entry, prompts in zip(entries, sets, strict=True))
@@ -240,13 +251,13 @@ def main(settings: Settings) -> None:
     loaded = [load_run(settings, name) for name in names]
     entries = [entry for entry, _, _ in loaded]
     if len({nll_model for _, _, nll_model in loaded if nll_model}) > 1:
-        raise UserError(f"NLL under different models; mend: score all runs with one --nll-model ({settings.scores})")
+        raise UserError(f"NLL under different models; fix: score all runs with one --nll-model ({settings.scores})")
     notes = keep_common(entries)
     metrics = list(dict.fromkeys(name for entry in entries for scores in entry.scores for name in scores))
     set_metrics = list(getattr(task, "SET_METRICS", {}))
     columns = [name for name in metrics + set_metrics if name in settings.metrics or not settings.metrics]
     if unknown := set(settings.metrics) - set(columns):
-        raise UserError(f"no metric {', '.join(sorted(unknown))}; mend: use {', '.join(metrics + set_metrics)}")
+        raise UserError(f"no metric {', '.join(sorted(unknown))}; fix: use {', '.join(metrics + set_metrics)}")
 
     stem = settings.output.name.removesuffix(".md").removesuffix(".html")
     report, page, bars, boxes = (

@@ -31,25 +31,36 @@ from common.settings import ROOT, UserError, read_settings, show_path
 @dataclass
 class Settings:
     # --- what
-    task: str = "styles"  # names the folders below
-    kind: Literal["rating", "style", "pair"] = "rating"  # what a rater is asked
-    generations: tuple[
-        Path, ...
-    ] = ()  # files to judge; the reference texts join them as the run "reference" with --reference
-    reference: bool = False  # the golden texts are judged too (rating, pair)
-    labels: Path = Path("data/styles/labels.json")  # the answers of `style`
-    items: int = 50  # prompts on the sheet, 0 = all that the files share
+    task: str = "styles"
+    """names the folders below"""
+    kind: Literal["rating", "style", "pair"] = "rating"
+    """what a rater is asked"""
+    generations: tuple[Path, ...] = ()
+    """files to judge; the reference texts join them as the run "reference" with --reference"""
+    reference: bool = False
+    """the golden texts are judged too (rating, pair)"""
+    labels: Path = Path("data/styles/labels.json")
+    """the answers of `style`"""
+    items: int = 50
+    """prompts on the sheet, 0 = all that the files share"""
 
     # --- reading back
-    read: tuple[Path, ...] = ()  # filled sheets, one a rater; empty = write a sheet
-    machine: tuple[str, ...] = ()  # RUN=FILE, or a FILE that has its run's name; a file of stage 71 has all runs
-    metric: str = ""  # of stage 70's rows: the score that is meant, 0 to 1 (put on 1-5)
-    report: Path | None = None  # JSON file for all figures; an earlier one is replaced
+    read: tuple[Path, ...] = ()
+    """filled sheets, one a rater; empty = write a sheet"""
+    machine: tuple[str, ...] = ()
+    """RUN=FILE, or a FILE that has its run's name; a file of stage 71 has all runs"""
+    metric: str = ""
+    """of stage 70's rows: the score that is meant, 0 to 1 (put on 1-5)"""
+    report: Path | None = None
+    """JSON file for all figures; an earlier one is replaced"""
 
     # --- run
-    output: Path = Path("results/{task}/human/{kind}.csv")  # the sheet; its key lies beside it
-    seed: int = 42  # of the choice, the order and the sides
-    overwrite: bool = False  # replace an earlier sheet: what was filled into it is lost
+    output: Path = Path("results/{task}/human/{kind}.csv")
+    """the sheet; its key lies beside it"""
+    seed: int = 42
+    """of the choice, the order and the sides"""
+    overwrite: bool = False
+    """replace an earlier sheet: what was filled into it is lost"""
 
 
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
@@ -58,11 +69,11 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
     from tasks.styles import answer_of, plain_question, question_of
 
     if not settings.generations:
-        raise UserError("nothing to judge; mend: --generations FILE ...")
+        raise UserError("nothing to judge; fix: --generations FILE ...")
     runs: dict[str, dict[str, dict]] = {}
     for path in settings.generations:
         if path.stem in runs:
-            raise UserError(f"two files are called {path.stem}; mend: rename one")
+            raise UserError(f"two files are called {path.stem}; fix: rename one")
         rows = read_jsonl(path)
         if settings.kind == "style" and all("input" in row for row in rows):
             texts = [{"id": str(row.get("id", n)), "prompt": question_of(row["input"]), "text": answer_of(row["input"])}
@@ -78,7 +89,7 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
                 golden = {**item, "id": f"{row['prompt_id']}#reference", "text": row["reference"]}
                 runs.setdefault("reference", {}).setdefault(row["prompt_id"], golden)
     if settings.kind == "pair" and len(runs) < 2:
-        raise UserError("a pair needs two runs; mend: name two files, or --reference")
+        raise UserError("a pair needs two runs; fix: name two files, or --reference")
     return runs
 
 
@@ -87,7 +98,7 @@ def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dic
     rng = random.Random(settings.seed)
     shared = sorted(set.intersection(*(set(rows) for rows in runs.values())))
     if not shared:
-        raise UserError("the files share no prompt; mend: generate on the same --prompts-file")
+        raise UserError("the files share no prompt; fix: generate on the same --prompts-file")
     chosen = rng.sample(shared, min(settings.items or len(shared), len(shared)))
     items = []
     for prompt in chosen:
@@ -115,7 +126,7 @@ def write_sheet(settings: Settings) -> None:
     output = Path(str(settings.output).replace("{kind}", settings.kind))
     usual = ROOT / "results" / settings.task / "human" / f"{settings.kind}.csv"
     if output.suffix != ".csv":
-        raise UserError(f"--output {output}: not a .csv file; mend: name one")
+        raise UserError(f"--output {output}: not a .csv file; fix: name one")
     key_path = output.with_suffix(".key.json")
     inputs = {path.stem: path for path in settings.generations}
     with begin_run(output, settings, inputs, settings.overwrite, "73_human_sheet", False, also=(key_path,)) as run:
@@ -142,7 +153,7 @@ def read_back(settings: Settings) -> None:
     sheet = Path(str(settings.output).replace("{kind}", settings.kind))
     key = read_json(sheet.with_suffix(".key.json"))
     if len({path.stem for path in settings.read}) < len(settings.read):
-        raise UserError("two raters' files have one name; mend: rename one")
+        raise UserError("two raters' files have one name; fix: rename one")
     answers = {path.stem: read_sheet(path, key) for path in settings.read}
     judges = dict(answers) | (machine_answers(settings.machine, key, settings.metric) if settings.machine else {})
     pairs = {f"{a} / {b}": agreement(judges[a], judges[b], key["kind"]) for a, b in combinations(judges, 2)}

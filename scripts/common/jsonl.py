@@ -27,12 +27,12 @@ class Problem:
     path: Path
     line: int  # from 1; 0 = the file as a whole
     reason: str
-    mend: str
+    fix: str
     level: str = "error"
 
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}" if self.line else str(self.path)
-        return f"{place}: {self.reason}; mend: {self.mend}"
+        return f"{place}: {self.reason}; fix: {self.fix}"
 
 
 class DataError(UserError):
@@ -48,7 +48,7 @@ class DataError(UserError):
 
 
 class _Bad(ValueError):
-    """Raised inside the parser: (reason, mend)."""
+    """Raised inside the parser: (reason, fix)."""
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -58,7 +58,7 @@ def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int 
     """Read a JSONL file, all of it or none.
 
     With a `schema` (a name in SCHEMAS) every row is checked against it. Notices (CRLF, empty lines) are counted and
-    printed. Raises DataError naming every faulty line, what is wrong and how to mend it.
+    printed. Raises DataError naming every faulty line, what is wrong and how to fix it.
     """
     rows, errors, notices = [], [], []
     for row, problems in _scan(Path(path), schema, max_line_bytes):
@@ -87,8 +87,8 @@ def _scan(path: Path, schema: str | None, max_line_bytes: int) -> Iterator[tuple
         raise ValueError(f"unknown schema {schema!r}: one of {', '.join(SCHEMAS)}")
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        mend = "run the stage that writes it, or name another file"
-        yield None, [Problem(path, 0, what, mend)]
+        fix = "run the stage that writes it, or name another file"
+        yield None, [Problem(path, 0, what, fix)]
         return
 
     crlf = empty = rows = faulty = 0
@@ -101,8 +101,8 @@ def _scan(path: Path, schema: str | None, max_line_bytes: int) -> Iterator[tuple
             try:
                 if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                     faulty += 1
-                    mend = f"iconv -f UTF-16 -t UTF-8 {path.name} > new.jsonl"
-                    yield None, [Problem(path, 1, "the file is UTF-16, not UTF-8", mend)]
+                    fix = f"iconv -f UTF-16 -t UTF-8 {path.name} > new.jsonl"
+                    yield None, [Problem(path, 1, "the file is UTF-16, not UTF-8", fix)]
                     return
                 row = _parse(raw, size, max_line_bytes, path.name, allow_control=schema in (None, "generation"))
             except _Bad as bad:
@@ -111,7 +111,7 @@ def _scan(path: Path, schema: str | None, max_line_bytes: int) -> Iterator[tuple
                 continue
             rows += 1
             found = validate_row(row, schema) if schema else []
-            yield row, [Problem(path, number, reason, mend) for reason, mend in found]
+            yield row, [Problem(path, number, reason, fix) for reason, fix in found]
 
     whole = []
     if not rows and not faulty and schema:
@@ -133,7 +133,7 @@ def _lines(file, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control: bool = False) -> dict:
-    """One line as an object. Raises _Bad(reason, mend).
+    """One line as an object. Raises _Bad(reason, fix).
 
     allow_control: escaped control characters may stand in it, because what a model wrote is kept as it is.
     """
@@ -226,11 +226,11 @@ def _strings(value) -> Iterator[str]:
 
 # --------------------------------------------------------------------------------------------------------- schemas
 
-Found = list[tuple[str, str]]  # (reason, mend)
+Found = list[tuple[str, str]]  # (reason, fix)
 
 
 def validate_row(row: dict, schema: str) -> Found:
-    """What is wrong with a row, as (reason, mend); empty when nothing is. The schemas are those of SCHEMAS."""
+    """What is wrong with a row, as (reason, fix); empty when nothing is. The schemas are those of SCHEMAS."""
     return SCHEMAS[schema](row)
 
 
@@ -293,14 +293,14 @@ def _answer(row: dict, key: str) -> Found:
 def _messages(row: dict, key: str) -> Found:
     """A list of turns: known roles, text in each, and roles in an order that a chat template accepts."""
     if key not in row:
-        mend = f'add "{key}": [{{"role": ..., "content": ...}}]'
+        fix = f'add "{key}": [{{"role": ..., "content": ...}}]'
         if "messages" in row or "instruction" in row:
-            mend = "convert the file with scripts/17_prepare_chat.py"
-        return [(f"the key {key!r} is missing", mend)]
+            fix = "convert the file with scripts/17_prepare_chat.py"
+        return [(f"the key {key!r} is missing", fix)]
     turns = row[key]
     if not isinstance(turns, list):
-        mend = "write a list of turns, or convert the file with scripts/17_prepare_chat.py"
-        return [(f"{key} is a {_kind(turns)}, not a list of turns", mend)]
+        fix = "write a list of turns, or convert the file with scripts/17_prepare_chat.py"
+        return [(f"{key} is a {_kind(turns)}, not a list of turns", fix)]
     if not turns:
         return [(f"{key} has no turns", "fill it in, or leave the row out")]
 
@@ -329,8 +329,8 @@ def _messages(row: dict, key: str) -> Found:
         if i == 0 and key == "prompt" and turn["role"] == "system":
             continue
         if turn["role"] != expected:
-            mend = "let user and assistant take turns" + (", system only first" if key == "prompt" else "")
-            return [(f"{key}[{i}] is {turn['role']} where {expected} is due", mend)]
+            fix = "let user and assistant take turns" + (", system only first" if key == "prompt" else "")
+            return [(f"{key}[{i}] is {turn['role']} where {expected} is due", fix)]
         expected = "assistant" if expected == "user" else "user"
     return []
 

@@ -37,7 +37,7 @@ LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 120.0  # what a server may ask for; the openai library obeys as long
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 FATAL = {401, 402, 403, 404}  # key, balance, permission, address: the next question would fare no better
-HOPELESS_QUOTA = "insufficient_quota"  # a 429 that no waiting mends
+HOPELESS_QUOTA = "insufficient_quota"  # a 429 that no waiting fixes
 # Settings of a stage that say how it asks, not what: begin_run(..., ignore=HOW_TO_ASK)
 HOW_TO_ASK = (
     "request_log", "concurrency", "max_tries", "time_limit", "price_in", "price_out", "max_cost", "max_total_tokens", "max_failed",
@@ -109,9 +109,9 @@ def read_extra(text: str) -> dict:
     try:
         value = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise UserError(f"--extra-body {text}: not JSON ({error}); mend: quote it for the shell") from None
+        raise UserError(f"--extra-body {text}: not JSON ({error}); fix: quote it for the shell") from None
     if not isinstance(value, dict):
-        raise UserError(f'--extra-body {text}: not an object; mend: write {{"name": value}}')
+        raise UserError(f'--extra-body {text}: not an object; fix: write {{"name": value}}')
     return value
 
 
@@ -149,9 +149,9 @@ class LLM:
         dry_run: bool = False,
     ):
         if min(concurrency, max_tries) < 1 or time_limit <= 0:
-            raise UserError("--concurrency, --max-tries and --time-limit have to be above 0; mend: raise them")
+            raise UserError("--concurrency, --max-tries and --time-limit have to be above 0; fix: raise them")
         if max_cost and not (price_in or price_out):
-            raise UserError("--max-cost needs prices; mend: set --price-in and --price-out (per million tokens)")
+            raise UserError("--max-cost needs prices; fix: set --price-in and --price-out (per million tokens)")
         self.log, self.concurrency, self.max_tries, self.time_limit = (
             Path(request_log),
             concurrency,
@@ -198,7 +198,7 @@ class LLM:
         except OSError:
             self._lock.close()
             raise UserError(
-                f"another process writes {show_path(self.log)}; mend: wait for it, or name another --request-log"
+                f"another process writes {show_path(self.log)}; fix: wait for it, or name another --request-log"
             ) from None
         self._appender = JsonlAppender(self.log)
         for row in read_jsonl(self.log, max_line_bytes=1 << 30):
@@ -290,16 +290,16 @@ class LLM:
             finally:
                 self.seconds += time.monotonic() - started
         failed = [key for key in unique if key not in self.answers]
-        mend = "run the same command again: it asks only what is missing"
+        fix = "run the same command again: it asks only what is missing"
         if self._stop:
             got = len(unique) - len(failed)
-            raise UserError(f"{self._stop}; {got} of {len(unique)} {label} are answered and kept; mend: {mend}")
+            raise UserError(f"{self._stop}; {got} of {len(unique)} {label} are answered and kept; fix: {fix}")
         if len(failed) > self.max_failed:
             reasons = Counter(self.failures[key] for key in failed)
             raise UserError(
                 f"{len(failed)} of {len(unique)} {label} without an answer: "
                 + ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-                + f"; mend: {mend}, or allow as many with --max-failed"
+                + f"; fix: {fix}, or allow as many with --max-failed"
             )
         return [self.answers.get(request.key) or Failure(self.failures[request.key]) for request in requests]
 
@@ -449,11 +449,11 @@ def _endpoint() -> dict:
     """Address and key from the environment, for the client alone. Raises UserError where they are missing."""
     url, key = os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY", "").strip()
     if url and urlsplit(url).scheme not in ("http", "https"):
-        raise UserError("OPENAI_BASE_URL is no http address; mend: e.g. https://api.deepseek.com/v1")
+        raise UserError("OPENAI_BASE_URL is no http address; fix: e.g. https://api.deepseek.com/v1")
     if not key:
         if not url or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
             raise UserError(
-                "OPENAI_API_KEY is not set; mend: export it (and OPENAI_BASE_URL, where it is not OpenAI's), or leave "
+                "OPENAI_API_KEY is not set; fix: export it (and OPENAI_BASE_URL, where it is not OpenAI's), or leave "
                 '--model "" to do without an API'
             )
         key = "none"  # a server on this machine asks for none, the library wants one

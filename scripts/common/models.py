@@ -19,7 +19,7 @@ def resolve_dtype(name: str):
     if name != "auto":
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         if name not in dtypes:
-            raise UserError(f"--dtype {name}: unknown; mend: auto, {', '.join(dtypes)}")
+            raise UserError(f"--dtype {name}: unknown; fix: auto, {', '.join(dtypes)}")
         return dtypes[name]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -43,7 +43,7 @@ def require_whole_weights() -> None:
     if zero3 or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
             "this stage saves a merged model, and under FSDP or ZeRO-3 no process holds all weights; "
-            "mend: --config_file configs/accelerate/multi_gpu.yaml"
+            "fix: --config_file configs/accelerate/multi_gpu.yaml"
         )
 
 
@@ -53,9 +53,7 @@ def turn_end(tokenizer) -> str:
     Raises UserError where there is no template, or where it ends an answer with ordinary text: such a model cannot be told to stop.
     """
     if not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template; mend: take the chat model, or copy its chat_template.jinja"
-        )
+        raise UserError("the tokenizer has no chat template; fix: take the chat model, or copy its chat_template.jinja")
     mark = "答"
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": mark}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -64,7 +62,7 @@ def turn_end(tokenizer) -> str:
     known = tokenizer.added_tokens_decoder.get(tail[0]) if tail else None
     if known is None or not known.special:
         raise UserError(
-            "the chat template puts no special token behind an answer; mend: end it with the model's turn end"
+            "the chat template puts no special token behind an answer; fix: end it with the model's turn end"
         )
     return tokenizer.convert_ids_to_tokens(tail[0])
 
@@ -91,7 +89,7 @@ def load_tokenizer(model: str):
         ]
         if not spare:
             raise UserError(
-                f"{model}: pad is eos ({stop}) and no spare token is there; mend: add a pad token to the tokenizer"
+                f"{model}: pad is eos ({stop}) and no spare token is there; fix: add a pad token to the tokenizer"
             )
         print(f"tokenizer: pad {tokenizer.pad_token} -> {spare[0]}, so that padding never hides an eos")
         tokenizer.pad_token = spare[0]
@@ -104,7 +102,7 @@ def require_context(model: str, tokens: int, what: str = "--max-length") -> None
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
     if tokens > (context := getattr(config, "max_position_embeddings", tokens)):
-        raise UserError(f"{what} {tokens}: the model reads {context} tokens; mend: a smaller one")
+        raise UserError(f"{what} {tokens}: the model reads {context} tokens; fix: a smaller one")
 
 
 def marks_answers(tokenizer) -> bool:
@@ -152,7 +150,7 @@ def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None =
 def align_stop_tokens(model, tokenizer) -> None:
     """generation_config and config stop at the tokenizer's eos; further stop tokens of the model are kept."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError("the tokenizer has more tokens than the model has embeddings; mend: take both from one folder")
+        raise UserError("the tokenizer has more tokens than the model has embeddings; fix: take both from one folder")
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
@@ -165,7 +163,7 @@ def read_adapter_config(adapter: str) -> dict:
     path = Path(adapter) / "adapter_config.json"
     if not path.exists():
         raise UserError(
-            f"{adapter}: no adapter_config.json inside; mend: name the folder that stage 20, 40, 50 or 51 wrote"
+            f"{adapter}: no adapter_config.json inside; fix: name the folder that stage 20, 40, 50 or 51 wrote"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -174,7 +172,7 @@ def check_adapter(adapter: str, model: str) -> None:
     """Say so when an adapter was trained on another base: it loads all the same, and writes nonsense."""
     trained_on = read_adapter_config(adapter).get("base_model_name_or_path")
     if trained_on and Path(trained_on).name != Path(model).name:
-        raise UserError(f"{adapter} was trained on {trained_on}, not on {model}; mend: --model {trained_on}")
+        raise UserError(f"{adapter} was trained on {trained_on}, not on {model}; fix: --model {trained_on}")
 
 
 def newest_checkpoint(output_dir: Path) -> str | None:

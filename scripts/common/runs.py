@@ -125,7 +125,7 @@ def begin_run(
     state = PartialState(cpu=use_cpu)
     if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
-            "on CPUs accelerate leaves the weights whole, whatever FSDP says; mend: configs/accelerate/cpu_2.yaml"
+            "on CPUs accelerate leaves the weights whole, whatever FSDP says; fix: configs/accelerate/cpu_2.yaml"
         )
     is_main, run, outcome = state.is_main_process, None, [None]
     if is_main:
@@ -144,7 +144,7 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
     output = Path(os.path.abspath(output))
     record_path = _record_path(output)
     if output.is_file() != (record_path.name != "run.json") and output.exists():
-        raise UserError(f"{output} is a {'file' if output.is_file() else 'folder'}; mend: name another output")
+        raise UserError(f"{output} is a {'file' if output.is_file() else 'folder'}; fix: name another output")
     record = {
         "stage": stage,
         "status": "running",
@@ -175,7 +175,7 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
             lines = "\n".join(f"  {line}" for line in differences)
             raise UserError(
                 f"{show_path(output)} holds {state} that differs:\n{lines}\n"
-                "mend: use --overwrite to replace it, or name another output"
+                "fix: use --overwrite to replace it, or name another output"
             )
         if not overwrite and not differences:
             resuming = resumable
@@ -188,7 +188,7 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
     elif left:
         raise UserError(
             f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
-            "mend: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
+            "fix: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
         )
     if old is not None and overwrite:
         _delete_outputs(record_path, old)
@@ -207,7 +207,7 @@ def describe_input(name: str, source: Path | str) -> dict:
     if not path.exists():
         if isinstance(source, str) and not path.is_absolute():
             return {"hub_id": source}
-        raise UserError(f"{name}: no such file or folder: {path}; mend: run the stage that writes it, or name another")
+        raise UserError(f"{name}: no such file or folder: {path}; fix: run the stage that writes it, or name another")
     if path.is_file():
         rows = {"rows": count_lines(path)} if path.suffix == ".jsonl" else {}
         return {"path": show_path(path), "sha256": sha256_file(path), **rows}
@@ -270,10 +270,10 @@ def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
         return None
     record = read_json(record_path)
     if not isinstance(record, dict) or "stage" not in record or "status" not in record:
-        raise UserError(f"{record_path} is not the record of a run; mend: name another output")
+        raise UserError(f"{record_path} is not the record of a run; fix: name another output")
     if record["stage"] != stage:
         raise UserError(
-            f"{show_path(output)} belongs to stage {record['stage']}, not {stage}; mend: name another output"
+            f"{show_path(output)} belongs to stage {record['stage']}, not {stage}; fix: name another output"
         )
     return record
 
@@ -294,7 +294,7 @@ def _refuse_own_inputs(record_path: Path, record: dict, inputs: dict) -> None:
         source = source and Path(os.path.abspath(source))
         for path in outputs:
             if source and (source == path or (path != record_path.parent and path in source.parents)):
-                raise UserError(f"the {name} {show_path(source)} lies in the output; mend: name another output")
+                raise UserError(f"the {name} {show_path(source)} lies in the output; fix: name another output")
 
 
 def _refuse_second_process(old: dict, output: Path) -> None:
@@ -308,7 +308,7 @@ def _refuse_second_process(old: dict, output: Path) -> None:
     except OSError:  # gone, or a system without /proc
         return
     if process["script"] and process["script"] in command:
-        raise UserError(f"process {pid} is writing {show_path(output)} right now; mend: wait for it, or stop it")
+        raise UserError(f"process {pid} is writing {show_path(output)} right now; fix: wait for it, or stop it")
 
 
 def _differences(old: dict, new: dict, ignore: tuple[str, ...], folder: Path) -> list[str]:

@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something the user can mend: shown as `error: ...` without a traceback, exit code 2."""
+    """Something the user can fix: shown as `error: ...` without a traceback, exit code 2."""
 
 
 def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
     """Read the flags of a stage into an instance of its dataclass `cls`.
 
-    Every field needs a default and a comment behind or above it; `--help` shows both, under the docstring of the
+    Every field needs a default and a docstring line behind it; `--help` shows both, under the docstring of the
     script that runs. `{field}` in a path and `{task}` in a string are filled in. Path fields come out absolute:
     defaults are taken from the repo's root, flags from where the user stands.
 
@@ -69,7 +69,7 @@ def resolve_model(value: str, task: str | None = None) -> str:
     is_local = value.startswith((".", "/", "~")) or value.split("/")[0] in LOCAL_FOLDERS or value.count("/") > 1
     if is_local or not value:
         raise UserError(
-            f"no such model folder: {value or '(empty)'}; mend: run the stage that writes it, "
+            f"no such model folder: {value or '(empty)'}; fix: run the stage that writes it, "
             "or name another folder or a hub id such as Qwen/Qwen3-0.6B"
         )
     return value
@@ -82,7 +82,7 @@ def show_path(path: Path | str) -> str:
 
 
 def _set_up_process() -> None:
-    """UTF-8 whatever the locale says, line by line, and short messages for errors that the user can mend."""
+    """UTF-8 whatever the locale says, line by line, and short messages for errors that the user can fix."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # pytest puts other objects in their place
             stream.reconfigure(encoding="utf-8", line_buffering=True)

@@ -30,7 +30,7 @@ def require_vllm() -> None:
     """Raises UserError where vLLM is not installed; sets what suits small models on a CPU, unless the user has set it."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "vllm is not installed; mend: bash runs/setup_vllm.sh (GPU: pip install -r requirements-vllm.txt)"
+            "vllm is not installed; fix: bash runs/setup_vllm.sh (GPU: pip install -r requirements-vllm.txt)"
         )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory is taken
@@ -59,9 +59,7 @@ def open_engine(
         config = read_adapter_config(adapter)
         rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
         if rank > LORA_RANKS[-1]:
-            raise UserError(
-                f"{adapter}: rank {rank}, and vllm serves up to {LORA_RANKS[-1]}; mend: merge it (stage 22)"
-            )
+            raise UserError(f"{adapter}: rank {rank}, and vllm serves up to {LORA_RANKS[-1]}; fix: merge it (stage 22)")
         words = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in LORA_RANKS if r >= rank)}
     if pick_device() == "cpu":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -82,7 +80,7 @@ def open_engine(
             **words,
         )
     except ValueError as error:
-        raise UserError(f"vllm refuses {model}: {first_reason(error)}; mend: --backend hf, or what it names") from None
+        raise UserError(f"vllm refuses {model}: {first_reason(error)}; fix: --backend hf, or what it names") from None
 
 
 def first_reason(error: Exception) -> str:
@@ -133,7 +131,7 @@ def vllm_sample(
             continue
         room = engine.model_config.max_model_len - max_new_tokens
         if len(ids) > room:
-            raise UserError(f"a prompt of {len(ids)} tokens, and room for {room}; mend: shorten it, or --backend hf")
+            raise UserError(f"a prompt of {len(ids)} tokens, and room for {room}; fix: shorten it, or --backend hf")
         params = SamplingParams(
             max_tokens=max_new_tokens,
             temperature=temperature,
@@ -231,9 +229,9 @@ def _ask(url: str, path: str, data: bytes | None) -> dict:
             return json.loads(reply.read())
     except urllib.error.HTTPError as error:
         said = error.read()[:500].decode("utf-8", errors="replace")
-        raise UserError(f"{url}/{path}: {error.code}: {said}; mend: name a vLLM server of this model") from None
+        raise UserError(f"{url}/{path}: {error.code}: {said}; fix: name a vLLM server of this model") from None
     except (OSError, ValueError) as error:  # ValueError: no URL, or no JSON
-        raise UserError(f"{url}/{path}: {error}; mend: start the server, or leave it to --server start") from None
+        raise UserError(f"{url}/{path}: {error}; fix: start the server, or leave it to --server start") from None
 
 
 def _stop(process: subprocess.Popen) -> None:

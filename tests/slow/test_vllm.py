@@ -88,9 +88,7 @@ def test_one_prompt_and_a_prompt_that_is_too_long(run_stage):
 def test_a_length_that_the_model_has_no_positions_for_is_a_short_error(run_stage, made, tmp_path):
     flags = words(made, tmp_path / "x.jsonl", "--backend", "vllm", "--max-new-tokens", 5000)
     done = run_stage("60_generate.py", *flags, check=False)
-    assert (
-        done.returncode == 2 and "the model reads 2048 tokens; mend" in done.stderr and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2 and "the model reads 2048 tokens; fix" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(INSTALLED, reason="vllm is installed")

@@ -71,7 +71,7 @@ def test_a_planted_fault_is_found_where_it_stands(entry, tmp_path):
         **entry["settings"],
     )
 
-    assert all(finding["mend"] for finding in findings)
+    assert all(finding["fix"] for finding in findings)
     for planted in entry["faults"]:
         matching = [
             f

@@ -251,7 +251,7 @@ def test_generation_stops_on_bad_prompts_and_writes_nothing(name, prepared, tmp_
     (tmp_path / "bad.jsonl").write_bytes(spoil(prepared, "prompts", change))
     words = ["--prompts-file", tmp_path / "bad.jsonl", "--output-file", tmp_path / "out.jsonl"]
     done = stage("60_generate.py", *words, check=False)
-    assert done.returncode == 2 and message in done.stderr and "mend" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and message in done.stderr and "fix" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -273,7 +273,7 @@ def test_training_stops_on_bad_rows_and_keeps_what_is_there(name, trained, prepa
     before = sorted(path.name for path in trained.iterdir())
     words = ["--train-file", tmp_path / "bad.jsonl", "--val-file", prepared / "sft_val.jsonl", "--output-dir", trained]
     done = stage("20_train_sft.py", *words, "--overwrite", check=False)
-    assert done.returncode == 2 and "bad.jsonl:1" in done.stderr and "mend" in done.stderr
+    assert done.returncode == 2 and "bad.jsonl:1" in done.stderr and "fix" in done.stderr
     assert sorted(path.name for path in trained.iterdir()) == before, "an earlier run is not lost to a bad file"
 
 

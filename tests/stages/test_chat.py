@@ -165,10 +165,10 @@ FAULTS = {
     "equal sides": ("a.jsonl", lines({"prompt": "问", "chosen": "答", "rejected": "答"}), "chosen and rejected are equal"),
     "pair without a prompt": ("a.jsonl", lines({"chosen": "答", "rejected": "否"}), "a pair of texts without a prompt"),
     "nothing shared": ("a.jsonl", lines({"chosen": [user("甲"), assistant()], "rejected": [user("乙"), assistant()]}), "no beginning"),
-    "no format": ("a.csv", "问题,答案\n甲,乙\n".encode(), "no format is known by the columns 问题, 答案; mend: --rename"),
-    "gbk JSONL": ("a.jsonl", lines(GOOD).decode().encode("gbk"), "a.jsonl:1: not UTF-8, probably gbk; mend: iconv"),
+    "no format": ("a.csv", "问题,答案\n甲,乙\n".encode(), "no format is known by the columns 问题, 答案; fix: --rename"),
+    "gbk JSONL": ("a.jsonl", lines(GOOD).decode().encode("gbk"), "a.jsonl:1: not UTF-8, probably gbk; fix: iconv"),
     "gbk array": ("a.json", '[\n{"instruction": "问题", "output": "回答"}]'.encode("gbk"), "a.json:2: not UTF-8, probably gbk"),
-    "gbk table": ("a.csv", "instruction,output\n问题,回答\n".encode("gbk"), "a.csv:2: not UTF-8, probably gbk; mend: iconv"),
+    "gbk table": ("a.csv", "instruction,output\n问题,回答\n".encode("gbk"), "a.csv:2: not UTF-8, probably gbk; fix: iconv"),
     "UTF-16": ("a.csv", "instruction,output\n问,答\n".encode("utf-16"), "the file is UTF-16, not UTF-8"),
     "broken line": ("a.jsonl", lines(GOOD) + b'{"instruction": ', "a.jsonl:2: broken JSON"),
     "broken array": ("a.json", b'[{"instruction": "a", "output": "b"},\n{"instruction": }]', "a.json:2: broken JSON"),
@@ -187,7 +187,7 @@ FAULTS = {
     "columns twice": ("a.csv", b"output,output\na,b\n", "two have the same"),
     "history in a cell": ("a.csv", b"instruction,output,history\na,b,none\n", "a.csv:2: a cell that should hold a list is not JSON"),
     "not parquet": ("a.parquet", b"PAR1 not really", "not a readable parquet file"),
-    "spreadsheet": ("a.xlsx", b"PK", ".xlsx files are not read; mend: save it as CSV"),
+    "spreadsheet": ("a.xlsx", b"PK", ".xlsx files are not read; fix: save it as CSV"),
     "no rows": ("a.json", b"[]", "the file holds no rows"),
     "nothing": ("a.jsonl", b"", "the file holds no rows"),
     "meta": ("a.jsonl", lines({**GOOD, "meta": "x"}), "meta is not an object"),
@@ -203,7 +203,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_fault_is_named_with_its_line_and_a_mend(name, tmp_path, monkeypatch):
+def test_every_fault_is_named_with_its_line_and_a_fix(name, tmp_path, monkeypatch):
     from common.jsonl import DataError
     from test_sft_ways import stage
 
@@ -212,7 +212,7 @@ def test_every_fault_is_named_with_its_line_and_a_mend(name, tmp_path, monkeypat
     module = stage("17_prepare_chat")
     with pytest.raises(DataError) as caught:
         module.main(module.Settings(files=(tmp_path / file,), output_dir=tmp_path / "out"))
-    assert message in str(caught.value) and "; mend: " in str(caught.value)
+    assert message in str(caught.value) and "; fix: " in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

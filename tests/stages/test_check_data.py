@@ -1,4 +1,4 @@
-"""The preflight finds every planted fault, with its line and a mend, and is silent about a clean file."""
+"""The preflight finds every planted fault, with its line and a fix, and is silent about a clean file."""
 
 import copy
 import json
@@ -88,7 +88,7 @@ def places(report) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------- through the command line
 
 
-def test_every_planted_fault_is_named_with_line_and_mend(run_stage, model, tmp_path):
+def test_every_planted_fault_is_named_with_line_and_fix(run_stage, model, tmp_path):
     """Twelve faults in one file and two in the other: the stage names each and ends with 1."""
     faults = [
         (b"\xef\xbb\xbf" + line(sft()), "error", "byte order mark"),
@@ -117,7 +117,7 @@ def test_every_planted_fault_is_named_with_line_and_mend(run_stage, model, tmp_p
     assert "Traceback" not in done.stderr
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     found = [(f["level"], f["file"], f["line"], f["reason"]) for f in report["findings"]]
-    assert all(f["mend"] for f in report["findings"])
+    assert all(f["fix"] for f in report["findings"])
     expected = [(level, train, i, reason) for i, (_, level, reason) in enumerate(faults, start=1) if level]
     expected += [
         ("note", train, 0, "1 lines end in CRLF"),
@@ -201,7 +201,7 @@ def test_a_fault_is_found(check, schema, train, val, level, place, reason):
     report = check(train, val, schema)
     matching = [f for f in report.findings if reason in f.reason]
     assert [(f.level, f.place.rsplit("/")[-1]) for f in matching] == [(level, place)]
-    assert matching[0].mend
+    assert matching[0].fix
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_what_max_length_cuts_off(check, tokenizer, spare, reason):
     report = check([sft()], max_length=need + spare)
     assert [reason] * bool(reason) == [reason for f in report.errors if reason in f.reason]
     assert len(report.findings) == bool(reason)
-    assert all(f"--max-length {need} holds every row" in f.mend for f in report.findings)
+    assert all(f"--max-length {need} holds every row" in f.fix for f in report.findings)
     figures = report.figures["train"]
     assert figures["share_losing_eos"] == (spare < 0)
     assert figures["share_truncated"] == (spare < -1)
@@ -341,7 +341,7 @@ def broken(tokenizer, **changed):
 )
 def test_a_tokenizer_that_cannot_teach_stopping_is_an_error(check, tokenizer, changed, reason):
     report = check([sft()], tokenizer=broken(tokenizer, **changed))
-    assert reason in report.errors[0].reason and report.errors[0].mend
+    assert reason in report.errors[0].reason and report.errors[0].fix
     assert report.errors[0].line == 0
 
 
@@ -361,7 +361,7 @@ def test_training_stops_with_the_first_twenty_errors(check):
         require_clean(check([sft("")] * 30))
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("30 errors in the data")
-    assert "train.jsonl:1: completion[0]: the answer is empty; mend: fill it in" in lines[1]
+    assert "train.jsonl:1: completion[0]: the answer is empty; fix: fill it in" in lines[1]
     assert len(lines) == 22 and lines[-1] == "... and 10 more"
 
 
@@ -369,4 +369,4 @@ def test_warnings_are_printed_by_kind_and_do_not_stop(check, capsys):
     require_clean(check([sft()] * 4))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1
-    assert "train.jsonl:2: the same row as line 1 (3 times); mend: keep one of them" in out[0]
+    assert "train.jsonl:2: the same row as line 1 (3 times); fix: keep one of them" in out[0]

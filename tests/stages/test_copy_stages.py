@@ -138,7 +138,7 @@ def test_no_clean_copy_is_touched(offline, golden):
     assert read_jsonl(folder / "clean_rejects.jsonl") == []
 
 
-def test_rules_mend_marks_and_leave_out_what_needs_a_writer(run_stage, tmp_path):
+def test_rules_fix_marks_and_leave_out_what_needs_a_writer(run_stage, tmp_path):
     run_stage("14_clean_copy.py", "--copies-file", PLANTED, "--output-file", "clean.jsonl")
     passed = {row["id"]: row for row in read_jsonl(tmp_path / "clean.jsonl")}
     rejects = read_jsonl(tmp_path / "clean_rejects.jsonl")
@@ -152,8 +152,8 @@ def test_rules_mend_marks_and_leave_out_what_needs_a_writer(run_stage, tmp_path)
         else:
             last = [reject for reject in rejects if reject["id"] == row["id"]][-1]
             assert last["round"] == 1 and last["problems"]
-    mendable = [row["id"] for row in planted if set(row["defects"]) <= marks]
-    assert set(mendable) == set(passed)
+    fixable = [row["id"] for row in planted if set(row["defects"]) <= marks]
+    assert set(fixable) == set(passed)
 
 
 def test_a_model_rewrites_only_what_fails_until_it_passes(with_api, tmp_path, golden):
@@ -334,5 +334,5 @@ def test_bad_input_is_named_and_leaves_nothing(run_stage, tmp_path, script, flag
     (tmp_path / "broken.jsonl").write_text('{"id": "p01"}\n', encoding="utf-8")
     output = ("--output-dir", "out") if script.startswith("16") else ("--output-file", "out.jsonl")
     done = run_stage(script, *flags, *output, check=False, env={"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""})
-    assert done.returncode == 2 and says in done.stderr and "mend:" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and says in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["broken.jsonl"]

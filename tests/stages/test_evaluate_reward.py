@@ -412,7 +412,7 @@ def bad_files(bench) -> None:
     [
         (("--model", "data/tiny_qwen3"), "has no trained head"),
         (("--model", "nowhere/at/all"), "no such model folder"),
-        (("--val-file", "equal.jsonl"), "equal.jsonl:2: chosen and rejected are equal; mend: leave the pair out"),
+        (("--val-file", "equal.jsonl"), "equal.jsonl:2: chosen and rejected are equal; fix: leave the pair out"),
         (("--val-file", "empty.jsonl"), "empty.jsonl: the file holds no rows"),
         (("--val-file", "train.jsonl"), "--train-file is --val-file"),
         (("--generations", "val.jsonl"), "val.jsonl:1: the key 'id' is missing"),

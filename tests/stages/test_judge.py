@@ -12,11 +12,11 @@ import sys
 import time
 
 import pytest
-from common.judging.replies.replies import TIE, Reply, combine, length_controlled, load_prompt, parse_reply, rotations
-from common.judging.replies.report import columns
 
 from chat_server import ChatServer
 from common.jsonl import read_jsonl
+from common.judging.replies import TIE, Reply, combine, length_controlled, load_prompt, parse_reply, rotations
+from common.judging.report import columns
 from common.settings import UserError
 from conftest import ROOT, SCRIPTS
 

@@ -218,7 +218,7 @@ def test_scoring_again_is_already_done(scored):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--task", "sonnets"), "unknown task 'sonnets'; mend: use one of "),
+        (("--task", "sonnets"), "unknown task 'sonnets'; fix: use one of "),
         (("--generations", "nowhere*.jsonl"), "no generation file at"),
         (("--generations", "broken.jsonl"), "broken.jsonl:2: broken JSON"),
         (("--generations", "unfinished.jsonl"), "no finished generation file"),
@@ -423,7 +423,7 @@ def test_a_run_without_scores_or_with_stale_ones_names_the_command(tmp_path, sco
     write_jsonl(tmp_path / "generations" / "dpo.jsonl", texts)
     done = compare(tmp_path, check=False)
     assert done.returncode == 2 and "the run dpo has no scores" in done.stderr
-    assert "mend: python scripts/70_score.py --task poems --generations " in done.stderr
+    assert "fix: python scripts/70_score.py --task poems --generations " in done.stderr
     write_jsonl(tmp_path / "generations" / "sft.jsonl", texts)
     (tmp_path / "scores").mkdir()
     for name in ("sft.jsonl", "sft.run.json"):

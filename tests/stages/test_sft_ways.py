@@ -201,7 +201,7 @@ def test_messages_needs_a_template_that_marks_its_answers(run_stage, tmp_path):
     held_out.write_text(json.dumps(SINGLE[3], ensure_ascii=False) + "\n", encoding="utf-8")
     words = ["--model", model, "--train-file", rows, "--val-file", held_out, "--output-dir", tmp_path / "out"]
     done = run_stage("20_train_sft.py", *words, "--row-style", "messages", check=False)
-    assert done.returncode == 2 and "does not mark its answers" in done.stderr and "mend" in done.stderr
+    assert done.returncode == 2 and "does not mark its answers" in done.stderr and "fix" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -210,7 +210,7 @@ def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, 
     said = capsys.readouterr().out
     (warning,) = (line for line in said.splitlines() if "warning" in line)
     assert (
-        "诚实" in warning and "over 5 points from the share in all rows, in test; mend: another --split-salt" in warning
+        "诚实" in warning and "over 5 points from the share in all rows, in test; fix: another --split-salt" in warning
     )
     assert said.splitlines()[-1].endswith(f" --labels_file {labels}")
 
@@ -498,7 +498,7 @@ def test_a_blank_text_is_refused(text):
     from common.settings import UserError
 
     module = sft_ways.stage("61_classify_style")
-    with pytest.raises(UserError, match="--text is blank; mend: "):
+    with pytest.raises(UserError, match="--text is blank; fix: "):
         module.main(module.Settings(text=text))
 
 
@@ -672,7 +672,7 @@ def test_every_run_is_compared_with_its_own_machine_file(two_runs, tmp_path, cap
         report = read_back(sheet, [anna], kind=kind, machine=tuple(named))
         assert report["agreement"]["anna / machine"] == {"items": items, "equal": 1, "kappa": 1}, kind
         for words, message in (((named[1].replace("base", "none"),), "no such file"),
-                               ((named[0].removeprefix("sft="),), "no run other (base, sft); mend: RUN=FILE"),
+                               ((named[0].removeprefix("sft="),), "no run other (base, sft); fix: RUN=FILE"),
                                ((named[1], named[1]), "an earlier file speaks of the same texts")):  # fmt: skip
             with pytest.raises(UserError) as caught:
                 read_back(sheet, [anna], kind=kind, machine=words)
@@ -724,7 +724,7 @@ def test_people_are_compared_with_the_judge_and_with_scores(tmp_path):
         words = (str(scored / "base.jsonl"), str(scored / "sft.jsonl"), f"reference={scored / 'sft.reference.jsonl'}")
         figures = read_back(sheet, [anna], kind=kind, machine=words, metric="overall")["agreement"]["anna / machine"]
         assert figures["items"] == items
-        with pytest.raises(UserError, match="mend: a --metric from 0 to 1"):
+        with pytest.raises(UserError, match="fix: a --metric from 0 to 1"):
             read_back(sheet, [anna], kind=kind, machine=words, metric="characters")
     # a text that nothing could judge: no figure, no answer
     rows[0]["candidates"]["B"]["score"], rows[1]["candidates"]["B"]["score"] = None, {}

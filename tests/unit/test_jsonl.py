@@ -1,4 +1,4 @@
-"""A JSONL file is read whole or not at all, and every fault is named with its line and its mend."""
+"""A JSONL file is read whole or not at all, and every fault is named with its line and its fix."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_system_turn_and_several_turns_pass():
         ("generation", {"id": "ab12#7"}, "is not prompt_id#sample"),
     ],
 )
-def test_a_faulty_row_is_named_with_a_mend(schema, change, reason):
+def test_a_faulty_row_is_named_with_a_fix(schema, change, reason):
     row = {key: value for key, value in {**GOOD[schema], **change}.items() if value is not ...}
     found = validate_row(row, schema)
     assert len(found) == 1
@@ -101,7 +101,7 @@ def test_a_faulty_row_is_named_with_a_mend(schema, change, reason):
 
 
 @pytest.mark.parametrize(
-    "raw, reason, mend",
+    "raw, reason, fix",
     [
         (b"\xef\xbb\xbf" + LINE, ":1: a byte order mark", "sed"),
         (LINE.decode().encode("utf-16"), ":1: the file is UTF-16", "iconv"),
@@ -128,14 +128,14 @@ def test_a_faulty_row_is_named_with_a_mend(schema, change, reason):
         (b"\n \n", "the file holds no rows", "run the stage"),
     ],
 )
-def test_a_broken_file_is_refused_with_line_reason_and_mend(tmp_path, raw, reason, mend):
+def test_a_broken_file_is_refused_with_line_reason_and_fix(tmp_path, raw, reason, fix):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(raw)
     with pytest.raises(DataError) as caught:
         read_jsonl(path, "sft")
     assert str(path) in str(caught.value)
     assert reason in str(caught.value)
-    assert "mend: " in str(caught.value) and mend in str(caught.value)
+    assert "fix: " in str(caught.value) and fix in str(caught.value)
 
 
 @pytest.mark.parametrize("name, reason", [("gone.jsonl", "no such file"), (".", "is a folder")])
@@ -206,7 +206,7 @@ def test_json_round_trip_and_refusal(tmp_path):
 def test_json_is_as_strict_as_a_line(tmp_path, raw, reason):
     path = tmp_path / "a.json"
     path.write_text(raw, encoding="utf-8")
-    with pytest.raises(DataError, match=f"a.json: .*{reason}.*; mend: "):
+    with pytest.raises(DataError, match=f"a.json: .*{reason}.*; fix: "):
         read_json(path)
 
 

@@ -1,4 +1,4 @@
-"""Loading: the stop-token contract, errors that name their mend, and the lean loss against trl's own."""
+"""Loading: the stop-token contract, errors that name their fix, and the lean loss against trl's own."""
 
 import pytest
 import torch
@@ -47,14 +47,14 @@ def test_embedded_base_keeps_the_stop_contract(capsys):
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     assert sum(parameter.numel() for parameter in model.parameters()) <= 8_000_000
-    assert capsys.readouterr().out == "", "nothing to mend"
+    assert capsys.readouterr().out == "", "nothing to fix"
 
 
 def test_pad_that_is_eos_is_mended_aloud(tokenizer, tmp_path, capsys):
     tokenizer.eos_token = tokenizer.pad_token = PAD  # as Qwen3's base models ship
     tokenizer.save_pretrained(tmp_path)
-    mended = load_tokenizer(str(tmp_path))
-    assert (mended.eos_token, mended.pad_token) == (TURN_END, PAD)
+    fixed = load_tokenizer(str(tmp_path))
+    assert (fixed.eos_token, fixed.pad_token) == (TURN_END, PAD)
     assert "eos <|endoftext|> -> <|im_end|>" in capsys.readouterr().out
 
 

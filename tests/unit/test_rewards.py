@@ -64,14 +64,14 @@ def test_a_name_and_its_weight(spec, name, weight):
     ("specs", "message"),
     [
         ((), "no reward named"),
-        (("rhymes",), "unknown reward 'rhymes'; mend: one of form, rhyme"),
+        (("rhymes",), "unknown reward 'rhymes'; fix: one of form, rhyme"),
         (("rhyme:0",), "a weight that is not 0"),
         (("rhyme:two",), "unknown reward 'rhyme:two'"),
-        (("",), "mend: NAME"),
+        (("",), "fix: NAME"),
         (("rhyme", "rhyme:2"), "rhyme is named twice"),
         (("model=",), "unknown reward"),
         (("model=checkpoints/poems/nowhere",), "no such model folder"),
-        (("style=checkpoints/styles/classifier",), "names no class; mend: style=PATH#LABEL"),
+        (("style=checkpoints/styles/classifier",), "names no class; fix: style=PATH#LABEL"),
     ],
 )
 def test_a_spec_that_names_nothing_is_told(specs, message):
@@ -115,7 +115,7 @@ def test_a_function_that_raises_is_told_by_its_name():
     def broken(prompts, completions, meta):
         return [entry["tone"] for entry in meta]
 
-    with pytest.raises(UserError, match="reward tone: KeyError: 'tone'; mend: "):
+    with pytest.raises(UserError, match="reward tone: KeyError: 'tone'; fix: "):
         score([Reward("tone", 1, "", broken)], [PROMPT], ["x"], [META])
 
 
@@ -170,7 +170,7 @@ def test_rules_and_models_mix_in_one_total(models):
 
 
 def test_a_style_that_is_not_there_names_the_styles(models):
-    with pytest.raises(UserError, match="no class '诚恳'; mend: one of .*诚实"):
+    with pytest.raises(UserError, match="no class '诚恳'; fix: one of .*诚实"):
         load_rewards((f"style={models[0] / 'styles'}#诚恳",), "poems")
 
 

@@ -35,7 +35,7 @@ class Settings:
 
 def main(settings):
     if settings.max_length < 0:
-        raise UserError("max_length is negative; mend: give tokens")
+        raise UserError("max_length is negative; fix: give tokens")
     if settings.max_length == 0:
         raise KeyboardInterrupt
     print("诗", settings)
@@ -130,7 +130,7 @@ def test_a_value_of_the_wrong_type_names_the_flag(stage):
 
 def test_a_user_error_is_one_line_and_exit_code_2(stage):
     done = stage("--max-length", "-1")
-    assert (done.returncode, done.stderr) == (2, "error: max_length is negative; mend: give tokens\n")
+    assert (done.returncode, done.stderr) == (2, "error: max_length is negative; fix: give tokens\n")
 
 
 def test_an_interrupt_ends_without_a_traceback(stage):
@@ -159,7 +159,7 @@ def test_a_hub_id_passes_unchanged(name):
 
 @pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "checkpoints/gone/sft", "data/gone", "a/b/c", ""])
 def test_what_can_only_be_a_folder_and_is_missing_is_an_error(name):
-    with pytest.raises(UserError, match="no such model folder.*mend"):
+    with pytest.raises(UserError, match="no such model folder.*fix"):
         resolve_model(name)
 
 

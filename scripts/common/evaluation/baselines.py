@@ -74,7 +74,7 @@ def _margins(features: Callable, train_pairs: Sequence[Pair], val_pairs: Sequenc
         return features(list(chosen)) - features(list(rejected))
 
     if not train_pairs:
-        raise UserError("a baseline needs training pairs; mend: name the file of them with --train-file")
+        raise UserError("a baseline needs training pairs; fix: name the file of them with --train-file")
     if not val_pairs:
         return []
     train = differences(train_pairs)

@@ -23,7 +23,7 @@ def load_task(name: str) -> ModuleType:
     """The package scripts/tasks/<name>. Raises UserError, naming the known tasks, where there is none."""
     if name not in known_tasks():
         path = Path("scripts/tasks") / name / "__init__.py"
-        raise UserError(f"unknown task {name!r}; mend: use one of {', '.join(known_tasks())}, or write {path}")
+        raise UserError(f"unknown task {name!r}; fix: use one of {', '.join(known_tasks())}, or write {path}")
     return importlib.import_module(f"tasks.{name}")
 
 
@@ -49,12 +49,12 @@ def measure_texts(task: ModuleType, rows: list[dict]) -> dict[str, list[float | 
         try:
             values = list(metric(prompts, completions, meta))
         except ValueError as error:  # e.g. a form that the task does not know
-            raise UserError(f"metric {name}: {error}; mend: correct meta in the generation file") from error
+            raise UserError(f"metric {name}: {error}; fix: correct meta in the generation file") from error
         if len(values) != len(rows):
-            raise UserError(f"metric {name} returned {len(values)} values for {len(rows)} texts; mend: one a text")
+            raise UserError(f"metric {name} returned {len(values)} values for {len(rows)} texts; fix: one a text")
         for row, value in zip(rows, values, strict=True):
             if value is not None and not math.isfinite(value):
-                raise UserError(f"metric {name} of row {row['id']} is {value}; mend: return a number, or None")
+                raise UserError(f"metric {name} of row {row['id']} is {value}; fix: return a number, or None")
         columns[name] = [None if value is None else float(value) for value in values]
     return columns
 

@@ -31,7 +31,7 @@ def digest(lines: list[list[str]]) -> str:
 def read_sheet(path: Path, key: dict) -> dict[int, str]:
     """item -> answer, empty ones left out. Raises UserError with the line of an answer that is not allowed, or another sheet's text."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; mend: name the filled sheet")
+        raise UserError(f"{path}: no such file; fix: name the filled sheet")
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -41,22 +41,22 @@ def read_sheet(path: Path, key: dict) -> dict[int, str]:
     rows = list(csv.reader(io.StringIO(text)))[1:]
     width = 2 + len(COLUMNS[key["kind"]]) - 1
     if any(len(row) <= width for row in rows) or not all(row[0].strip().isdigit() for row in rows):
-        raise UserError(f"{path}: columns are missing; mend: fill in the sheet as it was written")
+        raise UserError(f"{path}: columns are missing; fix: fill in the sheet as it was written")
     rows.sort(key=lambda row: int(row[0]))
     if digest([row[:width] for row in rows]) != key["sha256"]:
         raise UserError(
-            f"{path}: not the sheet of this key, or its texts were changed; mend: the sheet with its own key"
+            f"{path}: not the sheet of this key, or its texts were changed; fix: the sheet with its own key"
         )
     folded = {name.lower(): name for name in key["allowed"]}
     answers = {}
     for row in rows:
         said = row[width].strip()
         if said and said.lower() not in folded:
-            raise UserError(f"{path}: item {row[0]}: {said!r} is no answer; mend: one of {', '.join(key['allowed'])}")
+            raise UserError(f"{path}: item {row[0]}: {said!r} is no answer; fix: one of {', '.join(key['allowed'])}")
         if said:
             answers[int(row[0])] = folded[said.lower()]
     if not answers:
-        raise UserError(f"{path}: nothing is filled in; mend: name the filled sheet")
+        raise UserError(f"{path}: nothing is filled in; fix: name the filled sheet")
     return answers
 
 
@@ -104,7 +104,7 @@ def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[s
     for word in words:
         new = _read_machine(word, key, metric)
         if said.keys() & new.keys():
-            raise UserError(f"--machine {word}: an earlier file speaks of the same texts; mend: one file a run")
+            raise UserError(f"--machine {word}: an earlier file speaks of the same texts; fix: one file a run")
         said |= new
     answers: dict[str, dict[int, str]] = {}
     for item in key["items"]:
@@ -121,7 +121,7 @@ def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[s
             if value is not None:
                 answers.setdefault(machine, {})[item["item"]] = value
     if not answers:
-        raise UserError(f"--machine {' '.join(words)}: nothing of it stands on the sheet; mend: the same texts and ids")
+        raise UserError(f"--machine {' '.join(words)}: nothing of it stands on the sheet; fix: the same texts and ids")
     return answers
 
 
@@ -136,7 +136,7 @@ def _read_machine(word: str, key: dict, metric: str) -> dict[tuple, str | float]
     else:
         run = name or (runs[0] if len(runs) == 1 else path.stem)
         if run not in runs:
-            raise UserError(f"--machine {word}: the sheet has no run {run} ({', '.join(runs)}); mend: RUN=FILE")
+            raise UserError(f"--machine {word}: the sheet has no run {run} ({', '.join(runs)}); fix: RUN=FILE")
         found = _scored(rows, run, key["kind"], metric)
     said: dict[tuple, str | float] = {}
     for machine, text, value in found:
@@ -145,7 +145,7 @@ def _read_machine(word: str, key: dict, metric: str) -> dict[tuple, str | float]
     if not said:
         raise UserError(
             f"{path}: no row says anything for a sheet of the kind {key['kind']}; "
-            "mend: rows with id and predicted_label or score, of stage 70 with --metric, or of stage 71"
+            "fix: rows with id and predicted_label or score, of stage 70 with --metric, or of stage 71"
         )
     return said
 
@@ -162,7 +162,7 @@ def _scored(rows: list[dict], run: str, kind: str, metric: str) -> Iterator[tupl
         if metric and kind != "style":
             value = row.get("scores", {}).get(metric)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{metric} of {row['id']} is {value}; mend: a --metric from 0 to 1")
+                raise UserError(f"{metric} of {row['id']} is {value}; fix: a --metric from 0 to 1")
             value = None if value is None else 1 + 4 * value  # as the judge by rule does
         if "id" in row:
             yield "machine", _text(run, str(row["id"])), value

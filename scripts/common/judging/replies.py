@@ -351,19 +351,19 @@ def load_prompt(folder: Path, name: str | None) -> JudgePrompt:
     """The file `name`.md of a version, or its only one. Raises UserError where it is missing or cannot be filled in."""
     if not folder.is_dir():
         raise UserError(
-            f"no judge prompts in {show_path(folder)}; mend: write a version, or name one with --prompt-versions"
+            f"no judge prompts in {show_path(folder)}; fix: write a version, or name one with --prompt-versions"
         )
     files = [folder / f"{name}.md"] if name else sorted(folder.glob("*.md"))
     if len(files) != 1 or not files[0].is_file():
-        raise UserError(f"{show_path(folder)}: {name or 'one Markdown file'} is expected and not there; mend: write it")
+        raise UserError(f"{show_path(folder)}: {name or 'one Markdown file'} is expected and not there; fix: write it")
     head, _, template = files[0].read_text(encoding="utf-8").partition("\n")
     dimensions = [name for name in re.split(r"[、，,\s]+", head.partition("：")[2]) if name]
     if not head.startswith("维度：") or not dimensions:
-        raise UserError(f"{show_path(files[0])}: line 1 names no dimensions; mend: 维度：…、…")
+        raise UserError(f"{show_path(files[0])}: line 1 names no dimensions; fix: 维度：…、…")
     marks = set(re.findall(r"\{(\w+)\}", template))
     if marks != {"instruction", "count", "texts", "format"}:
         raise UserError(
-            f"{show_path(files[0])} has the marks {sorted(marks)}; mend: {{instruction}}, {{count}}, {{texts}}, {{format}}"
+            f"{show_path(files[0])} has the marks {sorted(marks)}; fix: {{instruction}}, {{count}}, {{texts}}, {{format}}"
         )
     return JudgePrompt(dimensions, template.strip())
 
@@ -376,7 +376,7 @@ def rule_scores(task, prompts: list[str], texts: list[str], meta: list[dict]) ->
     measures = measures or {name: m for name, m in task.METRICS.items() if name == "overall"}
     if not measures:
         raise UserError(
-            f"{task.__name__} has no JUDGE and no metric overall to judge by; mend: name a model with --judge"
+            f"{task.__name__} has no JUDGE and no metric overall to judge by; fix: name a model with --judge"
         )
     columns = {name: measure(prompts, texts, meta) for name, measure in measures.items()}
     rows = [{name: values[i] for name, values in columns.items() if values[i] is not None} for i in range(len(texts))]

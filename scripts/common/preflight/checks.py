@@ -54,7 +54,7 @@ def check_rows(
     data = Data(files, schema, tokenizer, max_length, enable_thinking)
     name = show_path(tokenizer.name_or_path or "tokenizer")
     faults = check_tokenizer(tokenizer, talks=schema != "style", enable_thinking=enable_thinking)
-    findings += [Finding(level, name, 0, reason, mend) for level, reason, mend in faults]
+    findings += [Finding(level, name, 0, reason, fix) for level, reason, fix in faults]
     # Without a chat template nothing can be counted.
     if schema == "style" or tokenizer.chat_template:
         for file in files:
@@ -68,11 +68,11 @@ def require_clean(report: Report) -> None:
     """Print the warnings, one line a kind. Raises UserError listing the errors, if there are any."""
     for group in report.groups():
         if group[0].level == "warning":
-            print(f"warning: {group[0].place}: {group[0].reason} ({len(group)} times); mend: {group[0].mend}")
+            print(f"warning: {group[0].place}: {group[0].reason} ({len(group)} times); fix: {group[0].fix}")
     errors = report.errors
     if not errors:
         return
-    lines = [f"{error.place}: {error.reason}; mend: {error.mend}" for error in errors[:MAX_SHOWN]]
+    lines = [f"{error.place}: {error.reason}; fix: {error.fix}" for error in errors[:MAX_SHOWN]]
     if len(errors) > MAX_SHOWN:
         lines.append(f"... and {len(errors) - MAX_SHOWN} more")
     if len(errors) > 1:
@@ -108,7 +108,7 @@ def read_rows(file: File, schema: str) -> list[Finding]:
     objects = list(_objects(file.path))
     file.rows = [(line, row) for line, row in objects if line not in faulty]
     findings = [
-        file.finding(problem.level.replace("notice", "note"), problem.line, problem.reason, problem.mend)
+        file.finding(problem.level.replace("notice", "note"), problem.line, problem.reason, problem.fix)
         for problem in problems
     ]
     # One sentence above a thousand missing keys: it is another kind of file.
@@ -116,8 +116,8 @@ def read_rows(file: File, schema: str) -> list[Finding]:
         line, row = objects[0]
         looks_like = _schema_of(row)
         if looks_like not in (schema, None):
-            mend = f"name another file, or set --schema {looks_like}"
-            findings.insert(0, file.finding("error", line, f"these are {looks_like} rows, not {schema} rows", mend))
+            fix = f"name another file, or set --schema {looks_like}"
+            findings.insert(0, file.finding("error", line, f"these are {looks_like} rows, not {schema} rows", fix))
     return findings
 
 
@@ -151,8 +151,8 @@ def measure(file: File, data: Data) -> list[Finding]:
             try:
                 sequences += [(line, prompt, whole) for prompt, whole in _sequences(row, data, rendered)]
             except Exception as error:  # a template may raise anything, jinja's own errors or Python's
-                mend = "change the row to what this model's template accepts (some know no system turn)"
-                findings.append(file.finding("error", line, f"the chat template refuses the row: {error}", mend))
+                fix = "change the row to what this model's template accepts (some know no system turn)"
+                findings.append(file.finding("error", line, f"the chat template refuses the row: {error}", fix))
         texts = list(dict.fromkeys(prompt for _, prompt, _ in sequences))
         prompts = dict(zip(texts, _token_ids(data.tokenizer, texts), strict=True))
         wholes = iter(_token_ids(data.tokenizer, [whole for _, _, whole in sequences if whole is not None]))
@@ -165,8 +165,8 @@ def measure(file: File, data: Data) -> list[Finding]:
             prompt_length = common_prefix(prompt_ids, ids)
             if prompt_length < len(prompt_ids):
                 reason = "prompt + answer starts differently from the prompt alone"
-                mend = "use a chat template that renders the prompt the same way in both"
-                findings.append(file.finding("warning", line, reason, mend))
+                fix = "use a chat template that renders the prompt the same way in both"
+                findings.append(file.finding("warning", line, reason, fix))
             if unknown is not None and unknown in ids:
                 reason = f"{ids.count(unknown)} tokens are unknown to the tokenizer ({data.tokenizer.unk_token})"
                 findings.append(file.finding("warning", line, reason, "another tokenizer, or other characters"))

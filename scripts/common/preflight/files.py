@@ -61,8 +61,8 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
             yield file.finding(level, line, reason, "keep one of them, where they are many")
         else:
             reason = f"nearly the answer of train line {other_line} (likeness {likeness:.2f})"
-            mend = "leave it out of one of the two files; group near-copies before splitting"
-            yield file.finding("error", line, reason, mend)
+            fix = "leave it out of one of the two files; group near-copies before splitting"
+            yield file.finding("error", line, reason, fix)
 
 
 def near_copies(sets: list[set], threshold: float) -> list[tuple[int, int, float]]:
@@ -178,8 +178,8 @@ def check_surface(data: Data) -> Iterator[Finding]:
         data.measures["pairs"][f"told by {name}"] = round(share, 4)
         if share >= limit:
             reason = f"{name} alone tells chosen from rejected in {share:.0%} of {len(right)} pairs"
-            mend = "make rejected answers that differ in what they say, not in how they look (docs/CHECKS.md)"
-            yield train.finding(level, 0, reason, mend)
+            fix = "make rejected answers that differ in what they say, not in how they look (docs/CHECKS.md)"
+            yield train.finding(level, 0, reason, fix)
 
 
 def check_classes(data: Data) -> Iterator[Finding]:

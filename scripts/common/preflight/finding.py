@@ -19,7 +19,7 @@ class Finding:
     file: str  # from the repo's root where it lies there
     line: int  # from 1; 0 = the file as a whole
     reason: str
-    mend: str
+    fix: str
 
     @property
     def place(self) -> str:
@@ -85,8 +85,8 @@ class File:
     rows: list[tuple[int, dict]]  # (line, row)
     lengths: list[Length] = field(default_factory=list)
 
-    def finding(self, level: str, line: int, reason: str, mend: str) -> Finding:
-        return Finding(level, show_path(self.path), line, reason, mend)
+    def finding(self, level: str, line: int, reason: str, fix: str) -> Finding:
+        return Finding(level, show_path(self.path), line, reason, fix)
 
 
 @dataclass

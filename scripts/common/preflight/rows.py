@@ -28,8 +28,8 @@ def check_texts(data: Data) -> Iterator[Finding]:
         seen: dict[str, list] = {}  # many rows share a prompt
         for line, row in file.rows:
             if data.schema == "style":
-                for level, reason, mend in faults_of_text(row["input"], special):
-                    yield file.finding(level, line, f"input: {reason}", mend)
+                for level, reason, fix in faults_of_text(row["input"], special):
+                    yield file.finding(level, line, f"input: {reason}", fix)
                 continue
             for key in ("prompt", *ANSWERS[data.schema]):
                 for turn in row[key]:
@@ -41,8 +41,8 @@ def check_texts(data: Data) -> Iterator[Finding]:
                     else:
                         faults = [*faults_of_text(text, special), *faults_of_answer(text, wanted=key != "rejected")]
                         faults += faults_of_thinking(text, data.enable_thinking, opened)
-                    for level, reason, mend in faults:
-                        yield file.finding(level, line, f"{key}: {reason}", mend)
+                    for level, reason, fix in faults:
+                        yield file.finding(level, line, f"{key}: {reason}", fix)
 
 
 def check_thinking(data: Data) -> Iterator[Finding]:
@@ -52,8 +52,8 @@ def check_thinking(data: Data) -> Iterator[Finding]:
         silent: list[int] = []
         for line, row in file.rows if data.schema in ("sft", "preference") else ():
             if any("</think>" in turn["content"] for turn in row["prompt"]):
-                mend = "take it out: what is left of it differs between templates"
-                yield file.finding("warning", line, "prompt: a thinking block in an earlier turn", mend)
+                fix = "take it out: what is left of it differs between templates"
+                yield file.finding("warning", line, "prompt: a thinking block in an earlier turn", fix)
             (thinks if "</think>" in row[ANSWERS[data.schema][0]][-1]["content"] else silent).append(line)
         if data.enable_thinking and thinks and silent:
             few, what = (thinks, "an answer with") if len(thinks) < len(silent) else (silent, "an answer without")
@@ -169,17 +169,17 @@ def check_overlap(data: Data) -> Iterator[Finding]:
         text = bare(row[ANSWERS[data.schema][0]]) if ANSWERS[data.schema] else ""
         if earlier := whole.get(_identity(row, data.schema)):
             if data.schema == "prompts":
-                mend = "fine where the texts are held out"
-                yield val.finding("note", line, f"the same prompt as train line {earlier}", mend)
+                fix = "fine where the texts are held out"
+                yield val.finding("note", line, f"the same prompt as train line {earlier}", fix)
             else:
-                mend = "leave it out of one of the two files; split by content"
-                yield val.finding("error", line, f"the same row as train line {earlier}", mend)
+                fix = "leave it out of one of the two files; split by content"
+                yield val.finding("error", line, f"the same row as train line {earlier}", fix)
         elif (earlier := answers.get(text)) and len(text) >= CHANCE_LENGTH:
-            mend = "leave it out of one of the two files; split by the answer's text"
-            yield val.finding("error", line, f"the same answer as train line {earlier}", mend)
+            fix = "leave it out of one of the two files; split by the answer's text"
+            yield val.finding("error", line, f"the same answer as train line {earlier}", fix)
         elif earlier:
-            mend = "may be chance; if not, split by the answer's text"
-            yield val.finding("warning", line, f"the same short answer as train line {earlier}", mend)
+            fix = "may be chance; if not, split by the answer's text"
+            yield val.finding("warning", line, f"the same short answer as train line {earlier}", fix)
 
 
 def _shared_groups(train: File, val: File, schema: str) -> Iterator[Finding]:
@@ -203,18 +203,18 @@ def check_lengths(data: Data) -> Iterator[Finding]:
         level = "error" if len(cut) > MAX_CUT_SHARE * len(file.lengths) else "warning"
         # up to and with eos: what a template writes behind it may be lost
         need = max((length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths), default=0)
-        mend = f"--max-length {need} holds every row; or shorten the row, or leave it out"
+        fix = f"--max-length {need} holds every row; or shorten the row, or leave it out"
         for length in file.lengths:
             if data.schema == "style":
                 if length.total > limit:
-                    yield file.finding("warning", length.line, f"the text is cut at {limit} tokens", mend)
+                    yield file.finding("warning", length.line, f"the text is cut at {limit} tokens", fix)
             elif length.prompt >= limit:
                 what = "no token is trained" if ANSWERS[data.schema] else "no room for an answer"
-                yield file.finding("error", length.line, f"the prompt fills max_length ({limit} tokens): {what}", mend)
+                yield file.finding("error", length.line, f"the prompt fills max_length ({limit} tokens): {what}", fix)
             elif length.truncated(limit):
-                yield file.finding(level, length.line, f"the answer is cut at {limit} tokens and loses its eos", mend)
+                yield file.finding(level, length.line, f"the answer is cut at {limit} tokens and loses its eos", fix)
             elif length.loses_eos(limit):
-                yield file.finding(level, length.line, f"the answer loses its eos at {limit} tokens", mend)
+                yield file.finding(level, length.line, f"the answer loses its eos at {limit} tokens", fix)
 
 
 def check_answers(data: Data) -> Iterator[Finding]:
@@ -223,8 +223,8 @@ def check_answers(data: Data) -> Iterator[Finding]:
         for line, row in file.rows:
             for key in ANSWERS[data.schema]:
                 if row[key][-1]["content"].strip() == row["prompt"][-1]["content"].strip():
-                    mend = "write an answer, or leave the row out"
-                    yield file.finding("warning", line, f"{key} repeats the prompt", mend)
+                    fix = "write an answer, or leave the row out"
+                    yield file.finding("warning", line, f"{key} repeats the prompt", fix)
         if data.schema != "sft":
             continue
         prompts: dict[str, set[str]] = {}  # answer -> what it answers

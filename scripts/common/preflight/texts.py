@@ -1,6 +1,6 @@
 """What a text in a training file should not hold: damaged or invisible characters, markup, personal data, error messages.
 
-Pure functions from a text to (level, reason, mend); common/preflight/checks.py runs them over a file and adds the line. They are
+Pure functions from a text to (level, reason, fix); common/preflight/checks.py runs them over a file and adds the line. They are
 quick enough for every training stage: one search tells most texts apart from those that need a closer look.
 """
 
@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-Fault = tuple[str, str, str]  # (level, reason, mend)
+Fault = tuple[str, str, str]  # (level, reason, fix)
 
-LEAVE_OUT = "mend the text, or leave the row out"
+LEAVE_OUT = "fix the text, or leave the row out"
 MIN_LOOP = 40  # characters; shorter answers may well repeat themselves
 MIN_SENTENCE = 30  # characters; shorter answers may end anywhere
 
@@ -26,7 +26,7 @@ class Rule:
     pattern: re.Pattern
     level: str
     reason: str
-    mend: str = LEAVE_OUT
+    fix: str = LEAVE_OUT
     in_code: bool = True  # False: such a match is no fault in a text that shows code
     narrow: bool = False  # True: full-width digits and signs count as their ASCII ones
 
@@ -152,8 +152,8 @@ def faults_of_text(text: str, special: re.Pattern | None) -> Iterator[Fault]:
         return
     token = special and special.search(text)
     if token:
-        mend = "take it out: the tokenizer reads it as the token itself, e.g. as the end of a turn"
-        yield "error", f"the special token {token[0]} stands in the text", mend
+        fix = "take it out: the tokenizer reads it as the token itself, e.g. as the end of a turn"
+        yield "error", f"the special token {token[0]} stands in the text", fix
     garbled = mojibake(text)
     if garbled:
         yield "error", f"mojibake: {garbled}", "read the source in its own encoding"
@@ -165,7 +165,7 @@ def faults_of_text(text: str, special: re.Pattern | None) -> Iterator[Fault]:
         found = rule.pattern.search(narrow if rule.narrow else text)
         # a special token has been named already
         if found and not (token and rule.reason.startswith("markup") and special.fullmatch(found[0])):
-            yield rule.level, rule.reason.format(code=f"U+{ord(found[0][0]):04X}", found=found[0][:30]), rule.mend
+            yield rule.level, rule.reason.format(code=f"U+{ord(found[0][0]):04X}", found=found[0][:30]), rule.fix
     if any(is_identity_number(found[0]) for found in IDENTITY_CARD.finditer(narrow)):
         yield "warning", "personal data: an identity card number", "mask it"
 

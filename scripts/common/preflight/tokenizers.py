@@ -1,6 +1,6 @@
 """What the preflight asks of a tokenizer, its chat template and the configuration of its model: can training teach it to stop?
 
-Pure functions that return (level, reason, mend); common/preflight/checks.py and stage 19 turn them into findings.
+Pure functions that return (level, reason, fix); common/preflight/checks.py and stage 19 turn them into findings.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def check_tokenizer(tokenizer, talks: bool = True, enable_thinking: bool = False
     """
     found = []
     if tokenizer.pad_token_id is None:
-        mend = "tokenizer.pad_token = '<|endoftext|>' (Qwen), then tokenizer.save_pretrained(...)"
-        found.append(("error", "the tokenizer has no pad token", mend))
+        fix = "tokenizer.pad_token = '<|endoftext|>' (Qwen), then tokenizer.save_pretrained(...)"
+        found.append(("error", "the tokenizer has no pad token", fix))
     if not talks:
         return found
     if tokenizer.eos_token_id is None:
-        mend = "tokenizer.eos_token = '<|im_end|>' (Qwen), then tokenizer.save_pretrained(...)"
-        found.append(("error", "the tokenizer has no eos token: the model cannot learn to stop", mend))
+        fix = "tokenizer.eos_token = '<|im_end|>' (Qwen), then tokenizer.save_pretrained(...)"
+        found.append(("error", "the tokenizer has no eos token: the model cannot learn to stop", fix))
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
         reason = f"pad and eos are the same token {tokenizer.eos_token}: masking pad hides every eos from the loss"
         found.append(("error", reason, "give pad a token of its own (Qwen: pad '<|endoftext|>', eos '<|im_end|>')"))
     if not tokenizer.chat_template:
-        mend = "take the tokenizer of an instruct model, or set tokenizer.chat_template"
-        found.append(("error", "the tokenizer has no chat template", mend))
+        fix = "take the tokenizer of an instruct model, or set tokenizer.chat_template"
+        found.append(("error", "the tokenizer has no chat template", fix))
     elif tokenizer.eos_token is not None:
         found += _check_template(tokenizer, enable_thinking)
     return found
@@ -51,8 +51,8 @@ def _check_template(tokenizer, enable_thinking: bool) -> list[Fault]:
         answered = tokenizer.apply_chat_template(QUESTION + ANSWER, tokenize=False)
         turns = tokenizer.apply_chat_template(QUESTION + ANSWER + SECOND, tokenize=False)
     except Exception as error:  # a template may raise anything, jinja's own errors or Python's
-        mend = "take the model's own template"
-        return [("error", f"the chat template refuses a question and its answer: {error}", mend)]
+        fix = "take the model's own template"
+        return [("error", f"the chat template refuses a question and its answer: {error}", fix)]
 
     found = []
     ids, mask = list(whole["input_ids"]), list(whole.get("assistant_masks", []))
@@ -87,14 +87,14 @@ def check_model_files(model: str, max_length: int) -> list[Fault]:
     except (OSError, ValueError, UserError):
         return []  # load_tokenizer says so
     found = []
-    here = "the stages here train with eos {eos} and another pad; tokenizer.save_pretrained(...) mends the folder"
-    mend = here.format(eos=stop)
+    here = "the stages here train with eos {eos} and another pad; tokenizer.save_pretrained(...) fixes the folder"
+    fix = here.format(eos=stop)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
         reason = f"pad and eos are the same token {tokenizer.eos_token} in this folder: a trainer that masks pad hides every eos"
-        found.append(("warning", f"{reason}, and the model never learns to stop", mend))
+        found.append(("warning", f"{reason}, and the model never learns to stop", fix))
     if tokenizer.eos_token != stop:
         reason = f"eos is {tokenizer.eos_token} in this folder, but the template ends a turn with {stop}"
-        found.append(("warning", f"{reason}: other tools do not stop there", mend))
+        found.append(("warning", f"{reason}: other tools do not stop there", fix))
 
     stop_id = tokenizer.convert_tokens_to_ids(stop)
     try:

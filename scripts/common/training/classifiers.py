@@ -24,7 +24,7 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     folder = Path(path)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(
-            f"{path} is an adapter without its base; mend: name the merged model (the folder above adapter/, or stage 22's)"
+            f"{path} is an adapter without its base; fix: name the merged model (the folder above adapter/, or stage 22's)"
         )
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a missing head is told below, as an error
@@ -39,11 +39,11 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(
-            f"{path} has no trained head ({missing} would be random); mend: name a folder that stage 30 or 31 wrote"
+            f"{path} has no trained head ({missing} would be random); fix: name a folder that stage 30 or 31 wrote"
         )
     if num_labels is not None and model.config.num_labels != num_labels:
         raise UserError(
-            f"{path} has {model.config.num_labels} labels where {num_labels} is needed; mend: name another model"
+            f"{path} has {model.config.num_labels} labels where {num_labels} is needed; fix: name another model"
         )
     tokenizer = load_tokenizer(path)
     model.config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token that is no padding
@@ -77,5 +77,5 @@ def label_index(model, label: str) -> int:
     """Index of a class by its name, as config.id2label has it. Raises UserError naming the classes."""
     names = {str(name): int(index) for index, name in model.config.id2label.items()}
     if label not in names:
-        raise UserError(f"no class {label!r}; mend: one of {json.dumps(list(names), ensure_ascii=False)}")
+        raise UserError(f"no class {label!r}; fix: one of {json.dumps(list(names), ensure_ascii=False)}")
     return names[label]

@@ -36,12 +36,12 @@ def load_rewards(specs: tuple[str, ...], task: str, dtype: str = "auto", max_len
     Raises UserError for an unknown name, a weight of 0, a name given twice, a model without its head.
     """
     if not specs:
-        raise UserError("no reward named; mend: --rewards NAME[:WEIGHT] ...")
+        raise UserError("no reward named; fix: --rewards NAME[:WEIGHT] ...")
     rewards = [_load(spec, task, dtype, max_length) for spec in specs]
     names = [reward.name for reward in rewards]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"reward {name} is named twice; mend: once, with one weight")
+            raise UserError(f"reward {name} is named twice; fix: once, with one weight")
     return rewards
 
 
@@ -58,16 +58,16 @@ def score(
             values = list(reward.function(prompts, completions, meta))
         except Exception as error:  # a reward is the user's own code: whatever it raises is told with its name
             raise UserError(
-                f"reward {reward.name}: {type(error).__name__}: {error}; mend: correct it, or the meta of the prompts"
+                f"reward {reward.name}: {type(error).__name__}: {error}; fix: correct it, or the meta of the prompts"
             ) from error
         if len(values) != len(completions):
             raise UserError(
-                f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; mend: one each"
+                f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; fix: one each"
             )
         for value, text in zip(values, completions, strict=True):
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise UserError(
-                    f"reward {reward.name} is {value!r} for {text[:60]!r}; mend: return a finite number, or None"
+                    f"reward {reward.name} is {value!r} for {text[:60]!r}; fix: return a finite number, or None"
                 )
         columns[reward.name] = [None if value is None else float(value) for value in values]
     return columns
@@ -90,7 +90,7 @@ def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
     weight = float(match["weight"]) if match and match["weight"] else 1.0
     if not match or weight == 0:
         raise UserError(
-            f"reward {spec!r}: mend: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight that is not 0"
+            f"reward {spec!r}: fix: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight that is not 0"
         )
     kind, _, source = match["name"].partition("=")
     if kind == "model" and source:
@@ -99,7 +99,7 @@ def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
     if kind == "style" and source:
         source, _, label = source.rpartition("#")
         if not source:
-            raise UserError(f"reward {spec!r} names no class; mend: style=PATH#LABEL")
+            raise UserError(f"reward {spec!r} names no class; fix: style=PATH#LABEL")
         path = resolve_model(source, task)
         return Reward(
             f"style={_folder_name(path)}#{label}", weight, path, _style_reward(path, label, dtype, max_length)
@@ -107,7 +107,7 @@ def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
     known = load_task(task).REWARDS
     if match["name"] not in known:
         raise UserError(
-            f"unknown reward {match['name']!r}; mend: one of {', '.join(known)}, model=PATH or style=PATH#LABEL"
+            f"unknown reward {match['name']!r}; fix: one of {', '.join(known)}, model=PATH or style=PATH#LABEL"
         )
     return Reward(match["name"], weight, "", _rule(known[match["name"]]))
 

@@ -170,6 +170,6 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
         rewards = super()._calculate_rewards(*args)  # [completions of all processes, 1]
         unknown = rewards.isnan()
         if unknown.all():
-            raise UserError("no answer of this step could be judged; mend: --rewards, or meta of the prompts")
+            raise UserError("no answer of this step could be judged; fix: --rewards, or meta of the prompts")
         self._metrics["train" if self.model.training else "eval"]["unjudged"].append(unknown.float().mean().item())
         return rewards

@@ -34,7 +34,7 @@ SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file nam
 
 
 class Bad(ValueError):
-    """Raised inside the conversion: (reason, mend)."""
+    """Raised inside the conversion: (reason, fix)."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def read_rows(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
         return [], [Problem(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
     raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        mend = f"iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
-        return [], [Problem(path, 1, "the file is UTF-16, not UTF-8", mend)]
+        fix = f"iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
+        return [], [Problem(path, 1, "the file is UTF-16, not UTF-8", fix)]
     is_table = path.suffix in (".csv", ".tsv")
     start = raw.removeprefix(BOM).lstrip()[:1]
     if not is_table and start != b"[":
@@ -144,10 +144,10 @@ def _array(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
         try:
             value, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:  # where the row ends is not known: the rest cannot be read
-            mend = "one array of objects, as json.dump(rows, file, ensure_ascii=False) writes it"
+            fix = "one array of objects, as json.dump(rows, file, ensure_ascii=False) writes it"
             return rows, [
                 *problems,
-                Problem(path, error.lineno, f"broken JSON at column {error.colno}: {error.msg}", mend),
+                Problem(path, error.lineno, f"broken JSON at column {error.colno}: {error.msg}", fix),
             ]
         except RecursionError:
             return rows, [*problems, Problem(path, line, "brackets nested too deeply", "write flat rows")]
@@ -183,24 +183,24 @@ def _table(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
             if header is None:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header) or "" in header:
-                    mend = "one name for every column"
-                    return [], [Problem(path, start, "a column has no name, or two have the same", mend)]
+                    fix = "one name for every column"
+                    return [], [Problem(path, start, "a column has no name, or two have the same", fix)]
                 if len(header) == 1 and re.search("[;\t，]", header[0]):
-                    mend = "save it with commas, or as .tsv with tabs"
+                    fix = "save it with commas, or as .tsv with tabs"
                     return [], [
-                        Problem(path, start, f"one column {header[0]!r}: other separators than {delimiter!r}", mend)
+                        Problem(path, start, f"one column {header[0]!r}: other separators than {delimiter!r}", fix)
                     ]
                 continue
             if len(cells) != len(header):
-                mend = 'put texts that hold separators or line ends into "..."'
-                problems.append(Problem(path, start, f"{len(cells)} cells under {len(header)} columns", mend))
+                fix = 'put texts that hold separators or line ends into "..."'
+                problems.append(Problem(path, start, f"{len(cells)} cells under {len(header)} columns", fix))
                 continue
             row = dict(zip(header, cells, strict=True))
             try:
                 rows.append((start, row | {key: _cell(key, row[key]) for key in NESTED if key in row}))
             except (ValueError, RecursionError):
-                mend = 'write [{"role": "user", "content": "..."}, ...]'
-                problems.append(Problem(path, start, "a cell that should hold a list is not JSON", mend))
+                fix = 'write [{"role": "user", "content": "..."}, ...]'
+                problems.append(Problem(path, start, "a cell that should hold a list is not JSON", fix))
     except csv.Error as error:
         problems.append(Problem(path, line, f"broken table: {error}", 'a quote in a text is written ""'))
     return rows, problems
@@ -254,7 +254,7 @@ def _parquet(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
 
 
 def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
-    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Bad(reason, mend)."""
+    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Bad(reason, fix)."""
     given = {key: value for key, value in row.items() if value is not None}
     if "chosen" in given or "rejected" in given:
         kind, name, used, parts = "pref", *_pair(given)
@@ -275,16 +275,16 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
         parts = {"prompt": _system(given) + turns_of(given["prompt"], "prompt")}
     else:
         columns = ", ".join(map(str, row)) or "none"
-        mend = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
-        raise Bad(f"no format is known by the columns {columns}", mend)
+        fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
+        raise Bad(f"no format is known by the columns {columns}", fix)
 
     meta = given.get("meta", {})
     if not isinstance(meta, dict):
         raise Bad("meta is not an object", "write an object, or rename the column")
     meta = {"id": _hash(parts)} | meta | {key: row.get(key) for key in keep if key in row}
     parts["meta"] = meta
-    for reason, mend in validate_row(parts, SCHEMAS[kind]) or _unreadable(parts):
-        raise Bad(reason, mend)
+    for reason, fix in validate_row(parts, SCHEMAS[kind]) or _unreadable(parts):
+        raise Bad(reason, fix)
     unused = tuple(key for key in given if key not in used and key not in keep and key != "meta")
     return Converted(kind, name, parts, line, unused)
 
@@ -381,8 +381,8 @@ def _unreadable(parts: dict) -> Iterator[tuple[str, str]]:
         try:
             json.dumps([key, value], ensure_ascii=False, allow_nan=False).encode("utf-8")
         except (TypeError, ValueError, RecursionError) as error:  # a date, NaN, half a surrogate pair
-            mend = "write a text, a number or null, or leave it out of meta and --keep"
-            yield f"{key} in meta is nothing that JSON can hold ({str(error)[:60]})", mend
+            fix = "write a text, a number or null, or leave it out of meta and --keep"
+            yield f"{key} in meta is nothing that JSON can hold ({str(error)[:60]})", fix
         if found := next(filter(None, map(CONTROL.search, texts_of([key, value]))), None):
             yield f"control character U+{ord(found[0]):04X} in {key} in meta", "delete it"
     for key in TURNS:

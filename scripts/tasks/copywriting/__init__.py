@@ -259,7 +259,7 @@ def structure_slots(text: str, meta: dict) -> list[tuple[str, bool]]:
     ]
 
 
-# --- problems: what a cleaning round has to mend
+# --- problems: what a cleaning round has to fix
 
 EMOJI = "[\U0001f000-\U0001faff☀-➿⭐⬛]\ufe0f?"
 LABEL = (

@@ -83,7 +83,7 @@ class Writer:
         self.templates = {}
         for name, path in [("guide", guide), *((n, folder / f"{n}.md") for n in names)]:
             if not path.is_file():
-                raise UserError(f"{path}: no such file; mend: restore it, or name another folder with --prompts-dir")
+                raise UserError(f"{path}: no such file; fix: restore it, or name another folder with --prompts-dir")
             self.templates[name] = path.read_text(encoding="utf-8").strip()
 
     def messages(self, name: str, product: dict, copy_type: str, **marks: str) -> list[dict]:

@@ -47,34 +47,30 @@ def load_records(path: Path) -> list[dict]:
     if path.is_dir():
         files = [file for file in path.glob("poet.*.json") if file.name.split(".")[-2].isdigit()]
         if not files:
-            raise UserError(f"{path}: no poet.*.<number>.json inside; mend: name the folder quantangshi itself")
+            raise UserError(f"{path}: no poet.*.<number>.json inside; fix: name the folder quantangshi itself")
         files.sort(key=lambda file: (file.name.split(".")[1], int(file.name.split(".")[-2])))
         return [record for file in files for record in load_records(file)]
     if not path.exists():
-        raise UserError(f"{path}: no such file; mend: give --corpus a .json, a .json.xz or a folder of poet.*.json")
+        raise UserError(f"{path}: no such file; fix: give --corpus a .json, a .json.xz or a folder of poet.*.json")
     raw = path.read_bytes()
     try:
         if path.suffix == ".xz":
             raw = lzma.decompress(raw)
         records = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
     except lzma.LZMAError as error:
-        raise UserError(f"{path}: damaged xz file ({error}); mend: copy or unpack it again") from None
+        raise UserError(f"{path}: damaged xz file ({error}); fix: copy or unpack it again") from None
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}:{line}: not UTF-8; mend: iconv -f GB18030 -t UTF-8 {path.name}, if it is GBK"
-        ) from None
+        raise UserError(f"{path}:{line}: not UTF-8; fix: iconv -f GB18030 -t UTF-8 {path.name}, if it is GBK") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); mend: one JSON array, strict") from None
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix: one JSON array, strict") from None
     if not isinstance(records, list):
-        raise UserError(
-            f"{path}: not a JSON array; mend: chinese-poetry's schema is [{{author, title, paragraphs}}, …]"
-        )
+        raise UserError(f"{path}: not a JSON array; fix: chinese-poetry's schema is [{{author, title, paragraphs}}, …]")
     for index, record in enumerate(records):
         fault = _record_fault(record)
         if fault:
             start = json.dumps(record, ensure_ascii=True)[:60]
-            raise UserError(f"{path}: record {index} ({start}…): {fault}; mend: correct it or remove it")
+            raise UserError(f"{path}: record {index} ({start}…): {fault}; fix: correct it or remove it")
     return records
 
 
@@ -99,7 +95,7 @@ def han_only(text: str) -> str:
     return NOT_HAN.sub("", text)
 
 
-# what basic cleaning removes from inside a text, and what it cannot mend and so drops, each with the reason reported
+# what basic cleaning removes from inside a text, and what it cannot fix and so drops, each with the reason reported
 EDITORS_NOTE = re.compile(r"[（(][^（）()]*[）)]|[\[［【〖][^\]］】〗]*[\]］】〗]")
 DOUBLED_MARK = re.compile(r"([，。！？；、])[，。！？；、]+")  # what stands where a note was cut out
 FAULTS = (

@@ -94,7 +94,7 @@ def read_labels(path: Path) -> list[dict]:
 def read_rows(path: Path, labels: list[dict], whole_text: bool = True) -> list[dict]:
     """Labelled rows of a JSON array or a JSONL file, each checked against `labels`.
 
-    whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason and mend.
+    whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason and fix.
     """
     if path.suffix == ".json":
         rows, lines = _read_array(path)
@@ -116,7 +116,7 @@ def read_rows(path: Path, labels: list[dict], whole_text: bool = True) -> list[d
             match = INPUT.fullmatch(row["input"])
             if not match or not match["question"].strip() or not match["answer"].strip():
                 found.append(("input is not question and answer", "write 用户问题：…\\n回答：…"))
-        problems += [Problem(path, line, reason, mend) for reason, mend in found]
+        problems += [Problem(path, line, reason, fix) for reason, fix in found]
     if not rows:
         problems.append(Problem(path, 0, "the file holds no rows", "write some, or name another file"))
     if problems:
@@ -136,15 +136,15 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
         sides = [split_of(row["input"], test_share=0.0) for row in train]
         train, val = ([row for row, at in zip(train, sides, strict=True) if at == side] for side in ("train", "val"))
         if not val:
-            raise UserError(f"{train_file}: too few questions to hold some out; mend: name a validation file")
+            raise UserError(f"{train_file}: too few questions to hold some out; fix: name a validation file")
     known = {question_key(row["input"]) for row in train}
     if shared := sum(question_key(row["input"]) in known for row in val):
         raise UserError(
-            f"{shared} of {len(val)} validation rows answer a question of {train_file}; mend: split by question (stage 12), "
+            f"{shared} of {len(val)} validation rows answer a question of {train_file}; fix: split by question (stage 12), "
             "or --validation_file None"
         )
     if missing := {label["label"] for label in labels} - {row["label"] for row in train}:
-        raise UserError(f"{train_file}: no row is {', '.join(sorted(missing))}; mend: add rows, or take out the label")
+        raise UserError(f"{train_file}: no row is {', '.join(sorted(missing))}; fix: add rows, or take out the label")
     return train, val
 
 

@@ -1,4 +1,4 @@
-"""Weibo exports as DuckDB tables: JSON arrays of any of three schemas, gigabytes of them, damage named or mended.
+"""Weibo exports as DuckDB tables: JSON arrays of any of three schemas, gigabytes of them, damage named or fixed.
 
 DuckDB reads the arrays itself, bare NaN included. A file that it refuses (half an emoji, bytes that are not UTF-8, a raw line end in
 a string, an end cut off) is read again with Python's json, record by record, and rewritten without the damage.
@@ -67,33 +67,33 @@ def find_arrays(patterns: tuple[Path, ...], flag: str) -> list[Path]:
     for pattern in patterns:
         found = [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern)))
         if not found or pattern.is_dir():
-            raise UserError(f"{flag} {pattern}: no such file; mend: name JSON files, or a glob of them in quotes")
+            raise UserError(f"{flag} {pattern}: no such file; fix: name JSON files, or a glob of them in quotes")
         files.update(dict.fromkeys(found))
     for file in files:
         with open(file, "rb") as stream:
             start = stream.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
         if not start.startswith(b"["):
             what = f"starts with {start[:1]!r}" if start else "is empty"
-            raise UserError(f"{file}:1: {what}, not a JSON array; mend: write [record, record, ...]")
+            raise UserError(f"{file}:1: {what}, not a JSON array; fix: write [record, record, ...]")
     return list(files)
 
 
 def load_arrays(con, table: str, files: list[Path], fields: dict, scratch: Path, allow_truncated: bool) -> Counter:
     """Write table `table`: n, kind (JSON type), nan (a bare NaN stands in the record) and one column a field.
 
-    Returns what had to be mended, by reason. Raises UserError with file and line where a file is broken or cut off.
+    Returns what had to be fixed, by reason. Raises UserError with file and line where a file is broken or cut off.
     """
-    mended: Counter = Counter()
+    fixed: Counter = Counter()
     columns = ", ".join(f"NULL::{_type(name)} AS {name}" for name in fields)
     con.execute(f"CREATE TABLE {table} AS SELECT 0::BIGINT AS n, '' AS kind, false AS nan, {columns} LIMIT 0")
     for file in files:
         before = con.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         if not _ends_as_array(file) or not _load(con, table, file, fields, "array", before):
             strict = scratch / f"{table}.jsonl"
-            mended += _rewrite(file, strict, allow_truncated)
+            fixed += _rewrite(file, strict, allow_truncated)
             _load(con, table, strict, fields, "newline_delimited", before)
             strict.unlink()
-    return mended
+    return fixed
 
 
 def _ends_as_array(file: Path) -> bool:
@@ -151,20 +151,20 @@ def _column(name: str, values: list[str]) -> str:
 
 def _rewrite(file: Path, target: Path, allow_truncated: bool) -> Counter:
     """The records of a damaged array as JSON lines that any reader takes; a half character becomes U+FFFD, for the rules to find."""
-    mended: Counter = Counter()
+    fixed: Counter = Counter()
     with open(target, "w", encoding="utf-8") as output:
-        for record in _records(file, allow_truncated, mended):
+        for record in _records(file, allow_truncated, fixed):
             line = json.dumps(record, ensure_ascii=False)
             if HALF_CHARACTER.search(line):
                 line = HALF_CHARACTER.sub("\ufffd", line)
             if len(line) * 4 > MAX_RECORD and len(line.encode("utf-8")) > MAX_RECORD:
-                mended[f"record of more than {MAX_RECORD >> 20} MiB left out"] += 1
+                fixed[f"record of more than {MAX_RECORD >> 20} MiB left out"] += 1
                 continue
             output.write(line + "\n")
-    return mended
+    return fixed
 
 
-def _records(file: Path, allow_truncated: bool, mended: Counter) -> Iterator[object]:
+def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[object]:
     """Every element of a top-level array, in memory that does not grow with the file."""
     decoder = json.JSONDecoder(strict=False)
     # bytes that are no UTF-8 become lone surrogates, like the halves of characters that an escape can write
@@ -178,7 +178,7 @@ def _records(file: Path, allow_truncated: bool, mended: Counter) -> Iterator[obj
             if text.startswith("]", position):
                 if rest := (text[position + 1 :] + decode(stream.read(BLOCK))).strip():
                     raise UserError(f"{file}:{lines + text.count(chr(10), 0, position)}: {rest[:20]!r} behind the end of the array; "
-                                    "mend: one array a file")  # fmt: skip
+                                    "fix: one array a file")  # fmt: skip
                 return
             try:
                 if position >= len(text):
@@ -198,15 +198,15 @@ def _records(file: Path, allow_truncated: bool, mended: Counter) -> Iterator[obj
                 place = f"{file}:{lines + text.count(chr(10), 0, position)}"
                 reason = getattr(error, "msg", "brackets nested too deeply")
                 if not ended or not _is_cut(error, text):
-                    raise UserError(f"{place}: broken JSON in record {count} ({reason}, byte {size - left}); mend: correct or remove "
+                    raise UserError(f"{place}: broken JSON in record {count} ({reason}, byte {size - left}); fix: correct or remove "
                                     "that record") from None  # fmt: skip
                 if not allow_truncated:
                     raise UserError(
-                        f"{place}: the file breaks off in record {count} (byte {size - left} of {size}); mend: copy it again, "
+                        f"{place}: the file breaks off in record {count} (byte {size - left} of {size}); fix: copy it again, "
                         f"or --allow-truncated to keep the {count} whole records"
                     ) from None
-                mended["file cut off: bytes lost behind the last whole record"] += left
-                mended["file cut off"] += 1
+                fixed["file cut off: bytes lost behind the last whole record"] += left
+                fixed["file cut off"] += 1
                 return
             count, position, wanted = count + 1, end, BLOCK
             yield record

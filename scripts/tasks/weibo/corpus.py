@@ -445,7 +445,7 @@ def similarity(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def counts(con, mended: dict[str, dict]) -> dict:
+def counts(con, fixed: dict[str, dict]) -> dict:
     """What was read, kept and dropped, by reason, for posts, comments and accounts; read = kept + set aside + dropped."""
 
     def tally(query: str) -> dict[str, int]:
@@ -462,7 +462,7 @@ def counts(con, mended: dict[str, dict]) -> dict:
             "no like count, or not a number": f"FROM raw_{table} WHERE kind = 'OBJECT' AND likes IS NULL",
             "date not read": f"FROM raw_{table} WHERE kind = 'OBJECT' AND {_when('created')} IS NULL",
         } | extra
-        return {name: count for name, query in notes.items() if (count := _count(con, query))} | mended[table]
+        return {name: count for name, query in notes.items() if (count := _count(con, query))} | fixed[table]
 
     posts = {
         "read": _count(con, "FROM post"),
@@ -490,6 +490,6 @@ def counts(con, mended: dict[str, dict]) -> dict:
         "accounts that comment": _count(con, "FROM account"),
         "found in the users file": _count(con, "FROM account WHERE listed"),
         "classes": tally("SELECT class AS name FROM account"),
-        "noted": mended["account"],
+        "noted": fixed["account"],
     }
     return {"posts": posts, "comments": comments, "users": users}
