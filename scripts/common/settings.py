@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import time
 from dataclasses import fields, replace
@@ -79,6 +80,23 @@ def show_path(path: Path | str) -> str:
     """From the repo's root where an absolute path lies in it: the same text on every machine."""
     path = Path(path)
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def next_command(script: str, **flags) -> str:
+    """The command of a further stage, quoted so that it runs as it is pasted in the repo's root.
+
+    next_command("60_generate", task="chat", adapter=folder) -> python scripts/60_generate.py --task chat --adapter ...
+    Paths are shown from the repo's root, a bool becomes --flag or --no-flag, a list several words, None the word None.
+    """
+    words = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag}")
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{flag}", *(show_path(v) if str(v).startswith(f"{ROOT}{os.sep}") else str(v) for v in values)]
+    return shlex.join(["python", f"scripts/{script}.py", *words])
 
 
 def _set_up_process() -> None:

@@ -170,3 +170,15 @@ def test_the_plumbing_imports_quickly():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 1.5  # 0.15 s on an idle machine
     assert not {"torch", "numpy", "transformers", "tyro"} & set(done.stdout.split())
+
+
+def test_the_next_command_runs_as_it_is_pasted(tmp_path):
+    import shlex
+
+    from common.settings import ROOT, next_command
+
+    folder = tmp_path / "it's $HOME here"
+    line = next_command("20_train_sft", train_file=folder, val_file=None, rewards=["a:1", "b b"], fresh=True, old=False)
+    words = ["python", "scripts/20_train_sft.py", "--train-file", str(folder), "--val-file", "None"]
+    assert shlex.split(line) == [*words, "--rewards", "a:1", "b b", "--fresh", "--no-old"]
+    assert next_command("60_generate", model=str(ROOT / "data")) == "python scripts/60_generate.py --model data"
