@@ -1,10 +1,12 @@
 # Sourced by the other files here: goes to the repo's root and puts .venv with requirements.txt on the path.
-# PYTHON names the interpreter (3.11 or newer); TORCH_INDEX_URL an index to take torch from, so that a laptop need not pull CUDA.
+# PYTHON names the interpreter (3.11 or newer). TORCH_INDEX_URL names an index to take torch from, so that a laptop
+# without a GPU does not download CUDA.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python="${PYTHON:-python3}"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $python is older than Python 3.11; fix: PYTHON=python3.12 bash runs/..." >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "error: $python is older than Python 3.11; fix: PYTHON=python3.12 bash runs/..." >&2; exit 2; }
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
 export PATH="$PWD/.venv/bin:$PATH"
 
@@ -19,7 +21,8 @@ install() {
 
 if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
   echo "installing torch"
-  python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+  python -m pip install --quiet --disable-pip-version-check \
+    "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
 fi
 install requirements.txt
 export TOKENIZERS_PARALLELISM=false

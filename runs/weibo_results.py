@@ -1,7 +1,8 @@
 """One line a prompt: what every model answered, the rule scores of each answer and what the reward model gives it.
 
 Reads   --generations: folder of stage 60; --scores: folder of stage 70; --reward: reward model of stage 30
-Writes  --output: {"prompt_id", "prompt", "reference", "answers": {run: [{"text", "finish_reason", "scores", "reward_model"}, ...]}}
+Writes  --output: {"prompt_id", "prompt", "reference", "answers": {run: [answer, ...]}}, an answer being
+        {"text", "finish_reason", "scores", "reward_model"}
 Run     python runs/weibo_results.py --generations results/weibo/generations --scores results/weibo/scores \\
             --reward checkpoints/weibo/reward --output results/weibo/inference_comparison_results.jsonl
 """
