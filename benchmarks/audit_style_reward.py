@@ -23,7 +23,7 @@ from common.evaluation.statistics import bootstrap_difference, bootstrap_mean  #
 from common.evaluation.tables import interval, markdown_table  # noqa: E402
 from common.jsonl import read_jsonl, write_json  # noqa: E402
 from common.settings import UserError, resolve_model  # noqa: E402
-from common.training.classifiers import label_index, load_classifier, logits_of  # noqa: E402
+from common.training.classifiers import classifier_text, label_index, load_classifier, logits_of  # noqa: E402
 from tasks import styles  # noqa: E402
 
 REWARD, OPINION = "reward: classifier", "TF-IDF's opinion"
@@ -34,7 +34,7 @@ def measure(rows: list[dict], classifier, tokenizer, style: str) -> dict[str, li
     prompts = [row["prompt"][-1]["content"] for row in rows]
     answers = [row["completion"] for row in rows]
     meta = [{**row["meta"], "style": style} for row in rows]
-    texts = [styles.classifier_text(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    texts = [classifier_text(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     chances = logits_of(classifier, tokenizer, texts).softmax(-1)[:, label_index(classifier, style)].tolist()
     return {
         REWARD: chances,

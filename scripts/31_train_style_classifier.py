@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
         from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
         from common.evaluation.plots import plot_learning_curve
-        from common.training.classifiers import load_classifier, logits_of
+        from common.training.classifiers import classifier_text, load_classifier, logits_of
         from common.training.distillation import make_loss
 
         set_seed(settings.seed)
@@ -220,13 +220,13 @@ def main(settings: Settings) -> None:
         style_metrics.plot_report(report, chances.tolist(), labels, settings.output_dir)
         print(style_metrics.report_table(report))
         if settings.demo_inference:
-            demo = [styles.classifier_text(*pair) for pair in styles.DEMO]
+            demo = [classifier_text(*pair) for pair in styles.DEMO]
             shown = logits_of(classifier, tokenizer, demo, settings.max_length).softmax(-1)
             for text, row in zip(demo, shown, strict=True):
                 print(f"{names[row.argmax()]} {row.max():.3f}  {text!r}")
         for name in ("eval_accuracy", "eval_f1_macro", "eval_f1_weighted", "eval_per_class_f1"):
             run.figure(name, report[name])
-        example = styles.classifier_text(*styles.DEMO[0]).replace("\n", "\\n")
+        example = classifier_text(*styles.DEMO[0]).replace("\n", "\\n")
         run.finish(f"python scripts/61_classify_style.py --model {show_path(settings.output_dir)} --text $'{example}'")
 
 

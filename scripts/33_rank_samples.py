@@ -28,8 +28,8 @@ class Settings:
     """writing job: names the folders below"""
     generations: Path = Path("results/{task}/onpolicy/sft_merged.jsonl")
     """samples of the model to be trained"""
-    rewards: tuple[str, ...] = ("rhyme", "meter")
-    """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]"""
+    rewards: tuple[str, ...] = ()
+    """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
     require: tuple[str, ...] = ()
     """rules that both sides keep: a sample that scores below 1 is left out"""
     dtype: str = "auto"
@@ -106,7 +106,10 @@ def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_jsonl
     from common.runs import begin_run
     from common.training.rewards import load_rewards, score, total
+    from tasks.base import load_task
 
+    task = load_task(settings.task)
+    settings = task.fill_in(settings)
     rows = read_jsonl(settings.generations, "generation")
     prompts: dict[str, list[dict]] = {}
     for row in rows:
@@ -116,7 +119,7 @@ def main(settings: Settings) -> None:
             f"{settings.generations}: one sample a prompt gives no pair; fix: stage 60 with --num-samples 16"
         )
     rewards, required = (
-        load_rewards(names, settings.task, settings.dtype, settings.max_length) if names else []
+        load_rewards(names, task, settings.dtype, settings.max_length) if names else []
         for names in (settings.rewards, settings.require)
     )
     files = [settings.output_dir / f"pref_onpolicy_{split}.jsonl" for split in ("train", "val")]

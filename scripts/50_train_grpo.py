@@ -41,13 +41,8 @@ class Settings:
     """tokens, prompt and answer; a longer prompt is left out and counted"""
 
     # --- reward
-    rewards: tuple[str, ...] = (
-        "form",
-        "rhyme",
-        "meter",
-        "fluency:0.5",
-    )
-    """NAME[:WEIGHT] and more: common/training/rewards.py"""
+    rewards: tuple[str, ...] = ()
+    """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
     beta: float = 0.02
     """weight of the KL to the reference in the loss; 0 = none (it is still measured)"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -144,7 +139,10 @@ def main(settings: Settings) -> None:
     from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
     from common.training.rewards import load_rewards
+    from tasks.base import load_task
 
+    task = load_task(settings.task)
+    settings = task.fill_in(settings)
     if settings.rollout == "vllm":
         from common.vllm_engine import require_vllm
 
@@ -155,7 +153,7 @@ def main(settings: Settings) -> None:
     # before an earlier run's files are touched
     report = check_rows(settings.train_file, None, "prompts", tokenizer, settings.max_length, settings.enable_thinking)
     require_clean(report)
-    rewards = load_rewards(settings.rewards, settings.task, settings.dtype, settings.max_length)
+    rewards = load_rewards(settings.rewards, task, settings.dtype, settings.max_length)
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
     rows, room = [], settings.max_length - settings.max_new_tokens
     read = read_jsonl(settings.train_file, "prompts")

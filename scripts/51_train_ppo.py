@@ -38,10 +38,10 @@ class Settings:
     """prompts to answer; meta goes to the rewards"""
     val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
     """held-out prompts to sample, answers for the NLL"""
-    rewards: tuple[str, ...] = ("form:1", "rhyme:1", "meter:1", "fluency:0.5")
-    """NAME[:WEIGHT], model=PATH[:WEIGHT]"""
-    watch: tuple[str, ...] = ("all_three", "no_repeat")
-    """rewards that are logged and not learned from"""
+    rewards: tuple[str, ...] = ()
+    """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
+    watch: tuple[str, ...] = ()
+    """rewards that are logged and not learned from; left out: WATCHED_REWARDS of the task"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
@@ -256,7 +256,9 @@ def main(settings: Settings) -> None:
     from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
     from common.training.reward_watch import RewardWatch
+    from tasks.base import load_task
 
+    settings = (task := load_task(settings.task)).fill_in(settings)
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
@@ -266,7 +268,7 @@ def main(settings: Settings) -> None:
     for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
         require_clean(check_rows(file, None, schema, tokenizer, settings.max_length, settings.enable_thinking))
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
-    watch = RewardWatch(settings.rewards, settings.watch, settings.task, val, settings.dtype, settings.max_length)
+    watch = RewardWatch(settings.rewards, settings.watch, task, val, settings.dtype, settings.max_length)
     room = settings.max_length - settings.max_new_tokens
     rows = read_jsonl(settings.train_file, "prompts")
     prompts = [(row, ids) for row, ids in encode_prompts(tokenizer, rows, settings.enable_thinking) if len(ids) <= room]
@@ -329,7 +331,6 @@ def main(settings: Settings) -> None:
                 raise UserError(f"step {step + 1}: no answer could be judged; fix: --rewards, or meta of the prompts")
             batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged], device=model.device)
             scored = time.perf_counter()
-
             if step == 0:
                 agent.expect(batch, scores.mean().item())
             reference = agent.look_again(batch, "reference", settings.micro_tokens)

@@ -75,7 +75,7 @@ def last_text(turns) -> str | None:
 def read_texts(path: Path) -> list[tuple[str, str]]:
     """(id, text) of every row. Raises UserError naming the row that holds no text."""
     from common.jsonl import read_json, read_jsonl
-    from tasks.styles import classifier_text
+    from common.training.classifiers import classifier_text
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; fix: name another --input-file")
@@ -88,8 +88,9 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
         if isinstance(row, dict):
             text = row.get("input", row.get("text"))
             if "completion" in row and "prompt" in row:
-                question, answer = last_text(row["prompt"]), last_text(row["completion"])
-                text = classifier_text(question, answer) if question and answer is not None else None
+                prompt, answer = row["prompt"], last_text(row["completion"])
+                whole = all(last_text([turn]) for turn in prompt) if isinstance(prompt, list) else last_text(prompt)
+                text = classifier_text(prompt, answer) if prompt and whole and answer is not None else None
         if not isinstance(text, str) or not text.strip():
             raise UserError(f'{path}: row {number} has no text; fix: "input", "text", or prompt and completion')
         texts.append((str(row.get("id", number)) if isinstance(row, dict) else str(number), text))

@@ -1,6 +1,6 @@
 """Score what the models wrote: one row a text, and a table with 95 % bootstrap intervals.
 
-The metrics are those of scripts/tasks/<task>.py, the same functions that stages 33, 50 and 51 use as rewards, and with
+The metrics are those of scripts/tasks/<task>, the same functions that stages 33, 50 and 51 use as rewards, and with
 them: whether the text stopped by itself, its characters, and its NLL per character under a frozen base model. A value
 that does not apply is null and never counts as 0. Metrics of a whole set (distinct-2) are taken over one text a prompt;
 their bounds are the least and greatest such set. The golden texts of the same prompts are scored too.
@@ -125,9 +125,9 @@ def print_table(tables: dict[str, dict]) -> None:
 
 
 def main(settings: Settings) -> None:
-    from common.evaluation.scoring import load_task
     from common.jsonl import read_json, read_jsonl, write_jsonl
     from common.runs import begin_run
+    from tasks.base import load_task
 
     task = load_task(settings.task)
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None
@@ -151,8 +151,7 @@ def main(settings: Settings) -> None:
     tables, golden_scores = {}, {}  # the runs share their prompts: a golden text is scored once
     for path, rows in files.items():
         output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
-        inputs = {"generations": path, "nll_model": model_path, "metrics": Path(task.__file__)}
-        inputs |= {f"metrics: {file.name}": file for file in getattr(task, "FILES", ())}
+        inputs = {"generations": path, "nll_model": model_path, **task.sources}
         try:
             run = begin_run(
                 output,

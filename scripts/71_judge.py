@@ -213,7 +213,7 @@ def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
     """Every item in every order under every version, and the controls, spread over items and candidates."""
     from common.judging.replies import load_prompt, rotations
 
-    family = getattr(task, "judge_prompt", lambda meta: None)
+    family = task.judge_prompt
     every = max(1, len(items) // settings.control) if settings.control else len(items) + 1
     prompts, calls = {}, []
     for version in settings.prompt_versions:
@@ -269,7 +269,7 @@ def ask(settings: Settings, llm, requests: list) -> list:
 def main(settings: Settings) -> None:
     from dataclasses import replace
 
-    from common.evaluation.scoring import load_task
+    from tasks.base import load_task
 
     task, by_rules = load_task(settings.task), settings.judge == "rules"
     name = settings.name or settings.judge.replace("/", "_")
@@ -315,9 +315,9 @@ def main(settings: Settings) -> None:
 
     stops = stop_rates(settings.generations, candidates)
     report_file, table_file = (settings.output_file.with_suffix(ending) for ending in (".txt", ".csv"))
-    inputs = {f"candidate {name}": path for name, path in candidates.items()} | {"task": Path(task.__file__)}
+    inputs = {f"candidate {name}": path for name, path in candidates.items()} | {"task": task.file}
     if by_rules:
-        inputs |= {f"rules: {file.name}": file for file in getattr(task, "FILES", ())}
+        inputs |= {f"rules: {file.name}": file for file in task.FILES}
     else:
         inputs |= {f"prompts {version}": settings.prompts_dir / version for version in settings.prompt_versions}
     ignore = (*HOW_TO_ASK, "report_only")

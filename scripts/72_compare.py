@@ -206,7 +206,6 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
 
     from common.evaluation.compare_page import card, prompt_text
 
-    mark = getattr(task, "mark", lambda text, meta: [])
     first = [{row["prompt_id"]: i for i, row in reversed(list(enumerate(entry.rows)))} for entry in entries]
     prompts = sorted(first[-1])  # the last entry is a run: it has every common prompt
     examples = []
@@ -217,7 +216,7 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
                 row, scores = entry.rows[index[id]], entry.scores[index[id]]
                 golden, text = entry.name == GOLDEN, row["completion"]
                 stopped = golden or row["finish_reason"] == "stop"
-                cards.append(card(entry.name, text, mark(text, row["meta"]), scores, golden, stopped))
+                cards.append(card(entry.name, text, task.mark(text, row["meta"]), scores, golden, stopped))
         examples.append({"prompt": prompt_text(row["prompt"]), "cards": cards})
     return examples
 
@@ -242,9 +241,9 @@ def make_tables(entries: list[Entry], names: list[str], columns: list[str], chan
 
 
 def main(settings: Settings) -> None:
-    from common.evaluation.scoring import load_task
     from common.jsonl import read_json
     from common.runs import begin_run
+    from tasks.base import load_task
 
     task = load_task(settings.task)
     names = choose_runs(settings)
@@ -254,7 +253,7 @@ def main(settings: Settings) -> None:
         raise UserError(f"NLL under different models; fix: score all runs with one --nll-model ({settings.scores})")
     notes = keep_common(entries)
     metrics = list(dict.fromkeys(name for entry in entries for scores in entry.scores for name in scores))
-    set_metrics = list(getattr(task, "SET_METRICS", {}))
+    set_metrics = list(task.SET_METRICS)
     columns = [name for name in metrics + set_metrics if name in settings.metrics or not settings.metrics]
     if unknown := set(settings.metrics) - set(columns):
         raise UserError(f"no metric {', '.join(sorted(unknown))}; fix: use {', '.join(metrics + set_metrics)}")

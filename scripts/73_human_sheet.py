@@ -66,7 +66,8 @@ class Settings:
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
     """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come without)."""
     from common.jsonl import read_jsonl
-    from tasks.styles import answer_of, plain_question, question_of
+    from common.training.classifiers import plain_question
+    from tasks.styles import answer_of, question_of
 
     if not settings.generations:
         raise UserError("nothing to judge; fix: --generations FILE ...")

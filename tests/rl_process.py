@@ -27,6 +27,7 @@ from common.training.reward_watch import RewardWatch
 from common.training.rewards import load_rewards
 from common.training.trl_cpu import LeanGRPOTrainer
 from conftest import ROOT, SCRIPTS
+from tasks.base import load_task
 from test_ppo import POEM, PROMPTS, ppo, rows_of, stirred, toy_agent
 
 spec = importlib.util.spec_from_file_location("train_grpo", SCRIPTS / "50_train_grpo.py")
@@ -59,7 +60,7 @@ def ppo_step(value_body: str) -> dict:
     assert whole.mask[:8].sum() / 8 != whole.mask[8:].sum() / 7, "else a mean of two means would do"
 
     torch.manual_seed(STATE.process_index)  # as in the stage, every process draws for itself
-    watch = RewardWatch(REWARDS, ("all_three",), "poems", [], "float32", 512)
+    watch = RewardWatch(REWARDS, ("all_three",), load_task("poems"), [], "float32", 512)
     totals, means = watch.judge(share(rows), share(texts), shared=True)
     batch = whole.keep(share(places)).gather()
     judged = [place for place, value in enumerate(totals) if value is not None]
@@ -94,7 +95,7 @@ def grpo_step(folder: Path) -> dict:
     """One step on 72 recorded answers in groups of 8; of two processes each has 36, so that a group stands on both sides."""
     tokenizer, rows, texts, count = load_tokenizer(BASE), rows_of(12), recorded_texts(72), 72
     answers = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-    rewards = load_rewards(REWARDS, "poems")
+    rewards = load_rewards(REWARDS, load_task("poems"))
 
     def recorded(prompts, trainer) -> dict:
         ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts]

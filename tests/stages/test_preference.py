@@ -163,7 +163,7 @@ def test_an_unjudged_completion_pulls_nowhere_and_is_counted(tmp_path):
     "task, name", [("poems", "no_repeat"), ("poems", "fluency"), ("chat", "no_repeat"), ("styles", "no_repeat")]
 )
 def test_an_empty_answer_does_not_escape_the_other_rewards(task, name):
-    from common.evaluation.scoring import load_task
+    from tasks.base import load_task
 
     module = load_task(task)
     assert module.REWARDS[name](["问"], [""], [{}]) == [0.0] and module.METRICS[name](["问"], [""], [{}]) == [None]

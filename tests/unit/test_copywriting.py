@@ -2,10 +2,11 @@
 
 import pytest
 
-from common.evaluation.scoring import load_task, measure_texts
+from common.evaluation.scoring import measure_texts
 from common.jsonl import read_jsonl
 from conftest import ROOT
 from tasks import copywriting
+from tasks.base import load_task
 
 GOLDEN = read_jsonl(ROOT / "data/copywriting/golden.jsonl")
 META = [{"product_id": row["product_id"], "copy_type": row["copy_type"]} for row in GOLDEN]

@@ -10,10 +10,12 @@ from common.pretraining.char_tokenizer import build_tokenizer
 from common.settings import UserError
 from common.training.rewards import Reward, load_rewards, score, total
 from tasks import poems
+from tasks.base import load_task
 
 POEM = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
 STYLES = ["售前", "诚实", "无伤害"]
 PROMPT = poems.messages({"form": "五言绝句", "themes": ["山水"]})
+POEMS = load_task("poems")
 META = {"form": "五言绝句", "themes": ["山水"]}
 
 
@@ -40,7 +42,7 @@ def models(tmp_path_factory):
 
 
 def judge(specs, completions: list[str], **kwargs) -> tuple[list[Reward], dict]:
-    loaded = load_rewards(tuple(specs), "poems", "float32", **kwargs)
+    loaded = load_rewards(tuple(specs), POEMS, "float32", **kwargs)
     return loaded, score(loaded, [PROMPT] * len(completions), completions, [META] * len(completions))
 
 
@@ -56,7 +58,7 @@ def constant(name: str, weight: float, values: list) -> Reward:
     [("rhyme", "rhyme", 1), ("meter:2", "meter", 2), ("form:.5", "form", 0.5), ("fluency:-0.25", "fluency", -0.25)],
 )
 def test_a_name_and_its_weight(spec, name, weight):
-    (reward,) = load_rewards((spec,), "poems")
+    (reward,) = load_rewards((spec,), POEMS)
     assert (reward.name, reward.weight) == (name, weight)
 
 
@@ -76,7 +78,7 @@ def test_a_name_and_its_weight(spec, name, weight):
 )
 def test_a_spec_that_names_nothing_is_told(specs, message):
     with pytest.raises(UserError) as error:
-        load_rewards(specs, "poems")
+        load_rewards(specs, POEMS)
     assert message in str(error.value)
 
 
@@ -158,7 +160,7 @@ def test_a_style_reward_is_the_probability_of_its_class(models):
         expected = model(ids).logits.softmax(-1)[0, 1].item()
     assert columns["style=styles#诚实"][0] == pytest.approx(expected, abs=1e-4)
     named = [{"role": "user", "content": f"请用“诚实”的风格回答：{PROMPT[0]['content']}"}]
-    loaded = load_rewards((f"style={folder / 'styles'}#诚实",), "poems", "float32")
+    loaded = load_rewards((f"style={folder / 'styles'}#诚实",), POEMS, "float32")
     assert score(loaded, [named], ["白日"], [META])["style=styles#诚实"] == pytest.approx([expected], abs=1e-4)
 
 
@@ -171,23 +173,23 @@ def test_rules_and_models_mix_in_one_total(models):
 
 def test_a_style_that_is_not_there_names_the_styles(models):
     with pytest.raises(UserError, match="no class '诚恳'; fix: one of .*诚实"):
-        load_rewards((f"style={models[0] / 'styles'}#诚恳",), "poems")
+        load_rewards((f"style={models[0] / 'styles'}#诚恳",), POEMS)
 
 
 def test_a_classifier_is_no_scalar_reward(models):
     with pytest.raises(UserError, match="has 3 labels where 1 is needed"):
-        load_rewards((f"model={models[0] / 'styles'}",), "poems")
+        load_rewards((f"model={models[0] / 'styles'}",), POEMS)
 
 
 def test_a_folder_without_a_head_is_refused():
     with pytest.raises(UserError, match="has no trained head"):
-        load_rewards(("model=data/tiny_qwen3",), "poems")
+        load_rewards(("model=data/tiny_qwen3",), POEMS)
 
 
 def test_two_models_of_one_folder_name_are_told_apart_or_refused(models):
     folder = models[0] / "reward"
     with pytest.raises(UserError, match="named twice"):
-        load_rewards((f"model={folder}", f"model={folder}/:2"), "poems")
+        load_rewards((f"model={folder}", f"model={folder}/:2"), POEMS)
 
 
 def test_no_completions_no_values(models):

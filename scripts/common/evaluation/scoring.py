@@ -1,53 +1,28 @@
-"""Task modules by name, and their metrics over the rows of a generation file."""
+"""A job's measures over texts: the columns of a generation file, and the figures of a whole set."""
 
-import importlib
+from __future__ import annotations
+
 import math
-import re
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 
-from common.settings import ROOT, UserError
-
-TASKS = ROOT / "scripts" / "tasks"
+from common.settings import UserError
 
 
-def known_tasks() -> list[str]:
-    """Names of the packages in scripts/tasks that define METRICS."""
-    files = sorted(TASKS.glob("*/__init__.py"))
-    return [
-        file.parent.name for file in files if re.search(r"^METRICS\b", file.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
+def measured(measure: Callable, prompts: list[list[dict]], completions: list[str], meta: list[dict]) -> list:
+    """What a measure of tasks/base.py says of each completion; prompts are lists of messages."""
+    return list(measure([turns[-1]["content"] for turns in prompts], completions, meta, conversations=prompts))
 
 
-def load_task(name: str) -> ModuleType:
-    """The package scripts/tasks/<name>. Raises UserError, naming the known tasks, where there is none."""
-    if name not in known_tasks():
-        path = Path("scripts/tasks") / name / "__init__.py"
-        raise UserError(f"unknown task {name!r}; fix: use one of {', '.join(known_tasks())}, or write {path}")
-    return importlib.import_module(f"tasks.{name}")
-
-
-def zero_for_none(metric):
-    """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by writing nothing."""
-
-    def reward(prompts, completions, meta, **_) -> list[float]:
-        return [0.0 if value is None else value for value in metric(prompts, completions, meta)]
-
-    return reward
-
-
-def measure_texts(task: ModuleType, rows: list[dict]) -> dict[str, list[float | None]]:
+def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
     """metric -> one value per row, None where it does not apply. rows hold prompt (messages), completion, meta, id.
 
     Raises UserError where a metric cannot judge a row, or returns anything but a finite number or None.
     """
-    prompts = [row["prompt"][-1]["content"] for row in rows]
-    completions = [row["completion"] for row in rows]
-    meta = [row["meta"] for row in rows]
+    texts = [[row[key] for row in rows] for key in ("prompt", "completion", "meta")]
     columns = {}
     for name, metric in task.METRICS.items():
         try:
-            values = list(metric(prompts, completions, meta))
+            values = measured(metric, *texts)
         except ValueError as error:  # e.g. a form that the task does not know
             raise UserError(f"metric {name}: {error}; fix: correct meta in the generation file") from error
         if len(values) != len(rows):
@@ -59,7 +34,7 @@ def measure_texts(task: ModuleType, rows: list[dict]) -> dict[str, list[float | 
     return columns
 
 
-def measure_sets(task: ModuleType, rows: list[dict]) -> dict[str, dict]:
+def measure_sets(task, rows: list[dict]) -> dict[str, dict]:
     """metric -> {"mean", "low", "high", "sets", "set_size"} for the metrics of a whole set, such as distinct-2.
 
     A set holds one text of every prompt: sample 0 of each, sample 1 of each, and so on, so that sets of any two runs on
@@ -74,7 +49,7 @@ def measure_sets(task: ModuleType, rows: list[dict]) -> dict[str, dict]:
     if not whole:  # no sample number runs through all prompts: the first text of each
         whole = [list({row["prompt_id"]: row for row in reversed(rows)}.values())]
     figures = {}
-    for name, metric in getattr(task, "SET_METRICS", {}).items():
+    for name, metric in task.SET_METRICS.items():
         values = [metric([row["completion"] for row in texts]) for texts in whole]
         low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
         mean = sum(values) / len(values)

@@ -372,11 +372,11 @@ def rule_scores(task, prompts: list[str], texts: list[str], meta: list[dict]) ->
     """The task's own measures on the judge's scale: 0..1 becomes LOW..HIGH. Dimensions are those of task.JUDGE; for a task
     without it, its metrics with Chinese names, or `overall`. What does not apply is left out. Raises UserError where there are
     none."""
-    measures = getattr(task, "JUDGE", None) or {name: m for name, m in task.METRICS.items() if not name.isascii()}
+    measures = task.JUDGE or {name: m for name, m in task.METRICS.items() if not name.isascii()}
     measures = measures or {name: m for name, m in task.METRICS.items() if name == "overall"}
     if not measures:
         raise UserError(
-            f"{task.__name__} has no JUDGE and no metric overall to judge by; fix: name a model with --judge"
+            f"the task {task.name} has no JUDGE and no metric overall to judge by; fix: name a model with --judge"
         )
     columns = {name: measure(prompts, texts, meta) for name, measure in measures.items()}
     rows = [{name: values[i] for name, values in columns.items() if values[i] is not None} for i in range(len(texts))]

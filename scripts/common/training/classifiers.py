@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from common.batching import length_batches
@@ -48,6 +49,25 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     tokenizer = load_tokenizer(path)
     model.config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token that is no padding
     return model.to(pick_device()).eval(), tokenizer
+
+
+ASKED_STYLE = re.compile(r"^请用“[^”\n]*”的风格回答：")
+SPEAKERS = {"system": "系统", "user": "用户问题", "assistant": "回答"}
+
+
+def plain_question(prompt: str) -> str:
+    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is wanted."""
+    return ASKED_STYLE.sub("", prompt)
+
+
+def classifier_text(prompt: str | list[dict], answer: str) -> str:
+    """The text that a style classifier is trained on and asked about: a question, or all turns of a conversation, and the answer."""
+    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    lines = [
+        f"{SPEAKERS.get(turn['role'], turn['role'])}：{plain_question(turn['content']) if turn['role'] == 'user' else turn['content']}"
+        for turn in turns
+    ]
+    return "\n".join([*lines, f"回答：{answer}"])
 
 
 def render_conversation(tokenizer, prompt: list[dict], completion: str, enable_thinking: bool = False) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from accelerate.utils import broadcast_object_list, gather_object
 
-from common.evaluation.scoring import load_task
 from common.likelihood import mean_nll
 from common.training.probes import kl_to_reference, stop_rate
 from common.training.rewards import load_rewards, score, total
 
 
 class RewardWatch:
-    """rewards: what is learned from; watched: what is only logged, as the SET_METRICS of the task are; val: held-out SFT rows."""
+    """rewards: what is learned from; watched: what is only logged, as the SET_METRICS of `task` are; val: held-out SFT rows."""
 
-    def __init__(self, rewards: tuple, watched: tuple, task: str, val: list[dict], dtype: str, max_length: int):
+    def __init__(self, rewards: tuple, watched: tuple, task, val: list[dict], dtype: str, max_length: int):
         self.rewards = load_rewards(rewards, task, dtype, max_length)
         self.watched = load_rewards(watched, task, dtype, max_length) if watched else []
-        self.set_metrics, self.val = load_task(task).SET_METRICS, val
+        self.set_metrics, self.val = task.SET_METRICS, val
 
     @property
     def model_paths(self) -> dict[str, str]:

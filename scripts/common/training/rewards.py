@@ -1,6 +1,6 @@
 """Rewards by name: one grammar for stages 33, 50, 51.
 
-    NAME[:WEIGHT]              a function of scripts/tasks/<task>.py: REWARDS
+    NAME[:WEIGHT]              a function in REWARDS of scripts/tasks/<task>
     model=PATH[:WEIGHT]        a scalar reward model (stage 30)
     style=PATH#LABEL[:WEIGHT]  a classifier's probability of LABEL (stage 31)
 
@@ -14,9 +14,10 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 
-from common.evaluation.scoring import load_task
+from common.evaluation.scoring import measured
 from common.settings import UserError, resolve_model
 
 SPEC = re.compile(r"(?P<name>.+?)(?::(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)))?")
@@ -30,8 +31,8 @@ class Reward:
     function: Callable  # (prompts, completions, meta) -> list[float | None]; prompts are lists of messages
 
 
-def load_rewards(specs: tuple[str, ...], task: str, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
-    """The rewards that `specs` name, models loaded.
+def load_rewards(specs: tuple[str, ...], task, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
+    """The rewards that `specs` name, models loaded. task: as tasks.base.load_task gives it.
 
     Raises UserError for an unknown name, a weight of 0, a name given twice, a model without its head.
     """
@@ -85,7 +86,7 @@ def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list
     ]
 
 
-def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
+def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
     match = SPEC.fullmatch(spec)
     weight = float(match["weight"]) if match and match["weight"] else 1.0
     if not match or weight == 0:
@@ -94,27 +95,21 @@ def _load(spec: str, task: str, dtype: str, max_length: int) -> Reward:
         )
     kind, _, source = match["name"].partition("=")
     if kind == "model" and source:
-        path = resolve_model(source, task)
+        path = resolve_model(source, task.name)
         return Reward(f"model={_folder_name(path)}", weight, path, _model_reward(path, dtype, max_length))
     if kind == "style" and source:
         source, _, label = source.rpartition("#")
         if not source:
             raise UserError(f"reward {spec!r} names no class; fix: style=PATH#LABEL")
-        path = resolve_model(source, task)
+        path = resolve_model(source, task.name)
         return Reward(
             f"style={_folder_name(path)}#{label}", weight, path, _style_reward(path, label, dtype, max_length)
         )
-    known = load_task(task).REWARDS
-    if match["name"] not in known:
+    if match["name"] not in task.REWARDS:
         raise UserError(
-            f"unknown reward {match['name']!r}; fix: one of {', '.join(known)}, model=PATH or style=PATH#LABEL"
+            f"unknown reward {match['name']!r}; fix: one of {', '.join(task.REWARDS)}, model=PATH or style=PATH#LABEL"
         )
-    return Reward(match["name"], weight, "", _rule(known[match["name"]]))
-
-
-def _rule(function: Callable) -> Callable:
-    """Tasks take a prompt as the text of its last turn."""
-    return lambda prompts, completions, meta: function([turns[-1]["content"] for turns in prompts], completions, meta)
+    return Reward(match["name"], weight, "", partial(measured, task.REWARDS[match["name"]]))
 
 
 def _folder_name(path: str) -> str:
@@ -134,14 +129,13 @@ def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
 
 
 def _style_reward(path: str, label: str, dtype: str, max_length: int) -> Callable:
-    from common.training.classifiers import label_index, load_classifier, logits_of
-    from tasks.styles import classifier_text
+    from common.training.classifiers import classifier_text, label_index, load_classifier, logits_of
 
     model, tokenizer = load_classifier(path, dtype)
     index = label_index(model, label)
 
     def function(prompts, completions, meta) -> list[float]:
-        texts = [classifier_text(p[-1]["content"], text) for p, text in zip(prompts, completions, strict=True)]
+        texts = [classifier_text(p, text) for p, text in zip(prompts, completions, strict=True)]
         return logits_of(model, tokenizer, texts, max_length).softmax(-1)[:, index].tolist()
 
     return function

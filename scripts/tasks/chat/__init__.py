@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from common.evaluation.scoring import zero_for_none
+from tasks.text_metrics import zero_for_none
 
 FILES = ()  # the figures of this module depend on itself alone
 
@@ -135,6 +135,8 @@ REWARDS = {
     "length": length, "include": include, "sentences": sentences, "list_items": list_items, "follows": follows,
     "no_repeat": zero_for_none(no_repeat), "closed": closed, "chinese": chinese,
 }  # fmt: skip
+DEFAULT_REWARDS = ("no_repeat", "closed")  # the others need numbers in meta, which a user's rows seldom have
+WATCHED_REWARDS = ("follows", "chinese")
 METRICS = {
     "length": _passes(length), "include": _passes(include), "sentences": _passes(sentences), "list_items": _passes(list_items),
     "follows": follows, "all_followed": _passes(follows), "no_repeat": no_repeat, "closed": closed, "chinese": chinese,

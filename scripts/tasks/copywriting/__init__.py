@@ -443,6 +443,8 @@ REWARDS = {
     "allowed": allowed, "encouraged": encouraged, "structure": structure, "facts": facts, "calm": calm, "length": length,
     "no_repeat": no_repeat, "clean": clean, "overall": overall,
 }  # fmt: skip
+DEFAULT_REWARDS = ("facts:2", "structure", "allowed", "length", "calm", "no_repeat:0.5")
+WATCHED_REWARDS = ("clean", "encouraged")
 METRICS = {
     "clean": clean, "allowed": allowed, "encouraged": encouraged, "structure": structure, "call": call, "facts_true": facts_true,
     "facts_stated": facts_stated, "calm": calm, "length": length, "persona": persona, "no_repeat": no_repeat,

@@ -11,10 +11,10 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from common.evaluation.scoring import zero_for_none
 from common.settings import ROOT
 from tasks.poems import corpus as verse_corpus
 from tasks.poems import prosody
+from tasks.text_metrics import zero_for_none
 
 DATA = ROOT / "data" / "poems"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
@@ -216,6 +216,8 @@ REWARDS = {
     "form": form, "rhyme": rhyme, "meter": meter, "rhyme_pass": rhyme_pass, "meter_pass": meter_pass, "all_three": all_three,
     "fluency": zero_for_none(fluency), "no_repeat": zero_for_none(no_repeat), "theme": theme, "overall": overall,
 }  # fmt: skip
+DEFAULT_REWARDS = ("form", "rhyme", "meter", "fluency:0.5")
+WATCHED_REWARDS = ("all_three", "no_repeat")
 METRICS = {
     "form": form, "rhyme": rhyme_pass, "meter": meter_pass, "all_three": all_three, "near_copy": near_copy, "no_repeat": no_repeat,
     "fluency": fluency, "韵律一致性": prosodic, "风格符合度": style, "主题相关性": theme, "整体质量": overall,

@@ -14,16 +14,15 @@ import re
 from functools import cache
 from pathlib import Path
 
-from common.evaluation.scoring import zero_for_none
 from common.jsonl import CONTROL, MAX_LINE_BYTES, DataError, Problem, read_json, read_jsonl, validate_row
 from common.preflight.texts import texts_of
 from common.settings import ROOT, UserError
 from tasks import poems
+from tasks.text_metrics import zero_for_none
 
 DATA = ROOT / "data" / "styles"
 FILES = (DATA / "labels.json", DATA / "training_data.json", Path(poems.__file__))
 INPUT = re.compile(r"用户问题：(?P<question>.*?)\n回答：(?P<answer>.*)", re.DOTALL)
-ASKED_STYLE = re.compile(r"^请用“[^”\n]*”的风格回答：")
 # shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all three splits
 VAL_SHARE, TEST_SHARE, SALT = 0.15, 0.15, "styles-77"
 SHARED_RUN = 10  # characters; two answers of the shipped data to different questions never share as many
@@ -39,16 +38,6 @@ DEMO = (  # a new question and answer for each shipped style
 
 
 # --- rows
-
-
-def plain_question(prompt: str) -> str:
-    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is wanted."""
-    return ASKED_STYLE.sub("", prompt)
-
-
-def classifier_text(question: str, answer: str) -> str:
-    """The text that the classifier is trained on and asked about."""
-    return f"用户问题：{plain_question(question)}\n回答：{answer}"
 
 
 def question_of(text: str) -> str:
@@ -268,6 +257,8 @@ REWARDS = {
     "length": length, "ends_whole": ends_whole, "no_repeat": zero_for_none(no_repeat), "tfidf_style": tfidf_style,
     "overall": overall,
 }  # fmt: skip
+DEFAULT_REWARDS = ("length", "ends_whole", "no_repeat")
+WATCHED_REWARDS = ("tfidf_style",)  # a second opinion only as long as nothing is trained on it
 METRICS = {
     "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "near_copy": near_copy, "tfidf_style": tfidf_style,
     "整体质量": overall,

@@ -6,7 +6,8 @@ import hashlib
 import random
 import re
 
-from tasks.styles import answer_of, classifier_text, question_of
+from common.training.classifiers import classifier_text
+from tasks.styles import answer_of, question_of
 
 SENTENCE = re.compile(r"[^。！？；!?;]+[。！？；!?;]*")
 

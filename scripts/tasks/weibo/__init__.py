@@ -137,6 +137,7 @@ def overall(prompts, completions, meta, **_) -> list[float]:
 
 REWARDS = {"length": length, "no_copy": no_copy, "no_repeat": no_repeat, "no_personal": no_personal, "no_assistant": no_assistant,
            "clean": clean, "overall": overall}  # fmt: skip
+DEFAULT_REWARDS = ("length", "no_copy", "no_repeat", "clean", "no_assistant", "no_personal")
 METRICS = REWARDS | {"emoji": emoji}
 
 
