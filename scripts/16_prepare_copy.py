@@ -45,7 +45,8 @@ COLUMNS = ("split", "product_id", "product", "copy_type", "prompt", "chosen", "r
 
 def read_rejected(path: Path, golden: dict[str, dict]) -> dict[str, dict]:
     """id of the golden copy -> its rejected one. Raises DataError or UserError."""
-    from common.jsonl import DataError, Problem, read_jsonl
+    from common.jsonl import DataError, read_jsonl
+    from common.preflight.finding import Finding
 
     rejected, problems = {}, []
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -61,7 +62,7 @@ def read_rejected(path: Path, golden: dict[str, dict]) -> dict[str, dict]:
         else:
             rejected[row["id"]] = row
             continue
-        problems.append(Problem(path, number, *found))
+        problems.append(Finding(path, number, *found))
     if problems:
         raise DataError(problems)
     if missing := len(golden) - len(rejected):

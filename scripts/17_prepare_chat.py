@@ -64,8 +64,8 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
-    from common.jsonl import Problem
-    from tasks.chat.rows import Bad, convert, read_cells, read_rows, without_empty
+    from common.preflight.finding import Finding, Refused
+    from tasks.chat.rows import convert, read_cells, read_rows, without_empty
 
     found, problems = read_rows(path)
     is_table = path.suffix in (".csv", ".tsv")
@@ -74,11 +74,11 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         try:
             raw_names = {renames.get(key, key) for key in raw}
             if len(raw_names) < len(raw):
-                raise Bad("--rename gives two columns one name", "rename the other one too")
+                raise Refused("--rename gives two columns one name", "rename the other one too")
             named = {renames.get(key, key): value for key, value in raw.items()}
             row = convert(without_empty(named) if is_table else named, line, settings.keep)
-        except Bad as bad:
-            problems.append(Problem(path, line, *bad.args))
+        except Refused as refused:
+            problems.append(Finding(path, line, *refused.args))
             continue
         rows.append(row)
         for column in row.unused:
@@ -89,13 +89,13 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
     if "prompt/completion" in formats and "prompt" in formats:
         fix = "add it, or put prompts for RL into a file of their own"
         problems += [
-            Problem(path, row.line, "completion is missing, though other rows of the file have it", fix)
+            Finding(path, row.line, "completion is missing, though other rows of the file have it", fix)
             for row in rows
             if row.format == "prompt"
         ]
         rows = [row for row in rows if row.format != "prompt"]
     if not found and not problems:
-        problems.append(Problem(path, 0, "the file holds no rows", "name another file"))
+        problems.append(Finding(path, 0, "the file holds no rows", "name another file"))
     for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
         print(f"notice: {path.name} has no column {name!r} that --rename names")
     read = {line for line, _ in found}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path
 from common.training.loss_masks import RowStyle
 
 
@@ -42,6 +42,8 @@ class Settings:
     """passed to the chat template of models that think"""
     row_style: RowStyle = "prompt"
     """of SFT rows in the preview, as in stage 20"""
+    allow: tuple[str, ...] = ()
+    """names of checks whose findings are as they should be, e.g. html-tag"""
 
     # --- run
     preview: Path | None = Path("results/{task}/mask_preview.html")
@@ -53,13 +55,14 @@ class Settings:
 
 
 def print_findings(report) -> None:
-    """One line a kind: level, count, first place, reason, fix."""
-    rows = [("level", "count", "first at", "reason", "fix")]
-    rows += [(g[0].level, str(len(g)), g[0].place, g[0].reason, g[0].fix) for g in report.groups()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    widths.append(min(70, max(len(row[3]) for row in rows)))  # a long reason pushes its own fix only
+    """One line a kind: level, count, name, first place, reason, fix."""
+    rows = [("level", "count", "check", "first at", "reason", "fix")]
+    rows += [(g[0].level, str(len(g)), g[0].check or "-", g[0].place, g[0].reason, g[0].fix) for g in report.groups()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    widths.append(min(70, max(len(row[4]) for row in rows)))  # a long reason pushes its own fix only
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:5], widths, strict=True)), row[5]]))
+    print("--allow NAME ... switches checks off by the name in the third column")
 
 
 def print_figures(report, max_length: int) -> None:
@@ -111,7 +114,7 @@ def text_length(row: dict) -> int:
 
 def write_preview(settings: Settings, schema: str, tokenizer) -> None:
     from common.preflight.checks import FILE_NAMES, read_rows
-    from common.preflight.finding import File
+    from common.preflight.data import File
     from common.preflight.mask_preview import make_sections, write_page
 
     files = {settings.train_file: schema}
@@ -120,7 +123,7 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
         files |= {path: kind for path, kind in names.items() if path.is_file() and path not in files}
     samples = []
     for path, kind in files.items():
-        file = File("train", path, rows=[])
+        file = File("train", path)
         read_rows(file, kind)
         count = min(settings.preview_rows, len(file.rows))
         chosen = [file.rows[i * len(file.rows) // count] for i in range(count)]  # evenly through the file
@@ -138,11 +141,30 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
     print(f"\npreview: {show_path(settings.preview)}")
 
 
+def following(settings: Settings, schema: str) -> str:
+    """The command that trains on these files, with everything that was checked."""
+    stages = {"sft": "20_train_sft", "preference": "40_train_dpo", "prompts": "50_train_grpo"}
+    stage = stages.get(schema, "31_train_style_classifier")
+    flags = {"task": settings.task, "train_file": settings.train_file}
+    if schema != "prompts":  # stage 50 reads SFT rows there
+        flags["validation_file" if schema == "style" else "val_file"] = settings.val_file
+    # stages 40 and 50 begin with the merged model of stage 22, unless a model was named here
+    if schema == "sft" or settings.model != Settings.model:
+        flags["model_name_or_path" if schema == "style" else "model"] = settings.model
+    flags["max_length"] = settings.max_length
+    if settings.enable_thinking and schema != "style":
+        flags["enable_thinking"] = True
+    if schema == "sft" and settings.row_style != Settings.row_style:
+        flags["row_style"] = settings.row_style
+    if settings.allow and schema != "style":
+        flags["allow"] = settings.allow
+    return next_command(stage, **flags)
+
+
 def main(settings: Settings) -> None:
     from common.jsonl import write_json
     from common.preflight.checks import check_rows
     from common.preflight.files import CHECKS
-    from common.preflight.finding import Finding
     from common.preflight.tokenizers import check_model_files
 
     check_output_paths(settings.report, settings.preview)
@@ -156,9 +178,10 @@ def main(settings: Settings) -> None:
         settings.max_length,
         settings.enable_thinking,
         more_checks=CHECKS,
+        allow=settings.allow,
     )
-    faults = check_model_files(model, settings.max_length)
-    report.findings += [Finding(level, show_path(model), 0, reason, fix) for level, reason, fix in faults]
+    faults = [found.at(show_path(model), 0) for found in check_model_files(model, settings.max_length)]
+    report.findings += [found for found in faults if found.check not in settings.allow]
     print(f"schema {report.schema}, tokenizer {settings.model}")
     if report.findings:
         print_findings(report)
@@ -173,9 +196,7 @@ def main(settings: Settings) -> None:
     print("\n" + ", ".join(f"{count} {level}s" for level, count in counts.items()))
     if report.errors:
         sys.exit(1)
-    next_stage = {"sft": "20_train_sft", "preference": "40_train_dpo", "prompts": "50_train_grpo"}
-    next_stage["style"] = "31_train_style_classifier"
-    print(f"next: python scripts/{next_stage[report.schema]}.py --task {settings.task}")
+    print(f"next: {following(settings, report.schema)}")
 
 
 if __name__ == "__main__":

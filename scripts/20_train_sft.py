@@ -34,6 +34,8 @@ class Settings:
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
     row_style: RowStyle = "prompt"
     """who renders rows (docs/SFT.md); messages trains every answer of a conversation"""
     packing: bool = False
@@ -105,17 +107,14 @@ class Settings:
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, marks_answers, newest_checkpoint, require_context
-    from common.preflight.checks import check_rows, require_clean
+    from common.preflight.checks import require_clean_files
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
-    report = check_rows(
-        settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
-    )
-    require_clean(report)
+    require_clean_files(settings, tokenizer, "sft", settings.train_file, settings.val_file)
     if settings.row_style == "messages" and not marks_answers(tokenizer):
         raise UserError(
             f"--row-style messages: the chat template of {settings.model} does not mark its answers; "

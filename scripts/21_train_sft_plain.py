@@ -34,6 +34,8 @@ class Settings:
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
     # --- LoRA
     lora_r: int = 64
@@ -133,16 +135,13 @@ def collate(examples: list[dict], pad_token_id: int) -> dict:
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint
-    from common.preflight.checks import check_rows, require_clean
+    from common.preflight.checks import require_clean_files
     from common.runs import begin_run, set_seed
 
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
     # before an earlier run's files are touched
-    report = check_rows(
-        settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length, settings.enable_thinking
-    )
-    require_clean(report)
+    require_clean_files(settings, tokenizer, "sft", settings.train_file, settings.val_file)
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "21_train_sft_plain") as run:
         from functools import partial

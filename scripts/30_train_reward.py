@@ -35,6 +35,8 @@ class Settings:
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a longer pair is left out and counted"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
     center: float = 0.01
     """weight of (score chosen + score rejected)^2; 0 = off"""
 
@@ -119,7 +121,7 @@ def main(settings: Settings) -> None:
         require_whole_weights,
         resolve_dtype,
     )
-    from common.preflight.checks import check_rows, require_clean
+    from common.preflight.checks import require_clean_files
     from common.runs import begin_run, set_seed
 
     require_whole_weights()
@@ -127,10 +129,7 @@ def main(settings: Settings) -> None:
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
-    report = check_rows(
-        settings.train_file, settings.val_file, "preference", tokenizer, settings.max_length, settings.enable_thinking
-    )
-    require_clean(report)
+    require_clean_files(settings, tokenizer, "preference", settings.train_file, settings.val_file)
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "30_train_reward", ignore=("report_to",)

@@ -39,6 +39,8 @@ class Settings:
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a longer prompt is left out and counted"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
     # --- reward
     rewards: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ def main(settings: Settings) -> None:
     from common.generation import render_prompt
     from common.jsonl import read_jsonl, write_json
     from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.preflight.checks import check_rows, require_clean
+    from common.preflight.checks import require_clean_files
     from common.runs import begin_run, set_seed
     from common.training.rewards import load_rewards
     from tasks.base import load_task
@@ -151,8 +153,7 @@ def main(settings: Settings) -> None:
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
-    report = check_rows(settings.train_file, None, "prompts", tokenizer, settings.max_length, settings.enable_thinking)
-    require_clean(report)
+    require_clean_files(settings, tokenizer, "prompts", settings.train_file)
     rewards = load_rewards(settings.rewards, task, settings.dtype, settings.max_length)
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
     rows, room = [], settings.max_length - settings.max_new_tokens

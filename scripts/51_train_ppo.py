@@ -46,6 +46,8 @@ class Settings:
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a prompt without room for max_new_tokens is left out, counted"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
     # --- LoRA
     lora_r: int = 32
@@ -253,7 +255,7 @@ def main(settings: Settings) -> None:
         save_checkpoint,
         share,
     )
-    from common.preflight.checks import check_rows, require_clean
+    from common.preflight.checks import require_clean_files
     from common.runs import begin_run, set_seed
     from common.training.reward_watch import RewardWatch
     from tasks.base import load_task
@@ -261,12 +263,11 @@ def main(settings: Settings) -> None:
     settings = (task := load_task(settings.task)).fill_in(settings)
     model_path = resolve_model(settings.model, settings.task)
     tokenizer = load_tokenizer(model_path)
-    # before an earlier run's files are touched
     if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; fix: a larger one")
     require_context(model_path, settings.max_length)
     for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
-        require_clean(check_rows(file, None, schema, tokenizer, settings.max_length, settings.enable_thinking))
+        require_clean_files(settings, tokenizer, schema, file)
     val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
     watch = RewardWatch(settings.rewards, settings.watch, task, val, settings.dtype, settings.max_length)
     room = settings.max_length - settings.max_new_tokens

@@ -199,8 +199,8 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
-    from common.jsonl import validate_row
     from common.micro_batching import MicroBatcher, TooBusy
+    from common.schemas import validate_row
     from common.training.classifiers import render_conversation
 
     registry = CollectorRegistry()
@@ -310,7 +310,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
         asked = body.prompt if isinstance(body.prompt, str) else [message.model_dump() for message in body.prompt]
         turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         if found := validate_row({"prompt": turns, "meta": {}}, "prompts"):
-            raise HTTPException(422, f"{found[0][0]}; fix: {found[0][1]}")
+            raise HTTPException(422, f"{found[0].reason}; fix: {found[0].fix}")
         try:
             text = render_conversation(opened["reward"][1], turns, body.completion, settings.enable_thinking)
         except Exception:  # a template may raise anything

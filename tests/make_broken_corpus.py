@@ -254,7 +254,7 @@ def write_cases(corpus: Corpus) -> None:
         ("html_tag", f"早晨<br/>{GOOD[2][1]}", "warning", "an HTML tag <br/>"),
         ("escaped_twice", f"早晨。\\n{GOOD[2][1]}", "warning", "an escape written out: \\n"),
         ("placeholder", f"{{{{ name }}}}你好，{GOOD[2][1]}", "warning", "nobody filled in: {{ name }"),
-        ("missing_value", "nan", "error", "the whole text is 'nan'"),
+        ("missing_value", "nan", "warning", "the whole text is 'nan'"),
         ("api_error", "Error code: 429 - rate limit reached", "error", "an error message stored"),
         ("api_error_json", '{"error": {"message": "insufficient_quota"}}', "error", "an error message stored"),
         ("api_error_chinese", "请求过于频繁，请稍后再试。", "error", "an error message stored"),

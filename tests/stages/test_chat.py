@@ -226,10 +226,11 @@ def test_every_fault_is_named_with_its_line_and_a_fix(name, tmp_path, monkeypatc
 def test_what_parquet_can_hold_and_json_cannot_is_named(row, message):
     import datetime
 
-    from tasks.chat.rows import Bad, convert
+    from common.preflight.finding import Refused
+    from tasks.chat.rows import convert
 
     row = {key: datetime.date(2024, 5, 1) if value == "day" else value for key, value in row.items()}
-    with pytest.raises(Bad) as caught:
+    with pytest.raises(Refused) as caught:
         convert(row, 1, ("category",))
     assert message in caught.value.args[0] and caught.value.args[1]
 

@@ -259,14 +259,14 @@ def test_the_schema_is_detected(tmp_path, name, row, schema):
 def test_a_mobile_number_is_found_in_any_width_and_before_a_full_stop(text, found):
     from common.preflight.texts import faults_of_text
 
-    assert any("mobile number" in reason for _, reason, _ in faults_of_text(text, None)) == found
+    assert any(found.check == "mobile-number" for found in faults_of_text(text, None)) == found
 
 
 def test_an_identity_card_number_is_found_in_full_width():
     from common.preflight.texts import faults_of_text
 
     for number in ("11010519491231002X", "１１０１０５１９４９１２３１００２Ｘ"):
-        assert any("identity card" in reason for _, reason, _ in faults_of_text(number, None))
+        assert any(found.check == "identity-card" for found in faults_of_text(number, None))
 
 
 # ------------------------------------------------------------------------------------------------ tokens and max_length
@@ -369,4 +369,4 @@ def test_warnings_are_printed_by_kind_and_do_not_stop(check, capsys):
     require_clean(check([sft()] * 4))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1
-    assert "train.jsonl:2: the same row as line 1 (3 times); fix: keep one of them" in out[0]
+    assert "train.jsonl:2: the same row as line 1 [copy] (3 times); fix: keep one of them" in out[0]

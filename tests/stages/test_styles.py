@@ -193,7 +193,7 @@ def test_an_array_holds_no_row_that_jsonl_would_not(change, message, shipped, tm
     with pytest.raises(DataError) as caught:
         read_rows(path, read_labels(DATA / "labels.json"))
     line = json.dumps([shipped[0]], indent=1).count("\n") + 1
-    assert f"rows.json:{line}: {message}" in str(caught.value) and len(caught.value.problems) == 1
+    assert f"rows.json:{line}: {message}" in str(caught.value) and len(caught.value.findings) == 1
 
 
 def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, tmp_path, capsys):

@@ -9,14 +9,14 @@ from common.jsonl import (
     DataError,
     JsonlAppender,
     count_lines,
-    iter_problems,
     read_json,
     read_jsonl,
+    scan_jsonl,
     sha256_file,
-    validate_row,
     write_json,
     write_jsonl,
 )
+from common.schemas import validate_row
 
 
 def user(text="写一首[五言绝句]"):
@@ -97,7 +97,7 @@ def test_a_faulty_row_is_named_with_a_fix(schema, change, reason):
     row = {key: value for key, value in {**GOOD[schema], **change}.items() if value is not ...}
     found = validate_row(row, schema)
     assert len(found) == 1
-    assert reason in found[0][0] and found[0][1]
+    assert reason in found[0].reason and found[0].fix
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path):
         read_jsonl(path)
     lines = str(caught.value).splitlines()
     assert lines[0] == "50 problems" and lines[-1] == "... and 30 more" and len(lines) == 22
-    assert len(caught.value.problems) == 50
+    assert len(caught.value.findings) == 50
 
 
 def test_crlf_and_empty_lines_are_read_and_reported(tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_crlf_and_empty_lines_are_read_and_reported(tmp_path, capsys):
     assert read_jsonl(path, "sft") == [SFT] * 3
     out = capsys.readouterr().out
     assert "2 lines end in CRLF: read as LF" in out and "1 empty lines" in out
-    assert [problem.level for problem in iter_problems(path, "sft")] == ["notice", "notice"]
+    assert [finding.level for *_, found in scan_jsonl(path, "sft") for finding in found] == ["note", "note"]
 
 
 def test_a_last_line_without_a_line_end_is_a_row(tmp_path):

@@ -2,27 +2,35 @@
 
 Stage 19 prints the whole report; the training stages call the same checks and stop on errors:
 
-    require_clean(check_rows(settings.train_file, settings.val_file, "sft", tokenizer, settings.max_length))
+    require_clean_files(settings, tokenizer, "sft", settings.train_file, settings.val_file)
 
 A new check is one function (Data) -> findings, added to CHECKS of common/preflight/rows.py, or of common/preflight/files.py if it costs
 seconds: those only stage 19 makes. common/preflight/texts.py says what a single text must not hold, common/preflight/tokenizers.py what a
 tokenizer must do.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from common.jsonl import MAX_LINE_BYTES, iter_problems
-from common.preflight.finding import ANSWERS, Check, Data, File, Finding, Length, Report
+from common.jsonl import scan_jsonl
+from common.preflight.data import ANSWERS, Check, Data, File, Length, Report
+from common.preflight.finding import Finding, list_findings
 from common.preflight.rows import CHECKS
 from common.preflight.tokenizers import check_tokenizer
 from common.settings import UserError, show_path
 
-MAX_SHOWN = 20  # errors listed in one message
 CHUNK = 1000  # rows tokenized at once
 FILE_NAMES = {"sft": "sft", "pref": "preference", "prompts": "prompts", "style": "style", "styles": "style"}
+NAMES = re.findall(  # every name that a finding may have, for --allow
+    r"[\w-]+",
+    """broken-off chat-template classes contradiction control-character copy eos-token equal-pair error-message escape
+    exchanged group-leak html-entity html-tag identity-card invisible-character labels language leak line-separator lookalike
+    loop lost-character mail-address meta-keys missing-value mobile-number model-files mojibake near-copy no-word one-answer
+    pad-token placeholder private-use refusal repeats-prompt role-label short-answer special-token surface template-markup
+    thinking too-long unknown-token white-space""",
+)
 
 
 def check_rows(
@@ -32,14 +40,17 @@ def check_rows(
     tokenizer,
     max_length: int,
     enable_thinking: bool = False,
+    allow: Sequence[str] = (),
     more_checks: Sequence[Check] = (),
 ) -> Report:
     """Check the files of one training stage, tokenized as that stage does it.
 
     `schema` is sft, preference, prompts, style, or auto (see detect_schema). A file that is missing or broken is
     a finding like any other; rows with errors are left out of the later checks and of the figures. `more_checks` run after
-    those of CHECKS.
+    those of CHECKS. Findings whose name is in `allow` are left out and counted. Raises UserError for a name that there is not.
     """
+    if unknown := [name for name in allow if name not in NAMES]:
+        raise UserError(f"--allow {' '.join(unknown)}: no such check; fix: one of {', '.join(NAMES)}")
     paths = {"train": Path(train_file)} | ({"val": Path(val_file)} if val_file else {})
     if schema == "auto":
         schema = detect_schema(paths["train"])
@@ -48,36 +59,47 @@ def check_rows(
 
     findings, files = [], []
     for name, path in paths.items():
-        file = File(name, path, rows=[])
+        file = File(name, path)
         findings += read_rows(file, schema)
         files.append(file)
     data = Data(files, schema, tokenizer, max_length, enable_thinking)
     name = show_path(tokenizer.name_or_path or "tokenizer")
     faults = check_tokenizer(tokenizer, talks=schema != "style", enable_thinking=enable_thinking)
-    findings += [Finding(level, name, 0, reason, fix) for level, reason, fix in faults]
+    findings += [found.at(name, 0) for found in faults]
     # Without a chat template nothing can be counted.
     if schema == "style" or tokenizer.chat_template:
         for file in files:
             findings += measure(file, data)
     for check in (*CHECKS, *more_checks):
         findings += check(data)
-    return Report(schema, findings, {file.name: figures(file, data) for file in files}, data.measures)
+    allowed = Counter(found.check for found in findings if found.check in allow)
+    findings = [found for found in findings if found.check not in allow]
+    return Report(schema, findings, {file.name: figures(file, data) for file in files}, data.measures, dict(allowed))
+
+
+def require_clean_files(settings, tokenizer, schema: str, train_file: Path, val_file: Path | None = None) -> None:
+    """Check the files of a training stage with its own settings. Raises UserError listing the errors, if there are any."""
+    limits = settings.max_length, settings.enable_thinking, settings.allow
+    require_clean(check_rows(train_file, val_file, schema, tokenizer, *limits))
 
 
 def require_clean(report: Report) -> None:
     """Print the warnings, one line a kind. Raises UserError listing the errors, if there are any."""
+    for check, count in report.allowed.items():
+        print(f"notice: --allow {check}: {count} findings")
     for group in report.groups():
         if group[0].level == "warning":
-            print(f"warning: {group[0].place}: {group[0].reason} ({len(group)} times); fix: {group[0].fix}")
+            first = group[0]
+            print(f"warning: {first.place}: {first.reason} [{first.check}] ({len(group)} times); fix: {first.fix}")
     errors = report.errors
     if not errors:
         return
-    lines = [f"{error.place}: {error.reason}; fix: {error.fix}" for error in errors[:MAX_SHOWN]]
-    if len(errors) > MAX_SHOWN:
-        lines.append(f"... and {len(errors) - MAX_SHOWN} more")
-    if len(errors) > 1:
-        lines.insert(0, f"{len(errors)} errors in the data (scripts/19_check_data.py shows them by kind)")
-    raise UserError("\n".join(lines))
+    head = (
+        f"{len(errors)} errors in the data (scripts/19_check_data.py shows them by kind)\n" if len(errors) > 1 else ""
+    )
+    names = dict.fromkeys(error.check for error in errors if error.check)
+    tail = f"\nwhere they are as they should be: --allow {' '.join(names)}" if names else ""
+    raise UserError(head + list_findings(errors) + tail)
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -88,7 +110,7 @@ def detect_schema(path: Path) -> str:
     first_word = re.split(r"[_.\-]", path.name)[0]
     if first_word in FILE_NAMES:
         return FILE_NAMES[first_word]
-    return next((found for _, row in _objects(path) if (found := _schema_of(row))), "sft")
+    return next((found for _, row, _ in scan_jsonl(path) if row and (found := _schema_of(row))), "sft")
 
 
 def _schema_of(row: dict) -> str | None:
@@ -103,38 +125,23 @@ def _schema_of(row: dict) -> str | None:
 
 def read_rows(file: File, schema: str) -> list[Finding]:
     """Fill `file.rows` with the rows that fit the schema; everything else becomes a finding with its line."""
-    problems = list(iter_problems(file.path, schema))
-    faulty = {problem.line for problem in problems if problem.level == "error"}
-    objects = list(_objects(file.path))
-    file.rows = [(line, row) for line, row in objects if line not in faulty]
-    findings = [
-        file.finding(problem.level.replace("notice", "note"), problem.line, problem.reason, problem.fix)
-        for problem in problems
-    ]
+    findings, first = [], None
+    for line, row, found in scan_jsonl(file.path, schema):
+        findings += [finding.at(show_path(file.path), line) for finding in found]
+        if row is not None:
+            first = first or (line, row)
+            if not found:
+                file.rows.append((line, row))
     # One sentence above a thousand missing keys: it is another kind of file.
-    if objects and not file.rows:
-        line, row = objects[0]
-        looks_like = _schema_of(row)
+    if first and not file.rows:
+        looks_like = _schema_of(first[1])
         if looks_like not in (schema, None):
-            fix = f"name another file, or set --schema {looks_like}"
-            findings.insert(0, file.finding("error", line, f"these are {looks_like} rows, not {schema} rows", fix))
+            reason, fix = (
+                f"these are {looks_like} rows, not {schema} rows",
+                f"name another file, or set --schema {looks_like}",
+            )
+            findings.insert(0, Finding(show_path(file.path), first[0], reason, fix))
     return findings
-
-
-def _objects(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line, object) of every line that can be read at all; iter_problems names the others."""
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for line, raw in enumerate(file, start=1):
-            if len(raw) > MAX_LINE_BYTES:
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield line, row
 
 
 # ------------------------------------------------------------------------------------------------------- tokenizing
@@ -152,7 +159,7 @@ def measure(file: File, data: Data) -> list[Finding]:
                 sequences += [(line, prompt, whole) for prompt, whole in _sequences(row, data, rendered)]
             except Exception as error:  # a template may raise anything, jinja's own errors or Python's
                 fix = "change the row to what this model's template accepts (some know no system turn)"
-                findings.append(file.finding("error", line, f"the chat template refuses the row: {error}", fix))
+                findings.append(Finding(show_path(file.path), line, f"the chat template refuses the row: {error}", fix))
         texts = list(dict.fromkeys(prompt for _, prompt, _ in sequences))
         prompts = dict(zip(texts, _token_ids(data.tokenizer, texts), strict=True))
         wholes = iter(_token_ids(data.tokenizer, [whole for _, _, whole in sequences if whole is not None]))
@@ -166,10 +173,12 @@ def measure(file: File, data: Data) -> list[Finding]:
             if prompt_length < len(prompt_ids):
                 reason = "prompt + answer starts differently from the prompt alone"
                 fix = "use a chat template that renders the prompt the same way in both"
-                findings.append(file.finding("warning", line, reason, fix))
+                findings.append(file.finding("chat-template", "warning", line, reason, fix))
             if unknown is not None and unknown in ids:
                 reason = f"{ids.count(unknown)} tokens are unknown to the tokenizer ({data.tokenizer.unk_token})"
-                findings.append(file.finding("warning", line, reason, "another tokenizer, or other characters"))
+                findings.append(
+                    file.finding("unknown-token", "warning", line, reason, "another tokenizer, or other characters")
+                )
             eos = data.tokenizer.eos_token_id
             eos_at = next((i for i in range(len(ids) - 1, prompt_length - 1, -1) if ids[i] == eos), None)
             file.lengths.append(Length(line, prompt_length, len(ids), eos_at))

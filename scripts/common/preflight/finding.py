@@ -1,102 +1,48 @@
-"""What the preflight passes around: the files as its checks see them, and what they find."""
+"""What is wrong with an input: the one type for it, from the readers of files to the checks in front of a training run."""
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.settings import show_path
-
 LEVELS = ("error", "warning", "note")
+MAX_SHOWN = 20  # findings listed in one message
 
-# What a row's answers are called. A style row is one text for a classifier: no chat template, no answer.
-ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "prompts": (), "style": ()}
+
+class Refused(ValueError):
+    """Raised where a value is read or converted, before its place is known: (reason, fix)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    level: str  # error: the run would be wasted; warning: look at it; note: good to know
-    file: str  # from the repo's root where it lies there
+    file: Path | str
     line: int  # from 1; 0 = the file as a whole
     reason: str
     fix: str
+    level: str = (
+        "error"  # error: the file cannot be used, or the run would be wasted; warning: look at it; note: good to know
+    )
+    check: str = ""  # --allow CHECK switches it off; without a name it is not a matter of taste
 
     @property
     def place(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
+        return f"{self.file}:{self.line}" if self.line else str(self.file)
+
+    def __str__(self) -> str:
+        name = f" [{self.check}]" if self.check else ""
+        return f"{self.place}: {self.reason}{name}; fix: {self.fix}"
+
+    def at(self, file: Path | str, line: int, what: str = "") -> "Finding":
+        """The same finding with its place; what: the part of the row, before the reason."""
+        return replace(self, file=file, line=line, reason=f"{what}: {self.reason}" if what else self.reason)
 
 
-@dataclass
-class Report:
-    schema: str
-    findings: list[Finding]
-    figures: dict  # "train" and "val" -> rows, tokens, share_truncated, share_losing_eos, rows_without_trained_token
-    measures: dict = field(
-        default_factory=dict
-    )  # name -> figure of all files together, e.g. what length tells of a pair
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == "error"]
-
-    def groups(self) -> list[list[Finding]]:
-        """Findings of one kind together, errors first; numbers in the reason do not tell two kinds apart."""
-        groups: dict[tuple, list[Finding]] = {}
-        for finding in self.findings:
-            key = (LEVELS.index(finding.level), finding.file, re.sub(r"\d+", "#", finding.reason))
-            groups.setdefault(key, []).append(finding)
-        return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
-
-    def as_dict(self) -> dict:
-        counts = {level: sum(finding.level == level for finding in self.findings) for level in LEVELS}
-        findings = [asdict(finding) for finding in self.findings]
-        return {
-            "schema": self.schema,
-            "counts": counts,
-            "figures": self.figures,
-            "measures": self.measures,
-            "findings": findings,
-        }
+def fault(reason: str, fix: str, level: str = "error", check: str = "") -> Finding:
+    """A finding whose place the caller knows: see Finding.at."""
+    return Finding("", 0, reason, fix, level, check)
 
 
-@dataclass(frozen=True)
-class Length:
-    """Token counts of one sequence that training would see: a prompt with one answer."""
-
-    line: int
-    prompt: int  # tokens with no loss, the header of the assistant's turn included
-    total: int
-    eos_at: int | None  # index of the last eos; None without an answer, or where the template writes none
-
-    def loses_eos(self, limit: int) -> bool:
-        return self.eos_at is not None and self.eos_at >= limit
-
-    def truncated(self, limit: int) -> bool:
-        """Tokens of the text itself are lost, not just eos or the line end behind it."""
-        return (self.total if self.eos_at is None else self.eos_at) > limit
-
-
-@dataclass
-class File:
-    """A file as the checks see it: the rows that passed their schema, and how long they are."""
-
-    name: str  # train or val
-    path: Path
-    rows: list[tuple[int, dict]]  # (line, row)
-    lengths: list[Length] = field(default_factory=list)
-
-    def finding(self, level: str, line: int, reason: str, fix: str) -> Finding:
-        return Finding(level, show_path(self.path), line, reason, fix)
-
-
-@dataclass
-class Data:
-    files: list[File]  # train, then val if there is one
-    schema: str
-    tokenizer: object
-    max_length: int  # tokens
-    enable_thinking: bool = False
-    measures: dict = field(default_factory=dict)  # further figures, filled by checks
-
-
-Check = Callable[[Data], Iterable[Finding]]
+def list_findings(findings: list[Finding]) -> str:
+    """The first ones, a line each, and how many more there are."""
+    lines = [str(finding) for finding in findings[:MAX_SHOWN]]
+    if len(findings) > MAX_SHOWN:
+        lines.append(f"... and {len(findings) - MAX_SHOWN} more")
+    return "\n".join(lines)

@@ -5,12 +5,14 @@ Each is a function (Data) -> findings, named in CHECKS. Those that cost seconds 
 
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 
-from common.preflight.finding import ANSWERS, Check, Data, File, Finding
+from common.comparing import comparable
+from common.preflight.data import ANSWERS, Check, Data, File
+from common.preflight.finding import Finding
 from common.preflight.texts import faults_of_answer, faults_of_text, faults_of_thinking, special_tokens
+from common.settings import show_path
 
 MAX_CUT_SHARE = 0.01  # up to this share of cut answers is a warning, more is an error
 CHANCE_LENGTH = 20  # characters; a shorter answer may stand in train and val by chance
@@ -27,9 +29,9 @@ def check_texts(data: Data) -> Iterator[Finding]:
     for file in data.files:
         seen: dict[str, list] = {}  # many rows share a prompt
         for line, row in file.rows:
+            place = show_path(file.path), line
             if data.schema == "style":
-                for level, reason, fix in faults_of_text(row["input"], special):
-                    yield file.finding(level, line, f"input: {reason}", fix)
+                yield from (found.at(*place, "input") for found in faults_of_text(row["input"], special))
                 continue
             for key in ("prompt", *ANSWERS[data.schema]):
                 for turn in row[key]:
@@ -39,10 +41,10 @@ def check_texts(data: Data) -> Iterator[Finding]:
                             seen[text] = list(faults_of_text(text, special))
                         faults = seen[text]
                     else:
-                        faults = [*faults_of_text(text, special), *faults_of_answer(text, wanted=key != "rejected")]
+                        faults = [*faults_of_text(text, special)]
+                        faults += faults_of_answer(text, key != "rejected", row["prompt"][-1]["content"])
                         faults += faults_of_thinking(text, data.enable_thinking, opened)
-                    for level, reason, fix in faults:
-                        yield file.finding(level, line, f"{key}: {reason}", fix)
+                    yield from (found.at(*place, key) for found in faults)
 
 
 def check_thinking(data: Data) -> Iterator[Finding]:
@@ -53,12 +55,12 @@ def check_thinking(data: Data) -> Iterator[Finding]:
         for line, row in file.rows if data.schema in ("sft", "preference") else ():
             if any("</think>" in turn["content"] for turn in row["prompt"]):
                 fix = "take it out: what is left of it differs between templates"
-                yield file.finding("warning", line, "prompt: a thinking block in an earlier turn", fix)
+                yield file.finding("thinking", "warning", line, "prompt: a thinking block in an earlier turn", fix)
             (thinks if "</think>" in row[ANSWERS[data.schema][0]][-1]["content"] else silent).append(line)
         if data.enable_thinking and thinks and silent:
             few, what = (thinks, "an answer with") if len(thinks) < len(silent) else (silent, "an answer without")
             reason = f"{what} a thinking block, where most are the other way ({len(few)} of {len(file.rows)})"
-            yield file.finding("warning", few[0], reason, "let all think, or none")
+            yield file.finding("thinking", "warning", few[0], reason, "let all think, or none")
 
 
 def check_meta(data: Data) -> Iterator[Finding]:
@@ -72,7 +74,9 @@ def check_meta(data: Data) -> Iterator[Finding]:
         for line, row in file.rows:
             if differing := sorted(usual ^ set(row.get(key, {}))):
                 reason = f"{key} has other keys than most rows: {', '.join(differing)}"
-                yield file.finding("warning", line, reason, "write every key in every row, null where there is none")
+                yield file.finding(
+                    "meta-keys", "warning", line, reason, "write every key in every row, null where there is none"
+                )
 
 
 def check_labels(data: Data) -> Iterator[Finding]:
@@ -86,17 +90,17 @@ def check_labels(data: Data) -> Iterator[Finding]:
         for line, row in file.rows:
             label, name = row["label"], row["label_english"]
             if label != label.strip() or name != name.strip():
-                yield file.finding("error", line, f"white space around the label {label!r}", "label.strip()")
+                yield file.finding("labels", "error", line, f"white space around the label {label!r}", "label.strip()")
                 continue
             for table, one, other in ((english, label, name), (chinese, name, label)):
                 known, where = table.setdefault(one, (other, line))
                 if known != other:
                     reason = f"the label {one} is called {other} here and {known} at line {where}"
-                    yield file.finding("error", line, reason, "one English name for each label")
+                    yield file.finding("labels", "error", line, reason, "one English name for each label")
             known, place, where = texts.setdefault(row["input"].strip(), (label, file.name, line))
             if known != label:
                 reason = f"the same text is labelled {label} here and {known} at {place} line {where}"
-                yield file.finding("error", line, reason, "keep one of the two")
+                yield file.finding("labels", "error", line, reason, "keep one of the two")
 
 
 def check_pairs(data: Data) -> Iterator[Finding]:
@@ -109,15 +113,19 @@ def check_pairs(data: Data) -> Iterator[Finding]:
             asked, chosen, rejected = (_joined(row[key]) for key in ("prompt", "chosen", "rejected"))
             if earlier := seen.get((asked, rejected, chosen)):
                 reason = f"the pair of line {earlier} the other way round"
-                yield file.finding("error", line, reason, "leave out the wrong one, or both")
+                yield file.finding("contradiction", "error", line, reason, "leave out the wrong one, or both")
             seen.setdefault((asked, chosen, rejected), line)
             good, bad = bare(row["chosen"]), bare(row["rejected"])
             if good == bad:
                 reason = "chosen and rejected differ in punctuation, spaces or width only"
-                yield file.finding("warning", line, reason, "fine if that is to be learnt; else leave the pair out")
+                yield file.finding(
+                    "equal-pair", "warning", line, reason, "fine if that is to be learnt; else leave the pair out"
+                )
             elif len(good) >= NEARLY_EQUAL_FROM and (changed := _changed(good, bad)):
                 reason = f"chosen and rejected are nearly equal: {changed} of {len(good)} characters differ"
-                yield file.finding("note", line, reason, "fine if that is to be learnt; else leave the pair out")
+                yield file.finding(
+                    "equal-pair", "note", line, reason, "fine if that is to be learnt; else leave the pair out"
+                )
 
 
 def _changed(good: str, bad: str) -> int:
@@ -145,7 +153,7 @@ def check_duplicates(data: Data) -> Iterator[Finding]:
             if earlier != line:
                 if data.schema == "style" and row["label"] != labels[earlier]:
                     continue  # check_labels names it
-                yield file.finding(level, line, f"the same {what} as line {earlier}", "keep one of them")
+                yield file.finding("copy", level, line, f"the same {what} as line {earlier}", "keep one of them")
 
 
 def check_overlap(data: Data) -> Iterator[Finding]:
@@ -154,7 +162,7 @@ def check_overlap(data: Data) -> Iterator[Finding]:
         return
     train, val = data.files
     if train.path.is_file() and val.path.is_file() and train.path.samefile(val.path):
-        yield val.finding("error", 0, "train and val are one file", "name another --val-file, or None")
+        yield val.finding("leak", "error", 0, "train and val are one file", "name another --val-file, or None")
         return
     yield from _shared_groups(train, val, data.schema)
     whole: dict[str, int] = {}
@@ -170,16 +178,16 @@ def check_overlap(data: Data) -> Iterator[Finding]:
         if earlier := whole.get(_identity(row, data.schema)):
             if data.schema == "prompts":
                 fix = "fine where the texts are held out"
-                yield val.finding("note", line, f"the same prompt as train line {earlier}", fix)
+                yield val.finding("leak", "note", line, f"the same prompt as train line {earlier}", fix)
             else:
                 fix = "leave it out of one of the two files; split by content"
-                yield val.finding("error", line, f"the same row as train line {earlier}", fix)
+                yield val.finding("leak", "error", line, f"the same row as train line {earlier}", fix)
         elif (earlier := answers.get(text)) and len(text) >= CHANCE_LENGTH:
             fix = "leave it out of one of the two files; split by the answer's text"
-            yield val.finding("error", line, f"the same answer as train line {earlier}", fix)
+            yield val.finding("leak", "error", line, f"the same answer as train line {earlier}", fix)
         elif earlier:
             fix = "may be chance; if not, split by the answer's text"
-            yield val.finding("warning", line, f"the same short answer as train line {earlier}", fix)
+            yield val.finding("short-answer", "warning", line, f"the same short answer as train line {earlier}", fix)
 
 
 def _shared_groups(train: File, val: File, schema: str) -> Iterator[Finding]:
@@ -192,7 +200,7 @@ def _shared_groups(train: File, val: File, schema: str) -> Iterator[Finding]:
         for line, row in val.rows:
             if isinstance(group := row.get(name, {}).get(key), str | int) and group in groups:
                 reason = f"the {key} {group} stands at train line {groups[group]} too"
-                yield val.finding("error", line, reason, f"split by {key}: a group lies on one side")
+                yield val.finding("group-leak", "error", line, reason, f"split by {key}: a group lies on one side")
 
 
 def check_lengths(data: Data) -> Iterator[Finding]:
@@ -207,14 +215,18 @@ def check_lengths(data: Data) -> Iterator[Finding]:
         for length in file.lengths:
             if data.schema == "style":
                 if length.total > limit:
-                    yield file.finding("warning", length.line, f"the text is cut at {limit} tokens", fix)
+                    yield file.finding("too-long", "warning", length.line, f"the text is cut at {limit} tokens", fix)
             elif length.prompt >= limit:
                 what = "no token is trained" if ANSWERS[data.schema] else "no room for an answer"
-                yield file.finding("error", length.line, f"the prompt fills max_length ({limit} tokens): {what}", fix)
+                yield file.finding(
+                    "too-long", "error", length.line, f"the prompt fills max_length ({limit} tokens): {what}", fix
+                )
             elif length.truncated(limit):
-                yield file.finding(level, length.line, f"the answer is cut at {limit} tokens and loses its eos", fix)
+                yield file.finding(
+                    "too-long", level, length.line, f"the answer is cut at {limit} tokens and loses its eos", fix
+                )
             elif length.loses_eos(limit):
-                yield file.finding(level, length.line, f"the answer loses its eos at {limit} tokens", fix)
+                yield file.finding("too-long", level, length.line, f"the answer loses its eos at {limit} tokens", fix)
 
 
 def check_answers(data: Data) -> Iterator[Finding]:
@@ -224,7 +236,7 @@ def check_answers(data: Data) -> Iterator[Finding]:
             for key in ANSWERS[data.schema]:
                 if row[key][-1]["content"].strip() == row["prompt"][-1]["content"].strip():
                     fix = "write an answer, or leave the row out"
-                    yield file.finding("warning", line, f"{key} repeats the prompt", fix)
+                    yield file.finding("repeats-prompt", "warning", line, f"{key} repeats the prompt", fix)
         if data.schema != "sft":
             continue
         prompts: dict[str, set[str]] = {}  # answer -> what it answers
@@ -237,7 +249,11 @@ def check_answers(data: Data) -> Iterator[Finding]:
             if len(asked) >= max(MANY_PROMPTS, MANY_SHARE * len(file.rows)):
                 reason = f"the same answer to {len(asked)} prompts: {answer[:20]}"
                 yield file.finding(
-                    "warning", first[answer], reason, "keep a few of them: a model learns to say little else"
+                    "one-answer",
+                    "warning",
+                    first[answer],
+                    reason,
+                    "keep a few of them: a model learns to say little else",
                 )
 
 
@@ -263,11 +279,9 @@ def _identity(row: dict, schema: str) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
 
-def bare(turns: list[dict] | str) -> str:
-    """A text without punctuation, spaces, width and case, so that those do not hide a copy."""
-    text = turns if isinstance(turns, str) else "".join(turn["content"] for turn in turns)
-    text = unicodedata.normalize("NFKC", text).lower()
-    return re.sub(r"[\W_]+", "", text) or text.strip()
+def bare(turns: list[dict]) -> str:
+    """The texts of some turns as they are compared: without punctuation and spaces."""
+    return comparable("\n".join(turn["content"] for turn in turns))
 
 
 def _joined(turns: list[dict]) -> str:

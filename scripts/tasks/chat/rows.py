@@ -5,21 +5,28 @@ ShareGPT (conversations of from/value), pairs (chosen/rejected with a prompt, or
 prompts alone. Files: JSON arrays, JSONL, CSV, TSV, parquet.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
 import json
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.jsonl import BOM, CONTROL, MAX_LINE_BYTES, SURROGATE, Problem, iter_problems, validate_row
+from common.comparing import comparable, split_key
+from common.jsonl import (
+    BOM,
+    MAX_LINE_BYTES,
+    DataError,
+    decode_text,
+    read_array,
+    refuse_characters,
+    scan_jsonl,
+    unreadable,
+)
+from common.preflight.finding import Finding, Refused
 from common.preflight.rows import CHANCE_LENGTH
-from common.preflight.texts import texts_of
+from common.schemas import validate_row
 from tasks import chat
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
@@ -30,11 +37,42 @@ TURNS = ("prompt", "completion", "chosen", "rejected")
 COLUMNS = (("chosen", "rejected"), ("instruction", "input", "output"), ("prompt", "completion"), ("messages",),
            ("conversations",))  # fmt: skip  # by format; a pair takes its prompt from any
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
-SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file name -> schema of common.jsonl
+SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file name -> schema of common/schemas.py
+OTHER_FILES = (".xlsx", ".xls", ".txt", ".docx")
 
-
-class Bad(ValueError):
-    """Raised inside the conversion: (reason, fix)."""
+# Columns that judge the answer of a row, and what they hold where it is bad or good.
+LABELS = ("label", "kto_tag", "kto_label", "rating", "thumbs", "thumbs_up", "feedback", "is_good")
+BAD = {
+    "false",
+    "0",
+    "-1",
+    "bad",
+    "no",
+    "down",
+    "thumbs_down",
+    "dislike",
+    "undesirable",
+    "rejected",
+    "negative",
+    "👎",
+    "差",
+    "坏",
+}
+GOOD = {"true", "1", "good", "yes", "up", "thumbs_up", "like", "desirable", "chosen", "positive", "👍", "好"}
+# Keys of a message that change what is trained, and that no row of this project can hold.
+CARRIED = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "images",
+    "audio",
+    "videos",
+)
+WEIGHTS = ("weight", "loss", "train", "loss_weight")  # 0 or false: the turn is not to be trained
+TURN_KEYS = ("role", "content", "from", "value", *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -43,56 +81,47 @@ class Converted:
     format: str  # alpaca, prompt/completion, messages, sharegpt, pairs, pairs (implicit prompt), prompt
     row: dict  # in the repo's format, meta included
     line: int
-    unused: tuple[str, ...]  # columns that the format does not know
+    unused: tuple[str, ...]  # columns, and keys of messages, that the format does not know
+
+
+Rows = tuple[
+    list[tuple[int, dict]], list[Finding]
+]  # (line, object) of what can be read, and what is wrong with the rest
 
 
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
-    """(line, object) of every row that can be read, and what is wrong with the others. Parquet counts rows instead of lines."""
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        return [], [Problem(path, 0, what, "name a .json, .jsonl, .csv, .tsv or .parquet file")]
+def read_rows(path: Path) -> Rows:
+    """The rows of a file, whatever it is. Parquet counts rows instead of lines."""
+    if path.suffix in OTHER_FILES and path.is_file():
+        return [], [Finding(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
+    if problem := unreadable(path):
+        return [], [problem]
     if path.suffix == ".parquet":
         return _parquet(path)
-    if path.suffix in (".xlsx", ".xls", ".txt", ".docx", ".zip", ".gz"):
-        return [], [Problem(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
-    raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        fix = f"iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
-        return [], [Problem(path, 1, "the file is UTF-16, not UTF-8", fix)]
-    is_table = path.suffix in (".csv", ".tsv")
-    start = raw.removeprefix(BOM).lstrip()[:1]
-    if not is_table and start != b"[":
-        if start == b"{" and path.suffix == ".json" and (problem := _one_object(path, raw)):
-            return [], [problem]
-        return _lines(path)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        return [], [Problem(path, line, *_encoding(raw, path))]
-    return _table(path, text) if is_table else _array(path, text)
+    if path.suffix in (".csv", ".tsv"):
+        try:
+            return _table(path, decode_text(path, path.read_bytes()))
+        except DataError as error:
+            return [], error.findings
+    with open(path, "rb") as file:
+        start = file.read(1 << 16).removeprefix(BOM).lstrip()[:1]
+    if start == b"[":
+        return read_array(path)
+    if start == b"{" and path.suffix == ".json" and (problem := _one_object(path)):
+        return [], [problem]
+    rows, problems = [], []
+    for line, row, findings in scan_jsonl(path):
+        problems += [finding for finding in findings if finding.level == "error"]
+        if row is not None:
+            rows.append((line, row))
+    return rows, problems
 
 
-def _encoding(raw: bytes, path: Path) -> tuple[str, str]:
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return "not UTF-8", "save the file as UTF-8"
-    return "not UTF-8, probably gbk", f"iconv -f GB18030 -t UTF-8 {path.name} > new{path.suffix}"
-
-
-def _lines(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
-    problems = [problem for problem in iter_problems(path) if problem.level == "error"]
-    faulty = {problem.line for problem in problems}
-    lines = path.read_bytes().split(b"\n") if 0 not in faulty else []
-    return [(n, json.loads(raw)) for n, raw in enumerate(lines, 1) if n not in faulty and raw.strip()], problems
-
-
-def _one_object(path: Path, raw: bytes) -> Problem | None:
+def _one_object(path: Path) -> Finding | None:
     """A file that is one object over several lines is no list of rows."""
+    raw = path.read_bytes()
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -105,71 +134,10 @@ def _one_object(path: Path, raw: bytes) -> Problem | None:
     if not lists and b"\n" not in raw.strip():
         return None  # JSONL with a single row
     where = f"save the list under {lists[0]!r} as a file of its own" if lists else "write [{...}, ...]"
-    return Problem(path, 1, f"one object (keys: {', '.join(value)}), not a list of rows", where)
+    return Finding(path, 1, f"one object (keys: {', '.join(value)}), not a list of rows", where)
 
 
-def _array(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]]:
-    """The objects of a JSON array, each with the line on which it begins."""
-    faults: list[tuple[str, str]] = []
-
-    def pairs(items: list[tuple]) -> dict:
-        if len(dict(items)) < len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            faults.append((f"the key {twice!r} stands twice in one object", "keep one value"))
-        return dict(items)
-
-    def constant(name: str) -> None:
-        faults.append((f"{name} is not JSON", "write null, or leave the row out"))
-
-    def finite(digits: str) -> float:
-        if math.isinf(float(digits)):
-            faults.append((f"the number {digits[:20]} is too large", "write null, or leave the row out"))
-        return float(digits)
-
-    def integer(digits: str) -> int:
-        if len(digits) > 100:
-            faults.append((f"a number of {len(digits)} digits", "write it as a string"))
-            return 0
-        return int(digits)
-
-    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant, parse_float=finite, parse_int=integer)
-    blank = re.compile(r"\s*")
-    rows, problems = [], []
-    place = blank.match(text, text.index("[") + 1).end()
-    line, counted = 1, 0
-    while text[place : place + 1] != "]" or rows or problems:
-        line, counted = line + text.count("\n", counted, place), place
-        faults.clear()
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:  # where the row ends is not known: the rest cannot be read
-            fix = "one array of objects, as json.dump(rows, file, ensure_ascii=False) writes it"
-            return rows, [
-                *problems,
-                Problem(path, error.lineno, f"broken JSON at column {error.colno}: {error.msg}", fix),
-            ]
-        except RecursionError:
-            return rows, [*problems, Problem(path, line, "brackets nested too deeply", "write flat rows")]
-        if faults:
-            problems.append(Problem(path, line, *faults[0]))
-        elif not isinstance(value, dict):
-            problems.append(Problem(path, line, f"the row is {json.dumps(value)[:30]}, not an object", "write {...}"))
-        else:
-            rows.append((line, value))
-        place = blank.match(text, place).end()
-        if text[place : place + 1] != ",":
-            break
-        place = blank.match(text, place + 1).end()
-    end = line + text.count("\n", counted, place)
-    if text[place : place + 1] != "]":
-        problems.append(Problem(path, end, "no comma or ] behind a row", "write the array again"))
-    elif text[place + 1 :].strip():
-        problems.append(Problem(path, end, "text behind the end of the array", "one array a file"))
-    return rows, problems
-
-
-def _table(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]]:
+def _table(path: Path, text: str) -> Rows:
     """Rows of a CSV or TSV file with a header, each with the line on which it begins. An empty cell is an empty text."""
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if path.suffix == ".tsv" else ","
@@ -184,25 +152,25 @@ def _table(path: Path, text: str) -> tuple[list[tuple[int, dict]], list[Problem]
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header) or "" in header:
                     fix = "one name for every column"
-                    return [], [Problem(path, start, "a column has no name, or two have the same", fix)]
+                    return [], [Finding(path, start, "a column has no name, or two have the same", fix)]
                 if len(header) == 1 and re.search("[;\t，]", header[0]):
                     fix = "save it with commas, or as .tsv with tabs"
                     return [], [
-                        Problem(path, start, f"one column {header[0]!r}: other separators than {delimiter!r}", fix)
+                        Finding(path, start, f"one column {header[0]!r}: other separators than {delimiter!r}", fix)
                     ]
                 continue
             if len(cells) != len(header):
                 fix = 'put texts that hold separators or line ends into "..."'
-                problems.append(Problem(path, start, f"{len(cells)} cells under {len(header)} columns", fix))
+                problems.append(Finding(path, start, f"{len(cells)} cells under {len(header)} columns", fix))
                 continue
             row = dict(zip(header, cells, strict=True))
             try:
                 rows.append((start, row | {key: _cell(key, row[key]) for key in NESTED if key in row}))
             except (ValueError, RecursionError):
                 fix = 'write [{"role": "user", "content": "..."}, ...]'
-                problems.append(Problem(path, start, "a cell that should hold a list is not JSON", fix))
+                problems.append(Finding(path, start, "a cell that should hold a list is not JSON", fix))
     except csv.Error as error:
-        problems.append(Problem(path, line, f"broken table: {error}", 'a quote in a text is written ""'))
+        problems.append(Finding(path, line, f"broken table: {error}", 'a quote in a text is written ""'))
     return rows, problems
 
 
@@ -239,14 +207,14 @@ def _is_string_array(cell: str) -> bool:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-def _parquet(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
+def _parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        return [], [Problem(path, 0, f"not a readable parquet file ({str(error)[:80]})", "write it again")]
+        return [], [Finding(path, 0, f"not a readable parquet file ({str(error)[:80]})", "write it again")]
     return list(enumerate(rows, start=1)), []
 
 
@@ -254,7 +222,7 @@ def _parquet(path: Path) -> tuple[list[tuple[int, dict]], list[Problem]]:
 
 
 def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
-    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Bad(reason, fix)."""
+    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Refused(reason, fix)."""
     given = {key: value for key, value in row.items() if value is not None}
     if "chosen" in given or "rejected" in given:
         kind, name, used, parts = "pref", *_pair(given)
@@ -276,17 +244,40 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
     else:
         columns = ", ".join(map(str, row)) or "none"
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
-        raise Bad(f"no format is known by the columns {columns}", fix)
+        raise Refused(f"no format is known by the columns {columns}", fix)
 
+    if kind == "sft" and (label := judge(given)):
+        used = used | {label}
     meta = given.get("meta", {})
     if not isinstance(meta, dict):
-        raise Bad("meta is not an object", "write an object, or rename the column")
+        raise Refused("meta is not an object", "write an object, or rename the column")
     meta = {"id": _hash(parts)} | meta | {key: row.get(key) for key in keep if key in row}
     parts["meta"] = meta
-    for reason, fix in validate_row(parts, SCHEMAS[kind]) or _unreadable(parts):
-        raise Bad(reason, fix)
-    unused = tuple(key for key in given if key not in used and key not in keep and key != "meta")
-    return Converted(kind, name, parts, line, unused)
+    for found in validate_row(parts, SCHEMAS[kind]):
+        raise Refused(found.reason, found.fix)
+    _refuse_unreadable(parts)
+    unused = [key for key in given if key not in used and key not in keep and key != "meta"]
+    for key in LISTS:  # keys of messages too
+        turns = given.get(key) if isinstance(given.get(key), list) else []
+        unused += dict.fromkeys(
+            f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
+        )
+    return Converted(kind, name, parts, line, tuple(unused))
+
+
+def judge(given: dict) -> str | None:
+    """The column that calls the answer of a row good. Raises Refused where one calls it bad: such an answer is not to be learnt."""
+    for key in LABELS:
+        word = str(given.get(key, "")).strip().lower()
+        if word in BAD:
+            what = f"{key} is {given[key]!r}: the answer is marked as a bad one, not to be learnt"
+            raise Refused(
+                what,
+                "--skip-bad leaves such rows out and counts them; or pair them with good answers (chosen, rejected)",
+            )
+        if word in GOOD:
+            return key
+    return None
 
 
 def turns_of(value, key: str) -> list[dict]:
@@ -297,20 +288,29 @@ def turns_of(value, key: str) -> list[dict]:
         value = [value]
     if not isinstance(value, list):
         what = f"{key} is {json.dumps(value, default=str)[:30]}, not a text or a list of turns"
-        raise Bad(what, "write a text, or a list of turns")
+        raise Refused(what, "write a text, or a list of turns")
     turns = []
     for number, turn in enumerate(value):
         place = f"{key}[{number}]"
         if not isinstance(turn, dict):
-            raise Bad(f"{place} is not an object", 'write {"role": ..., "content": ...}')
+            raise Refused(f"{place} is not an object", 'write {"role": ..., "content": ...}')
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if lost := [name for name in CARRIED if turn.get(name)]:
+            raise Refused(
+                f"{place} holds {', '.join(lost)}, which is not trained here",
+                "leave the row out, or take the key out of it",
+            )
         if not isinstance(role, str) or role not in ROLES:
             what = "has no role" if role is None else f"has the unknown role {role!r}"
-            raise Bad(f"{place} {what}", f"use one of {', '.join(ROLES)}; calls of tools are not trained here")
+            raise Refused(f"{place} {what}", f"use one of {', '.join(ROLES)}; calls of tools are not trained here")
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
-            raise Bad(f"{place} has no text", "write the text as a string")
+            raise Refused(f"{place} has no text", "write the text as a string")
+        off = next((name for name in WEIGHTS if str(turn.get(name)).lower() in ("0", "0.0", "false")), None)
+        if off and ROLES[role] == "assistant":
+            what = f"{place} has {off} {turn[off]!r}: no single turn can be left untrained here"
+            raise Refused(what, "end the row before that turn, or leave the row out")
         turns.append({"role": ROLES[role], "content": content})
     return turns
 
@@ -320,12 +320,12 @@ def _pair(given: dict) -> tuple[str, set[str], dict]:
     key = next((key for key in ("prompt", "instruction", "messages", "conversations") if key in given), None)
     if key is None:
         if isinstance(chosen, str) or isinstance(rejected, str):
-            raise Bad("a pair of texts without a prompt", "add the column prompt, or write whole conversations")
+            raise Refused("a pair of texts without a prompt", "add the column prompt, or write whole conversations")
         sides = [turns_of(chosen, "chosen"), turns_of(rejected, "rejected")]
         shared = next((i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)))
         if not 0 < shared < min(map(len, sides)):
             what = "chosen and rejected are equal" if sides[0] == sides[1] else "chosen and rejected share no beginning"
-            raise Bad(what, "begin both with the same question, or add the column prompt")
+            raise Refused(what, "begin both with the same question, or add the column prompt")
         parts = {"prompt": sides[0][:shared], "chosen": sides[0][shared:], "rejected": sides[1][shared:]}
         return "pairs (implicit prompt)", {"chosen", "rejected"}, parts
     prompt = _alpaca(given) if key == "instruction" else _system(given) + turns_of(given[key], key)
@@ -340,13 +340,13 @@ def _pair(given: dict) -> tuple[str, set[str], dict]:
 def _alpaca(given: dict) -> list[dict]:
     for key in ("instruction", "input", "system"):
         if not isinstance(given.get(key, ""), str):
-            raise Bad(f"{key} is {json.dumps(given[key], default=str)[:30]}, not a text", "write a text")
+            raise Refused(f"{key} is {json.dumps(given[key], default=str)[:30]}, not a text", "write a text")
     history = given.get("history") or []
     is_pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in history
     )
     if not is_pairs:
-        raise Bad("history is not a list of [question, answer]", 'write [["...", "..."], ...], oldest first')
+        raise Refused("history is not a list of [question, answer]", 'write [["...", "..."], ...], oldest first')
     _needed(given, "instruction")
     return chat.messages(given)
 
@@ -358,43 +358,40 @@ def _answer(value, key: str) -> list[dict]:
 def _answered(turns: list[dict], key: str) -> dict:
     if not turns or turns[-1]["role"] != "assistant":
         what = f"the last turn of {key} is {turns[-1]['role']}, not assistant" if turns else f"{key} has no turns"
-        raise Bad(what, "end it with the answer; prompts for RL stand under the name prompt")
+        raise Refused(what, "end it with the answer; prompts for RL stand under the name prompt")
     return {"prompt": turns[:-1], "completion": turns[-1:]}
 
 
 def _system(given: dict) -> list[dict]:
     system = given.get("system", "")
     if not isinstance(system, str):
-        raise Bad("system is not a text", "write a text")
+        raise Refused("system is not a text", "write a text")
     return [{"role": "system", "content": system}] if system else []
 
 
 def _needed(given: dict, key: str):
     if key not in given:
-        raise Bad(f"{key} is missing", "add it, or leave the row out; prompts for RL stand under the name prompt")
+        raise Refused(f"{key} is missing", "add it, or leave the row out; prompts for RL stand under the name prompt")
     return given[key]
 
 
-def _unreadable(parts: dict) -> Iterator[tuple[str, str]]:
-    """What JSONL cannot hold, or a reader of it refuses."""
+def _refuse_unreadable(parts: dict) -> None:
+    """What JSONL cannot hold, or a reader of it refuses. Raises Refused."""
     for key, value in parts["meta"].items():
         try:
             json.dumps([key, value], ensure_ascii=False, allow_nan=False).encode("utf-8")
         except (TypeError, ValueError, RecursionError) as error:  # a date, NaN, half a surrogate pair
             fix = "write a text, a number or null, or leave it out of meta and --keep"
-            yield f"{key} in meta is nothing that JSON can hold ({str(error)[:60]})", fix
-        if found := next(filter(None, map(CONTROL.search, texts_of([key, value]))), None):
-            yield f"control character U+{ord(found[0]):04X} in {key} in meta", "delete it"
-    for key in TURNS:
-        for turn in parts.get(key, ()):
-            if SURROGATE.search(turn["content"]):
-                yield f"half of a surrogate pair in {key}", "write the whole character, in UTF-8"
-            if found := CONTROL.search(turn["content"]):
-                yield f"control character U+{ord(found[0]):04X} in {key}", "delete it"
+            raise Refused(f"{key} in meta is nothing that JSON can hold ({str(error)[:60]})", fix) from None
+    for key, value in [*((f"{key} in meta", [key, value]) for key, value in parts["meta"].items()), *parts.items()]:
+        try:
+            refuse_characters(value if key != "meta" else None)
+        except Refused as refused:
+            raise Refused(f"{refused.args[0]} in {key}", refused.args[1]) from None
     size = len(json.dumps(parts, ensure_ascii=False).encode("utf-8"))
     if size >= MAX_LINE_BYTES:
         what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
-        yield what, "leave out rows as long as this one"
+        raise Refused(what, "leave out rows as long as this one")
 
 
 def _hash(parts: dict) -> str:
@@ -405,19 +402,15 @@ def _hash(parts: dict) -> str:
 # ------------------------------------------------------------------------------------------------------- splitting
 
 
-def bare(text: str) -> str:
-    """A text without punctuation and spaces, so that those do not hide a copy."""
-    return re.sub(r"[\W_]+", "", text).lower() or text.strip()
-
-
 def question_key(row: dict) -> str:
     """What decides the split: the first question, so that a conversation and its beginning never stand in two splits."""
-    return next((bare(turn["content"]) for turn in row["prompt"] if turn["role"] == "user"), "")
+    question = next((turn["content"] for turn in row["prompt"] if turn["role"] == "user"), "")
+    return split_key(question) or question.strip()
 
 
 def identity(row: dict) -> tuple[str, ...]:
-    """All turns of a row, bare: two rows that agree in them are copies."""
-    return tuple(f"{turn['role']} {bare(turn['content'])}" for key in TURNS for turn in row.get(key, ()))
+    """All turns of a row, as they are compared: two rows that agree in them are copies."""
+    return tuple(f"{turn['role']} {comparable(turn['content'])}" for key in TURNS for turn in row.get(key, ()))
 
 
 def split_of(row: dict, val_share: float, test_share: float) -> str:
@@ -427,6 +420,6 @@ def split_of(row: dict, val_share: float, test_share: float) -> str:
 
 
 def answers_of(row: dict) -> set[str]:
-    """Every answer of a row, bare, those of its history too; short ones, which rows may share by chance, are left out."""
+    """Every answer of a row, as it is compared, those of its history too; short ones, which rows may share by chance, are left out."""
     turns = (turn for key in TURNS for turn in row.get(key, ()) if turn["role"] == "assistant")
-    return {text for turn in turns if len(text := bare(turn["content"])) >= CHANCE_LENGTH}
+    return {text for turn in turns if len(text := comparable(turn["content"])) >= CHANCE_LENGTH}

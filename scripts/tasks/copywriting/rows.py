@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from common.jsonl import DataError, Problem, read_jsonl
+from common.jsonl import DataError, read_jsonl
+from common.preflight.finding import Finding
 from common.preflight.texts import API_ERROR, API_ERROR_STARTS, REFUSAL
 from common.settings import UserError
 from tasks import copywriting as task
@@ -37,9 +38,9 @@ def read_products(path: Path) -> dict[str, dict]:
         else:
             products[row["id"]] = row
             continue
-        problems.append(Problem(path, number, reason, "see data/copywriting/README.md for the fields"))
+        problems.append(Finding(path, number, reason, "see data/copywriting/README.md for the fields"))
     if not products and not problems:
-        problems.append(Problem(path, 0, "no product in it", "see data/copywriting/README.md for the fields"))
+        problems.append(Finding(path, 0, "no product in it", "see data/copywriting/README.md for the fields"))
     if problems:
         raise DataError(problems)
     return products
@@ -62,9 +63,9 @@ def read_copies(path: Path, products: dict[str, dict]) -> list[dict]:
             seen.add(row["id"])
             rows.append(row)
             continue
-        problems.append(Problem(path, number, *found))
+        problems.append(Finding(path, number, *found))
     if not rows and not problems:
-        problems.append(Problem(path, 0, "no copy in it", "run the stage that writes it again"))
+        problems.append(Finding(path, 0, "no copy in it", "run the stage that writes it again"))
     if problems:
         raise DataError(problems)
     return rows

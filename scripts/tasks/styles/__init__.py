@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from common.jsonl import CONTROL, MAX_LINE_BYTES, DataError, Problem, read_json, read_jsonl, validate_row
-from common.preflight.texts import texts_of
+from common.comparing import comparable, split_key
+from common.jsonl import MAX_LINE_BYTES, DataError, read_array, read_json, refuse_characters, scan_jsonl
+from common.preflight.finding import Finding, Refused
+from common.schemas import validate_row
 from common.settings import ROOT, UserError
 from tasks import poems
 from tasks.text_metrics import zero_for_none
@@ -53,7 +56,7 @@ def answer_of(text: str) -> str:
 
 def question_key(text: str) -> str:
     """What groups the rows: letters, digits and characters of the question, so that punctuation makes no second question."""
-    return re.sub(r"[\W_]+", "", question_of(text)).lower() or text
+    return split_key(question_of(text)) or text
 
 
 def read_labels(path: Path) -> list[dict]:
@@ -62,19 +65,19 @@ def read_labels(path: Path) -> list[dict]:
     rows = labels if isinstance(labels, list) else []
     if len(rows) < 2 or not all(isinstance(row, dict) for row in rows):
         raise DataError(
-            [Problem(path, 0, "not a JSON array of at least two labels", 'write [{"id": 0, "label": ...}]')]
+            [Finding(path, 0, "not a JSON array of at least two labels", 'write [{"id": 0, "label": ...}]')]
         )
     problems = []
     for place, row in enumerate(rows):
         if type(row.get("id")) is not int or row["id"] != place:
             problems.append(
-                Problem(path, 0, f"label {place} has the id {row.get('id')!r}", f"number them in order: {place}")
+                Finding(path, 0, f"label {place} has the id {row.get('id')!r}", f"number them in order: {place}")
             )
         for key in ("label", "label_english"):
             if not isinstance(row.get(key), str) or not row[key].strip():
-                problems.append(Problem(path, 0, f"label {place} has no {key}", "add it"))
+                problems.append(Finding(path, 0, f"label {place} has no {key}", "add it"))
             elif [other.get(key) for other in rows].count(row[key]) > 1:
-                problems.append(Problem(path, 0, f"{key} {row[key]!r} stands twice", "give each label its own name"))
+                problems.append(Finding(path, 0, f"{key} {row[key]!r} stands twice", "give each label its own name"))
     if problems:
         raise DataError(problems)
     return rows
@@ -86,28 +89,27 @@ def read_rows(path: Path, labels: list[dict], whole_text: bool = True) -> list[d
     whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason and fix.
     """
     if path.suffix == ".json":
-        rows, lines = _read_array(path)
+        found, problems = read_array(path)
     else:
-        rows = read_jsonl(path, "style")
-        with open(path, "rb") as file:
-            lines = [number for number, line in enumerate(file, start=1) if line.strip()]
+        scanned = list(scan_jsonl(path))
+        found = [(line, row) for line, row, _ in scanned if row is not None]
+        problems = [finding for _, _, findings in scanned for finding in findings if finding.level == "error"]
     english = {row["label"]: row["label_english"] for row in labels}
-    problems = []
-    for row, line in zip(rows, lines, strict=True):
-        found = list(validate_row(row, "style")) if isinstance(row, dict) else [("not an object", "write {...}")]
-        if not found and row["label"] not in english:
-            found.append(
-                (f"unknown label {row['label']!r}", f"one of {', '.join(english)}, or a new entry in labels.json")
-            )
-        elif not found and row["label_english"] != english[row["label"]]:
-            found.append((f"{row['label']} is not {row['label_english']!r}", f"write {english[row['label']]}"))
-        if not found and not whole_text:
+    for line, row in found:
+        wrong = [finding.at(path, line) for finding in validate_row(row, "style")] or [*_unreadable(row, path, line)]
+        if not wrong and row["label"] not in english:
+            fix = f"one of {', '.join(english)}, or a new entry in labels.json"
+            wrong.append(Finding(path, line, f"unknown label {row['label']!r}", fix))
+        elif not wrong and row["label_english"] != (name := english[row["label"]]):
+            wrong.append(Finding(path, line, f"{row['label']} is not {row['label_english']!r}", f"write {name}"))
+        if not wrong and not whole_text:
             match = INPUT.fullmatch(row["input"])
             if not match or not match["question"].strip() or not match["answer"].strip():
-                found.append(("input is not question and answer", "write 用户问题：…\\n回答：…"))
-        problems += [Problem(path, line, reason, fix) for reason, fix in found]
-    if not rows:
-        problems.append(Problem(path, 0, "the file holds no rows", "write some, or name another file"))
+                wrong.append(Finding(path, line, "input is not question and answer", "write 用户问题：…\\n回答：…"))
+        problems += wrong
+    rows = [row for _, row in found]
+    if not rows and not problems:
+        problems.append(Finding(path, 0, "the file holds no rows", "write some, or name another file"))
     if problems:
         raise DataError(problems)
     return rows
@@ -126,8 +128,8 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
         train, val = ([row for row, at in zip(train, sides, strict=True) if at == side] for side in ("train", "val"))
         if not val:
             raise UserError(f"{train_file}: too few questions to hold some out; fix: name a validation file")
-    known = {question_key(row["input"]) for row in train}
-    if shared := sum(question_key(row["input"]) in known for row in val):
+    known = {comparable(question_of(row["input"])) for row in train}
+    if shared := sum(comparable(question_of(row["input"])) in known for row in val):
         raise UserError(
             f"{shared} of {len(val)} validation rows answer a question of {train_file}; fix: split by question (stage 12), "
             "or --validation_file None"
@@ -137,35 +139,16 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
     return train, val
 
 
-def _read_array(path: Path) -> tuple[list, list[int]]:
-    """Items of a JSON array and the line on which each begins; each would do as a line of JSONL, too."""
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError([Problem(path, 0, "not a JSON array", "write [...], or name the file .jsonl")])
-    text = path.read_bytes().decode("utf-8-sig")
-    decoder, gap, lines, line, at = json.JSONDecoder(), re.compile(r"[\s,]*"), [], 1, text.index("[") + 1
-    line += text.count("\n", 0, at)
-    for _ in rows:
-        start = gap.match(text, at).end()
-        line += text.count("\n", at, start)
-        lines.append(line)
-        _, at = decoder.raw_decode(text, start)
-        line += text.count("\n", start, at)
-    problems = []
-    for row, line in zip(rows, lines, strict=True):
-        try:
-            size = len(json.dumps(row, ensure_ascii=False).encode("utf-8"))
-        except UnicodeEncodeError:
-            problems.append(Problem(path, line, "half of a surrogate pair", "write the whole character, in UTF-8"))
-            continue
-        if size >= MAX_LINE_BYTES:
-            what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
-            problems.append(Problem(path, line, what, "leave out rows as long as this one"))
-        elif found := next(filter(None, map(CONTROL.search, texts_of(row))), None):
-            problems.append(Problem(path, line, f"control character U+{ord(found[0]):04X}", "delete it"))
-    if problems:
-        raise DataError(problems)
-    return rows, lines
+def _unreadable(row: dict, path: Path, line: int) -> Iterator[Finding]:
+    """What a line of JSONL cannot hold, or its reader refuses."""
+    try:
+        refuse_characters(row)
+    except Refused as refused:
+        yield Finding(path, line, *refused.args)
+        return
+    if (size := len(json.dumps(row, ensure_ascii=False).encode("utf-8"))) >= MAX_LINE_BYTES:
+        what = f"the row has {size / 1e6:.1f} MB, more than the limit of {MAX_LINE_BYTES / 1e6:.1f} MB"
+        yield Finding(path, line, what, "leave out rows as long as this one")
 
 
 def split_of(text: str, val_share: float = VAL_SHARE, test_share: float = TEST_SHARE, salt: str = SALT) -> str:
