@@ -140,7 +140,7 @@ def main(settings: Settings) -> None:
         ChatRequest(settings.model, writer.messages(kind, product, kind), *sampling, sample, extra)
         for product, kind, sample in wanted
     ]
-    with LLM(**{name: getattr(settings, name) for name in HOW_TO_ASK}) as llm:
+    with LLM.of(settings) as llm:
         if settings.dry_run:
             llm.print_estimate(requests)
             return
@@ -153,7 +153,6 @@ def main(settings: Settings) -> None:
                 answers = llm.ask(requests, "copies")
             finally:
                 run.figure("api", llm.figures())
-            print(llm.summary())
             texts = [
                 ("", a.reason) if isinstance(a, Failure) else usable_text(a.text, a.finish_reason) for a in answers
             ]

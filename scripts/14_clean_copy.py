@@ -131,7 +131,7 @@ def main(settings: Settings) -> None:
     failing = {id: found for id, text in texts.items() if (found := task.problems(text, metas[id]))}
     fixed = {id: fix_marks(texts[id], metas[id], task.problems) for id in failing} if settings.max_rounds else {}
     left = {id: text for id, text in fixed.items() if task.problems(text, metas[id])}
-    with LLM(**{name: getattr(settings, name) for name in HOW_TO_ASK}) as llm:
+    with LLM.of(settings) as llm:
         first = (
             rewrite_requests(settings, writer, left, metas, products, 2) if writer and settings.max_rounds > 1 else []
         )
@@ -209,8 +209,6 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
         if not texts or (number == 1 and not writer):
             break
 
-    if writer:
-        print(llm.summary())
     write_jsonl(rejects_file, rejects)
     if not passed:
         raise UserError(

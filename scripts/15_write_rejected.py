@@ -158,7 +158,7 @@ def main(settings: Settings) -> None:
             requests.append(ChatRequest(model, messages, *sampling, sample, read_extra(settings.extra_body)))
         inputs["prompts"] = settings.prompts_dir
 
-    with LLM(**{name: getattr(settings, name) for name in HOW_TO_ASK}) as llm:
+    with LLM.of(settings) as llm:
         if settings.dry_run:
             llm.print_estimate(requests, f"{len(rows)} golden copies")
             return
@@ -172,7 +172,6 @@ def main(settings: Settings) -> None:
                     answers = llm.ask(requests, "rejected copies")
                 finally:
                     run.figure("api", llm.figures())
-                print(llm.summary())
             write_rejected(settings, run, rows, kinds, shares, requests, answers)
 
 

@@ -51,7 +51,8 @@ class ChatServer:
     """Use as a context manager; it serves in a thread of its own.
 
     reply: body of the request (dict with messages, model, temperature ...) -> text of the answer, or the whole
-        `message` / choice fields as a dict: {"content": ..., "finish_reason": "length"}.
+        `message` / choice fields as a dict: {"content": ..., "finish_reason": "length"}. In the dict may stand, too: "usage" (in
+        place of the counts), or "raw" (the whole body), "status" (of it) and "headers" (further lines).
     latency: seconds before every answer, or a function of the body.
     faults: name (FAULTS) -> share of the requests that meet it, drawn with `seed` in order of arrival.
         drop: the connection is closed without a byte; cut: in the middle of the body; hang: no answer for
@@ -178,7 +179,12 @@ class ChatServer:
         if outcome == "garbage":
             request.outcome, self._garbage = outcome, self._garbage + 1
             return await self._send(writer, 200, GARBAGE[self._garbage % len(GARBAGE)])
-        content, text = self._completion(request.body)
+        reply = self.reply(request.body)
+        reply = dict(reply) if isinstance(reply, dict) else {"content": reply}
+        if "raw" in reply:
+            request.outcome = "raw"
+            return await self._send(writer, reply.get("status", 200), reply["raw"], reply.get("headers", ""))
+        content, text = self._completion(request.body, reply)
         if outcome == "cut":
             request.outcome = outcome
             await self._send(writer, 200, text, upto=len(text) // 2)
@@ -205,10 +211,8 @@ class ChatServer:
             drawn -= share
         return "ok"
 
-    def _completion(self, body: dict) -> tuple[str, str]:
-        reply = self.reply(body)
-        reply = reply if isinstance(reply, dict) else {"content": reply}
-        reason = reply.pop("finish_reason", "stop")
+    def _completion(self, body: dict, reply: dict) -> tuple[str, str]:
+        reason, usage = reply.pop("finish_reason", "stop"), reply.pop("usage", None)
         asked = sum(len(message["content"]) for message in body["messages"])
         told = len(reply.get("content") or "")
         value = {
@@ -219,7 +223,7 @@ class ChatServer:
             "choices": [{"index": 0, "message": {"role": "assistant", **reply}, "finish_reason": reason}],
         }
         if self.usage:
-            value["usage"] = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+            value["usage"] = usage or {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
         return reply.get("content"), json.dumps(value)
 
     async def _send(self, writer, status: int, text: str, extra: str = "", upto: int | None = None) -> bool:

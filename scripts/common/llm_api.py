@@ -3,7 +3,7 @@
     with LLM(settings.request_log, concurrency=16) as llm:
         answers = llm.ask([ChatRequest("deepseek-chat", messages, max_tokens=600), ...])
 
-OPENAI_BASE_URL and OPENAI_API_KEY name the endpoint; the key goes nowhere else, and what looks like it is cut out of error texts.
+OPENAI_BASE_URL and OPENAI_API_KEY name the endpoint (common/llm_endpoint.py).
 
 Every answer is appended to the request log (JSONL) the moment it arrives, under a hash of what was asked. A question that
 stands in the log is never asked again, by this run or another. Only answers get there: what failed is counted and asked anew.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
+import math
 import random
 import re
 import time
@@ -27,22 +27,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from common.jsonl import CONTROL, SURROGATE, JsonlAppender, read_jsonl
+from common.jsonl import JsonlAppender, read_jsonl
+from common.llm_endpoint import (
+    FILTERED,
+    OUT_OF_TOKENS,
+    OUT_OF_TOKENS_FIX,
+    Answer,
+    Fault,
+    open_client,
+    read_reply,
+    redact,
+    status_fault,
+)
 from common.settings import UserError, show_path
 
 FIRST_WAIT = 0.5  # seconds before the second try; doubled with each further one
 LONGEST_WAIT = 30.0
-LONGEST_RETRY_AFTER = 120.0  # what a server may ask for; the openai library obeys as long
-RETRIED = {408, 409, 425, 429}  # and every 5xx
-FATAL = {401, 402, 403, 404}  # key, balance, permission, address: the next question would fare no better
-HOPELESS_QUOTA = "insufficient_quota"  # a 429 that no waiting fixes
-# Settings of a stage that say how it asks, not what: begin_run(..., ignore=HOW_TO_ASK)
-HOW_TO_ASK = (
-    "request_log", "concurrency", "max_tries", "time_limit", "price_in", "price_out", "max_cost", "max_total_tokens", "max_failed",
-    "dry_run",
-)  # fmt: skip
+# Settings of a stage that say how it asks, not what: LLM.of(settings), begin_run(..., ignore=HOW_TO_ASK)
+HOW_TO_ASK = ("request_log", "concurrency", "max_tries", "time_limit", "price_in", "price_out")
+HOW_TO_ASK += ("max_cost", "max_total_tokens", "max_failed", "dry_run")
+LOGGED = {"id": str, "request": dict, "text": str, "finish_reason": str, "prompt_tokens": int, "completion_tokens": int}
+FIRST_OF_ROW = b'{"id": "", "request": {'  # how every row of a request log begins, but for the id
+STAGES_OWN = ("model", "messages", "stream", "n")  # fields of a body that --extra-body may not set
+SECRET_NAME = re.compile(r"api[-_]?key|authorization|password|secret", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,11 @@ class ChatRequest:
         asked = json.dumps([self.body, self.sample], ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(asked.encode("utf-8")).hexdigest()[:24]
 
-
-class Answer(NamedTuple):
-    text: str
-    finish_reason: str  # stop, or length: cut off at max_tokens
-    prompt_tokens: int
-    completion_tokens: int
+    @cached_property
+    def most_tokens(self) -> int:
+        """The longest answer that may be billed, by whichever name the limit is sent."""
+        sent = [self.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max((value for value in sent if type(value) is int), default=self.max_tokens)
 
 
 class Failure(NamedTuple):
@@ -95,24 +102,36 @@ class Estimate(NamedTuple):
     basis: str  # what the token counts rest on
 
 
-class _Fault(Exception):
-    """Why a try brought no answer: `then` is again (wait and retry), skip (this question) or stop (all)."""
-
-    def __init__(self, reason: str, then: str = "again", wait: float | None = None, billed: bool = False):
-        super().__init__(reason)
-        self.reason, self.then, self.wait = reason, then, wait
-        self.billed = billed  # the server may have charged for it
-
-
 def read_extra(text: str) -> dict:
     """The setting `extra_body`: a JSON object, or nothing. Raises UserError."""
+    shown = f"--extra-body {redact(text, is_error=True)[:200]}"
     try:
         value = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"--extra-body {text}: not JSON ({error}); fix: quote it for the shell") from None
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, infinity, half characters
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown}: not JSON ({error}); fix: quote it for the shell") from None
     if not isinstance(value, dict):
-        raise UserError(f'--extra-body {text}: not an object; fix: write {{"name": value}}')
+        raise UserError(f'{shown}: not an object; fix: write {{"name": value}}')
+    if taken := [name for name in STAGES_OWN if name in value]:
+        raise UserError(f"{shown}: {', '.join(taken)} is set by the stage; fix: leave it out")
+    if redact(text) != text or SECRET_NAME.search(text):
+        raise UserError("--extra-body holds a key or a password, and it is stored; fix: export OPENAI_API_KEY instead")
     return value
+
+
+def _is_logged(line: bytes) -> bool:
+    """Is this a row of a request log, or the beginning of one that a kill cut off?"""
+    if not line.endswith(b"\n"):
+        start = re.sub(rb'(?<=^\{"id": ")[0-9a-f]{1,24}', b"", line[:80])
+        return start.startswith(FIRST_OF_ROW) or FIRST_OF_ROW.startswith(start)
+    try:
+        row = json.loads(line)
+        return (
+            all(type(row[name]) is kind for name, kind in LOGGED.items())
+            and {"model", "messages"} <= row["request"].keys()
+        )
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return False
 
 
 def estimate_tokens(text: str) -> float:
@@ -148,31 +167,39 @@ class LLM:
         max_failed: int = 0,
         dry_run: bool = False,
     ):
-        if min(concurrency, max_tries) < 1 or time_limit <= 0:
-            raise UserError("--concurrency, --max-tries and --time-limit have to be above 0; fix: raise them")
+        floors = {"concurrency": 1, "max_tries": 1, "time_limit": 1e-3, "price_in": 0, "price_out": 0}
+        floors |= {"max_cost": 0, "max_total_tokens": 0, "max_failed": 0}
+        given = locals()
+        for name, floor in floors.items():
+            if not (math.isfinite(given[name]) and given[name] >= floor):
+                raise UserError(f"--{name.replace('_', '-')} {given[name]}; fix: a number from {floor} up")
         if max_cost and not (price_in or price_out):
             raise UserError("--max-cost needs prices; fix: set --price-in and --price-out (per million tokens)")
-        self.log, self.concurrency, self.max_tries, self.time_limit = (
-            Path(request_log),
-            concurrency,
-            max_tries,
-            time_limit,
-        )
-        self.price_in, self.price_out = price_in, price_out
+        self.log, self.concurrency, self.max_tries = Path(request_log), concurrency, max_tries
+        self.time_limit, self.price_in, self.price_out = time_limit, price_in, price_out
         self.max_cost, self.max_total_tokens, self.max_failed = max_cost, max_total_tokens, max_failed
         self.dry_run = dry_run
         self.answers: dict[str, Answer] = {}
         self.failures: dict[str, str] = {}
         self.faults: Counter = Counter()  # reason -> tries
-        self.asked = self.tokens_in = self.tokens_out = self.seconds = 0
+        self.sent = self.retried = self.tokens_in = self.tokens_out = self.seconds = 0
         self._counted: set[str] = set()  # keys whose tokens are in the sums
-        self._unconfirmed = [0.0, 0.0]  # tokens in, out of tries that broke off and may have been billed
+        self._paid = [0, 0, 0]  # this run's billed requests, their tokens in, out
+        self._lost = [
+            0.0,
+            0.0,
+        ]  # of them tokens in, out of tries without an answer (where the server did not say: at most)
         self._reserved = [0.0, 0.0]  # and of tries under way
         self._seen: dict[str, list[float]] = {}  # model -> prompt tokens, estimate of them, answer tokens, answers
         self._stop: str | None = None
         self._answered = False  # has this object got an answer from the endpoint?
         self._failed_in_a_row = 0
         self._appender = self._lock = None
+
+    @classmethod
+    def of(cls, settings) -> LLM:
+        """As a stage's settings say (HOW_TO_ASK)."""
+        return cls(**{name: getattr(settings, name) for name in HOW_TO_ASK})
 
     # ------------------------------------------------------------------------------------------------- the log
 
@@ -184,7 +211,10 @@ class LLM:
     def __exit__(self, *_) -> None:
         if self._appender:
             self._appender.close()
+        if self._lock:
             self._lock.close()
+        if self.sent or self._counted:
+            print(self.summary())
 
     def _open_log(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -200,18 +230,27 @@ class LLM:
             raise UserError(
                 f"another process writes {show_path(self.log)}; fix: wait for it, or name another --request-log"
             ) from None
+        self._refuse_other_files()
         self._appender = JsonlAppender(self.log)
         for row in read_jsonl(self.log, max_line_bytes=1 << 30):
             answer = Answer(row["text"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"])
             self.answers[row["id"]] = answer
             self._learn(row["request"], answer)
 
+    def _refuse_other_files(self) -> None:
+        """Only a file of such rows is appended to, and only of such a file a torn last line is cut off."""
+        with open(self.log, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not _is_logged(line):
+                    where = f"{show_path(self.log)}:{number}"
+                    raise UserError(
+                        f"{where}: not a row of a request log, nothing was touched; fix: another --request-log"
+                    )
+
     def _learn(self, body: dict, answer: Answer) -> None:
         seen = self._seen.setdefault(body["model"], [0.0, 0.0, 0.0, 0.0])
-        for i, value in enumerate(
-            (answer.prompt_tokens, _estimate_prompt(body["messages"]), answer.completion_tokens, 1)
-        ):
-            seen[i] += value
+        new = (answer.prompt_tokens, _estimate_prompt(body["messages"]), answer.completion_tokens, 1)
+        seen[:] = [a + b for a, b in zip(seen, new, strict=True)]
 
     def _count(self, key: str) -> None:
         """Take an answer's tokens into the sums, once."""
@@ -230,17 +269,14 @@ class LLM:
         unique = {request.key: request for request in requests}
         new = [request for key, request in unique.items() if key not in self.answers]
         tokens_in = sum(self._tokens_in(request) for request in new)
-        most = sum(request.max_tokens for request in new)
-        means = [
-            self._seen[r.model][2] / self._seen[r.model][3] if r.model in self._seen else r.max_tokens for r in new
-        ]
-        expected = sum(min(mean, r.max_tokens) for mean, r in zip(means, new, strict=True))
+        most = sum(request.most_tokens for request in new)
+        means = {model: seen[2] / seen[3] for model, seen in self._seen.items()}
+        expected = sum(min(means.get(r.model, r.most_tokens), r.most_tokens) for r in new)
         known = sum(int(self._seen[model][3]) for model in {request.model for request in new} if model in self._seen)
         basis = f"{known} answers in the log" if known else "characters of the prompts and the limit of the answers"
-        return Estimate(
-            len(unique), len(unique) - len(new), round(tokens_in), round(expected), most,
-            self.cost(tokens_in, expected), self.cost(tokens_in, most), basis,
-        )  # fmt: skip
+        tokens = (round(tokens_in), round(expected), most)
+        costs = (self.cost(tokens_in, expected), self.cost(tokens_in, most))
+        return Estimate(len(unique), len(unique) - len(new), *tokens, *costs, basis)
 
     def _tokens_in(self, request: ChatRequest) -> float:
         seen = self._seen.get(request.model)
@@ -249,7 +285,7 @@ class LLM:
     def check(self, requests: Sequence[ChatRequest]) -> None:
         """Fail before a run is opened: raises UserError where something is to be asked and nobody to ask it."""
         if any(request.key not in self.answers for request in requests):
-            _endpoint()
+            open_client(self.time_limit)
 
     def print_estimate(self, requests: Sequence[ChatRequest], note: str = "") -> None:
         """The --dry-run of a stage."""
@@ -283,14 +319,16 @@ class LLM:
                 raise UserError(f"--dry-run: {len(new)} {label} would be asked here")
             if self._appender is None:
                 self._open_log()
-            connection = _endpoint()
+            client = open_client(self.time_limit)
             started = time.monotonic()
             try:
-                asyncio.run(self._ask_all(new, connection, label))
+                asyncio.run(self._ask_all(new, client, label))
             finally:
                 self.seconds += time.monotonic() - started
         failed = [key for key in unique if key not in self.answers]
         fix = "run the same command again: it asks only what is missing"
+        if OUT_OF_TOKENS in self.failures.values():
+            fix = f"{OUT_OF_TOKENS_FIX}, then {fix}"
         if self._stop:
             got = len(unique) - len(failed)
             raise UserError(f"{self._stop}; {got} of {len(unique)} {label} are answered and kept; fix: {fix}")
@@ -303,34 +341,34 @@ class LLM:
             )
         return [self.answers.get(request.key) or Failure(self.failures[request.key]) for request in requests]
 
-    async def _ask_all(self, requests: list[ChatRequest], connection: dict, label: str) -> None:
-        from openai import AsyncOpenAI
+    async def _ask_all(self, requests: list[ChatRequest], client, label: str) -> None:
         from tqdm import tqdm
 
         waiting = iter(requests)  # shared by the workers: each takes the next
         with tqdm(total=len(requests), desc=label, unit=" requests") as progress:
-            async with AsyncOpenAI(**connection, max_retries=0, timeout=self.time_limit) as client:
 
-                async def worker() -> None:
-                    for request in waiting:
-                        await self._ask_one(client, request)
-                        if self._stop:
-                            return
-                        progress.update()
+            async def worker() -> None:
+                for request in waiting:
+                    await self._ask_one(client, request)
+                    if self._stop:
+                        return
+                    progress.update()
 
+            async with client:
                 await asyncio.gather(*(worker() for _ in range(min(self.concurrency, len(requests)))))
 
     async def _ask_one(self, client, request: ChatRequest) -> None:
         for number in range(1, self.max_tries + 1):
-            most = (self._tokens_in(request), request.max_tokens)
+            most = (self._tokens_in(request), request.most_tokens)
             if not await self._within_budget(most):
                 return
             self._reserve(most, 1)
-            self.asked += 1
+            self.sent += 1
+            self.retried += number > 1
             started = time.monotonic()
             try:
                 answer = await self._try(client, request)
-            except _Fault as fault:
+            except Fault as fault:
                 wait = fault.wait
                 self._note(fault, most)
                 if fault.then != "again" or number == self.max_tries:
@@ -348,7 +386,7 @@ class LLM:
                 return
 
     async def _try(self, client, request: ChatRequest) -> Answer:
-        """One try. Raises _Fault, whatever goes wrong on the way."""
+        """One try. Raises Fault, whatever goes wrong on the way."""
         import openai
 
         body = request.body
@@ -358,15 +396,15 @@ class LLM:
                     model=body.pop("model"), messages=body.pop("messages"), extra_body=body
                 )
         except (TimeoutError, openai.APITimeoutError):
-            raise _Fault(f"no answer in {self.time_limit:g} s", billed=True) from None
+            raise Fault(f"no answer in {self.time_limit:g} s", billed=True) from None
         except openai.APIStatusError as error:
-            raise _status_fault(error) from None
+            raise status_fault(error) from None
         except openai.APIConnectionError as error:
             kind = type(error.__cause__ or error).__name__
-            raise _Fault(f"connection: {kind}", billed=kind != "ConnectError") from None
-        except ValueError:  # JSON that is none
-            raise _Fault("garbage: broken JSON", billed=True) from None
-        answer = _read(reply)
+            raise Fault(f"connection: {kind}", billed=kind != "ConnectError") from None
+        except (ValueError, RecursionError):  # JSON that is none, or 100,000 brackets
+            raise Fault("garbage: broken JSON", billed=True) from None
+        answer = read_reply(reply)
         # Not every server counts: what it leaves out is estimated.
         tokens_in = answer.prompt_tokens or round(self._tokens_in(request))
         return answer._replace(
@@ -379,13 +417,22 @@ class LLM:
         self.answers[request.key] = answer
         self._learn(request.body, answer)
         self._count(request.key)
+        self._pay(answer.prompt_tokens, answer.completion_tokens)
         self._answered, self._failed_in_a_row = True, 0
 
-    def _note(self, fault: _Fault, most: tuple[float, float]) -> None:
+    def _pay(self, *tokens: float) -> None:
+        self._paid = [a + b for a, b in zip(self._paid, (1, *tokens), strict=True)]
+
+    def _note(self, fault: Fault, most: tuple[float, float]) -> None:
         self.faults[fault.reason] += 1
         tries = self.faults.total()
         if fault.billed:
-            self._unconfirmed = [a + b for a, b in zip(self._unconfirmed, most, strict=True)]
+            tokens = most if fault.billed is True else fault.billed
+            self._lost = [a + b for a, b in zip(self._lost, tokens, strict=True)]
+            self._pay(*tokens)
+        if fault.reason == FILTERED:  # an answer of sorts: the endpoint works
+            self._answered, self._failed_in_a_row = True, 0
+            return
         if fault.then == "stop":
             self._stop = self._stop or fault.reason
         elif not self._answered and tries >= max(20, 3 * self.concurrency):  # a wrong address, a server that is down
@@ -393,7 +440,7 @@ class LLM:
 
     def _give_up(self, request: ChatRequest, reason: str) -> None:
         self.failures[request.key] = reason
-        self._failed_in_a_row += 1
+        self._failed_in_a_row += reason != FILTERED
         if self._failed_in_a_row >= max(10, self.concurrency):
             self._stop = self._stop or f"{self._failed_in_a_row} questions in a row failed, the last with: {reason}"
 
@@ -405,7 +452,7 @@ class LLM:
     async def _within_budget(self, most: tuple[float, float]) -> bool:
         """Wait until the budget holds this try with those under way. False: it never will."""
         while not self._stop:
-            held = [sum(x) for x in zip(self._unconfirmed, self._reserved, most, strict=True)]
+            held = [sum(x) for x in zip(self._lost, self._reserved, most, strict=True)]
             tokens = (self.tokens_in + held[0], self.tokens_out + held[1])
             over_cost = self.max_cost and self.cost(*tokens) > self.max_cost
             if not over_cost and not (self.max_total_tokens and sum(tokens) > self.max_total_tokens):
@@ -425,93 +472,34 @@ class LLM:
 
     def summary(self) -> str:
         faults = ", ".join(f"{count} x {reason}" for reason, count in self.faults.most_common()) or "none"
-        return f"{self.spent()}; {self.asked} tries in {self.seconds:.1f} s, faults: {faults}"
+        answers = f"{len(self._counted)} answers: {self.spent()}"
+        if not self.sent:
+            return f"{answers}; 0 requests sent, nothing billed"
+        billed, *tokens = self._paid
+        cost = f", cost {self.cost(*tokens):.4f}" if self.price_in or self.price_out else ""
+        return (
+            f"{answers}; {self.sent} requests sent in {self.seconds:.1f} s, {self.retried} of them again; "
+            f"billed: {billed} with at most {round(tokens[0])} tokens in, {round(tokens[1])} out{cost}; faults: {faults}"
+        )
 
     def figures(self) -> dict:
-        """For the run's record. Tokens and cost are those of the answers used, also where an earlier run paid for them."""
+        """For the run's record. The first sums are those of the answers used, also where an earlier run paid for them."""
+        billed, *tokens = self._paid
         return {
             "requests": len(self._counted),
-            "tries": self.asked,
-            "faults": dict(self.faults.most_common()),
-            "without_answer": len(self.failures),
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
-            "tokens_unconfirmed": round(sum(self._unconfirmed)),
             "cost": round(self.cost(self.tokens_in, self.tokens_out), 6),
+            "sent": self.sent,
+            "retried": self.retried,
+            "billed": {
+                "requests": billed,
+                "tokens_in": round(tokens[0]),
+                "tokens_out": round(tokens[1]),
+                "cost": round(self.cost(*tokens), 6),
+                "tokens_without_answer": round(sum(self._lost)),
+            },
+            "faults": dict(self.faults.most_common()),
+            "without_answer": len(self.failures),
             "seconds": round(self.seconds, 1),
         }
-
-
-# ----------------------------------------------------------------------------------------------------- the endpoint
-
-
-def _endpoint() -> dict:
-    """Address and key from the environment, for the client alone. Raises UserError where they are missing."""
-    url, key = os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY", "").strip()
-    if url and urlsplit(url).scheme not in ("http", "https"):
-        raise UserError("OPENAI_BASE_URL is no http address; fix: e.g. https://api.deepseek.com/v1")
-    if not key:
-        if not url or urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise UserError(
-                "OPENAI_API_KEY is not set; fix: export it (and OPENAI_BASE_URL, where it is not OpenAI's), or leave "
-                '--model "" to do without an API'
-            )
-        key = "none"  # a server on this machine asks for none, the library wants one
-    return {"base_url": url, "api_key": key}
-
-
-def _hide_key(text: str) -> str:
-    """Some servers repeat the key in their error texts, whole or in part."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    text = text.replace(key, "***") if len(key) >= 4 else text
-    return re.sub(r"\b(sk-|Bearer )\S+", r"\1***", text)
-
-
-def _status_fault(error) -> _Fault:
-    """error: openai.APIStatusError."""
-    status = error.status_code
-    text = " ".join(_hide_key(error.message).split())[:200]
-    text = text if text.startswith("Error code") else f"Error code: {status} - {text}"
-    if status in FATAL or error.code == HOPELESS_QUOTA or HOPELESS_QUOTA in str(error.body):
-        return _Fault(text, "stop")
-    if status not in RETRIED and status < 500:
-        return _Fault(text, "skip")
-    wait = _retry_after(error.response.headers)
-    if wait is not None and wait > LONGEST_RETRY_AFTER:
-        return _Fault(f"HTTP {status}: the server asks to wait {wait:.0f} s", "skip")
-    return _Fault(f"HTTP {status}", wait=wait)
-
-
-def _retry_after(headers) -> float | None:
-    """Seconds that a server asks to wait: a number, or a date (RFC 9110, section 10.2.3); None where it does not say."""
-    from email.utils import parsedate_to_datetime
-
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        value = headers.get(name, "")
-        try:
-            return max(0.0, float(value) / unit)
-        except ValueError:
-            pass
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _read(reply) -> Answer:
-    """The answer in a reply. The library does not check what it parses: a field may hold anything, or be missing."""
-    try:
-        choice = reply.choices[0]
-        text, reason = choice.message.content, choice.finish_reason
-        usage = getattr(reply, "usage", None)
-        counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    except (AttributeError, TypeError, IndexError, KeyError):
-        raise _Fault("garbage: no choices in it", billed=True) from None
-    if reason == "content_filter":
-        raise _Fault("refused by the content filter", "skip")
-    if not isinstance(text, str) or not text.strip() or SURROGATE.search(text):
-        raise _Fault("garbage: no text in it", billed=True)
-    if reason not in ("stop", "length"):
-        raise _Fault(f"garbage: finish_reason {str(reason)[:40]}", billed=True)
-    text = CONTROL.sub("", text).strip()
-    return Answer(text, reason, *(count if isinstance(count, int) and count > 0 else 0 for count in counts))

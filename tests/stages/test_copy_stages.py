@@ -66,7 +66,7 @@ def test_every_product_and_type_is_asked_with_guide_and_sheet(with_api, tmp_path
     with ChatServer(reply=lambda body: "一篇文案。") as server:
         done = with_api(server, "13_write_copy.py", *flags)
         again = with_api(server, "13_write_copy.py", *flags, "--overwrite")  # the log is kept: nothing is paid twice
-    assert "18 of 18 copies" in done.stdout and "0 tries" in again.stdout
+    assert "18 of 18 copies" in done.stdout and "0 requests sent, nothing billed" in again.stdout
     assert len(server.requests) == 18
     sheets = [task.sheet(product) for product in task.products().values() if product["split"] == "test"][:2]
     asked = Counter(
