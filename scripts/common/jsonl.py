@@ -348,20 +348,25 @@ class JsonlAppender:
                     self.done.add(row[key])
             if problems:
                 raise DataError(problems)
-        self._file = open(self.path, "ab")  # noqa: SIM115 (closed in __exit__)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed in __exit__)
 
     def write(self, row: dict) -> bool:
         """Append one row and hand it to the system at once. A key that is already there is not written: False."""
         if row[self.key] in self.done:
             return False
-        self._file.write(_dump_line(row, f"{self.path}: {row[self.key]}"))
-        self._file.flush()  # what is flushed outlives kill -9
+        rest = _dump_line(row, f"{self.path}: {row[self.key]}")
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            while rest:  # a full disk may take a part of a row
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._file.truncate(size)
+            raise _with_path(error, self.path) from None
         self.done.add(row[self.key])
         return True
 
     def close(self) -> None:
         if not self._file.closed:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
@@ -401,19 +406,46 @@ def _dump_line(row: dict, place: str) -> bytes:
         raise ValueError(f"{place}: {error}") from error
 
 
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_path(Path(path)) as tmp:
+        tmp.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a file as UTF-8, line ends as they are, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
 @contextmanager
-def _atomic(path: Path):
-    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to, for what writes by itself (a plot): it takes the place of `path` when the block ends well,
+    and leaves no trace when it does not. What a killed process left goes with the next run (common/runs.py).
+    """
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is not atomic
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(tmp, "wb") as file:
-            yield file
-            file.flush()
+        yield tmp
+        with open(tmp, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(tmp, path)
+    except OSError as error:
+        raise _with_path(error, path, str(tmp)) from None
     finally:
         tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def _atomic(path: Path):
+    """As atomic_path, for one who writes to an open binary file."""
+    with atomic_path(path) as tmp, open(tmp, "wb") as file:
+        yield file
+
+
+def _with_path(error: OSError, path: Path, tmp: str | None = None) -> OSError:
+    """A full disk names no file, and nobody knows a temporary one: say which file was to be written."""
+    is_ours = error.errno is not None and error.filename in (None, tmp)
+    return type(error)(error.errno, error.strerror, str(path)) if is_ours else error
 
 
 # --------------------------------------------------------------------------------------------------------- counting

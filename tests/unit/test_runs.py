@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from common.jsonl import read_json
+from common.jsonl import JsonlAppender, read_json, read_jsonl, write_json, write_jsonl
 from common.runs import begin_run, describe_input, set_seed
-from common.settings import ROOT, UserError
+from common.settings import ROOT, Terminated, UserError, file_error
 
 # Writes ten rows slowly, as a generating stage does; --hang-at and --fail-at stop it on the way.
 STAGE = '''\
@@ -240,10 +241,157 @@ def test_a_second_process_in_the_same_output_is_refused(stage, tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as first:
         try:
             assert "found 0" in first.stdout.readline()
-            second = stage(check=False)
+            second = [stage(*flags, check=False) for flags in ([], ["--overwrite"])]
         finally:
             first.kill()
-    assert second.returncode == 2 and f"process {first.pid} is writing" in second.stderr
+    for done in second:
+        assert done.returncode == 2 and f"process {first.pid} is writing" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "found 2 resuming True" in stage().stdout  # the lock went with its holder
+
+
+# ------------------------------------------------------------------------------------ an earlier run and --overwrite
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["out", "out.jsonl"])
+def finished(request, tmp_path):
+    """begin(**changes) of a run that is finished, in a folder or a file, with what it wrote."""
+    output, more = tmp_path / "here" / request.param, tmp_path / "here" / "out.txt"
+    is_folder = not output.suffix
+
+    @dataclass
+    class Settings:
+        seed: int = 1
+
+    def begin(resumable=True, seed=2):
+        also = () if is_folder else (more,)
+        return begin_run(output, Settings(seed), {}, True, "x", resumable=resumable, also=also)
+
+    def write(name: str) -> None:
+        path = output / name if is_folder else {"rows.jsonl": output, "report.txt": more}[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"a": 1}\n', encoding="utf-8")
+
+    with begin(seed=1):
+        write("rows.jsonl")
+        write("report.txt")
+        if is_folder:
+            (output / "checkpoint-3").mkdir()
+            (output / "checkpoint-3" / "weights").write_bytes(b"w")
+    begin.write, begin.folder = write, tmp_path / "here"
+    begin.before = contents(tmp_path / "here")
+    return begin
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit(1), Terminated()])
+def test_a_run_that_fails_before_its_first_write_brings_the_earlier_one_back(finished, error):
+    with pytest.raises(BaseException), finished() as run:  # noqa: B017
+        assert not run.resuming and len(contents(finished.folder)) > 1
+        finished.write("report.txt")  # nothing to go on from
+        raise error
+    assert contents(finished.folder) == finished.before
+
+
+def test_a_run_that_fails_after_its_first_write_stays(finished):
+    with pytest.raises(RuntimeError), finished():
+        finished.write("rows.jsonl")
+        raise RuntimeError
+    after = contents(finished.folder)
+    assert len(after) == 2 and not [name for name in after if name.startswith(".") or "checkpoint" in name]
+    with finished() as run:
+        pass
+    assert run.record["status"] == "done"
+
+
+def test_a_run_that_starts_from_scratch_replaces_the_earlier_one_only_when_done(finished):
+    with pytest.raises(RuntimeError), finished(resumable=False) as run:
+        finished.write("rows.jsonl")
+        run.figure("rows", 1)
+        raise RuntimeError
+    assert contents(finished.folder) == finished.before
+    with finished(resumable=False):
+        finished.write("rows.jsonl")
+    assert len(contents(finished.folder)) == 2
+
+
+def kill_within(act) -> None:
+    """Run `act` in a child that ends as by kill -9: nothing is brought in order."""
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        finally:
+            os._exit(9)
+    os.waitpid(child, 0)
+
+
+def test_what_a_killed_run_had_moved_aside_comes_back_at_the_next_start(finished):
+    kill_within(finished)
+    assert contents(finished.folder) != finished.before
+    with pytest.raises(RuntimeError), finished():
+        raise RuntimeError
+    assert contents(finished.folder) == finished.before
+
+
+def test_a_killed_run_that_had_written_goes_on_without_the_earlier_one(finished):
+    def act():
+        finished()
+        finished.write("rows.jsonl")
+
+    kill_within(act)
+    with pytest.raises(RuntimeError), finished():  # --overwrite again: now the killed one is the earlier
+        raise RuntimeError
+    after = contents(finished.folder)
+    assert len(after) == 2 and not [name for name in after if "checkpoint" in name or "txt" in name]
+
+
+def test_a_kill_at_any_step_of_moving_and_bringing_back_loses_nothing(finished, monkeypatch):
+    """Every rename, deletion and write of the record is a moment at which the process may end."""
+    from common import runs
+
+    def dying(real, left):
+        def act(*args, **kwargs):
+            if not left:
+                os._exit(9)
+            left.pop()
+            return real(*args, **kwargs)
+
+        return act
+
+    for step in range(12):
+
+        def act(step=step):
+            left = [None] * step
+            for place, name in (
+                (Path, "rename"),
+                (Path, "replace"),
+                (Path, "rmdir"),
+                (Path, "unlink"),
+                (runs, "write_json"),
+            ):
+                monkeypatch.setattr(place, name, dying(getattr(place, name), left))
+            with finished():
+                raise RuntimeError
+
+        kill_within(act)
+        with pytest.raises(RuntimeError), finished():
+            raise RuntimeError
+        assert contents(finished.folder) == finished.before, step
+
+
+def test_temporary_files_of_a_killed_write_go_with_the_next_run(finished):
+    with finished() as run:
+        record, folder = run.record_path, run.record_path.parent
+    names = [record.name, *(["out.jsonl"] if record.name != "run.json" else ["rows.jsonl"])]
+    for name in [*names, "neighbour.run.json"]:
+        (folder / f".{name}.123.tmp").write_bytes(b"half")
+    with finished():
+        left = {path.name for path in folder.glob("*.tmp")}
+    assert left == {".neighbour.run.json.123.tmp"}
 
 
 def test_a_stage_that_cannot_resume_starts_from_scratch(tmp_path, settings):
@@ -264,8 +412,8 @@ def test_further_files_of_a_run_are_deleted_and_missed_with_it(tmp_path, setting
     page.unlink()
     with pytest.raises(UserError, match="compare.html: deleted since"):
         begin_run(*arguments, False, "x", also=(page,))
-    begin_run(*arguments, True, "x", also=(page,))
-    assert not (tmp_path / "compare.md").exists()
+    with begin_run(*arguments, True, "x", also=(page,)):
+        assert not (tmp_path / "compare.md").exists()
 
 
 def test_the_hash_of_a_model_follows_its_weights_and_not_its_reports(tmp_path):
@@ -292,7 +440,7 @@ def test_paths_in_the_repo_are_recorded_from_its_root(tmp_path, settings):
 def settings():
     from dataclasses import make_dataclass
 
-    return make_dataclass("Settings", [("folder", Path), ("model", str)])(Path("."), "gpt2")
+    return make_dataclass("Settings", [("folder", Path, Path(".")), ("model", str, "gpt2")])()
 
 
 def test_a_seed_repeats_the_draw():
@@ -304,3 +452,75 @@ def test_a_seed_repeats_the_draw():
     first = random.random(), numpy.random.rand()
     set_seed(3)
     assert (random.random(), numpy.random.rand()) == first
+
+
+def test_a_run_of_before_a_setting_was_added_is_done_and_one_of_before_it_was_removed_says_so(tmp_path, settings):
+    with begin_run(tmp_path / "out", settings, {}, False, "x"):
+        pass
+    path = tmp_path / "out/run.json"
+    record = read_json(path)
+    record["settings"].pop("model")
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(SystemExit):  # already done: --model has its default
+        begin_run(tmp_path / "out", settings, {}, False, "x")
+    settings.model = "gpt3"
+    with pytest.raises(UserError, match="model: that version had no such setting -> gpt3"):
+        begin_run(tmp_path / "out", settings, {}, False, "x")
+    record["settings"] |= {"model": "gpt3", "old_name": 3}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match="old_name: 3 -> this version has no such setting"):
+        begin_run(tmp_path / "out", settings, {}, False, "x")
+
+
+def test_a_path_through_a_file_is_one_line(tmp_path, settings):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="a part of this path is a file, not a folder; fix: name another"):
+        begin_run(tmp_path / "file" / "out", settings, {}, False, "x")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 128 KiB; small_disk.read_only() makes it so."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_there_and_leaves_nothing_half_written(small_disk, settings):
+    output = small_disk / "rows.jsonl"
+    arguments = (output, settings, {})
+    with begin_run(*arguments, False, "x"):
+        write_jsonl(output, [{"id": 1, "text": "春" * 1000}])
+    before = contents(small_disk)
+    rows = ({"id": n, "text": "春" * 1000} for n in range(1000))
+    with pytest.raises(OSError) as error, begin_run(*arguments, True, "x"):
+        write_jsonl(output, rows)
+    assert file_error(error.value).startswith(f"{output}: no space is left on the disk; fix: ")
+    assert contents(small_disk) == before
+
+    with pytest.raises(OSError), begin_run(*arguments, True, "x"), JsonlAppender(output) as appender:
+        for row in rows:
+            appender.write(row)
+    read_jsonl(output)  # whole rows, and the run goes on once there is space
+    assert sorted(contents(small_disk)) == ["rows.jsonl", "rows.run.json"]
+    with pytest.raises(OSError), open(small_disk / "fill", "wb", buffering=0) as file:
+        while file.write(b"x"):
+            pass
+    with pytest.raises(UserError, match="no space is left"):
+        begin_run(small_disk / "more" / "x.jsonl", settings, {}, False, "x")
+    assert not (small_disk / "more").exists()
+
+
+def test_a_read_only_folder_is_one_line(small_disk, settings):
+    with begin_run(small_disk / "done.json", settings, {}, False, "x"):
+        write_json(small_disk / "done.json", {})
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for output, overwrite in (("new.json", False), ("folder", False), ("done.json", True)):
+        with pytest.raises(UserError, match="the file system is read-only; fix: name an output elsewhere"):
+            begin_run(small_disk / output, settings, {}, overwrite, "x")
+    with pytest.raises(SystemExit):  # already done: nothing has to be written
+        begin_run(small_disk / "done.json", settings, {}, False, "x")

@@ -6,10 +6,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
-from common.settings import ROOT, UserError, read_settings, resolve_model
+from common.settings import (
+    ROOT,
+    Limit,
+    UserError,
+    file_error,
+    read_settings,
+    resolve_model,
+    settings_errors,
+)
 
 STAGE = '''\
 """Write verse.
@@ -34,10 +43,14 @@ class Settings:
 
 
 def main(settings):
-    if settings.max_length < 0:
-        raise UserError("max_length is negative; fix: give tokens")
-    if settings.max_length == 0:
+    if settings.task == "gone":
+        raise UserError("no such task; fix: name another")
+    if settings.task == "interrupted":
         raise KeyboardInterrupt
+    if settings.task == "disk":
+        Path("/dev/full").write_text("x")
+    if settings.task == "torch":
+        raise RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0")
     print("诗", settings)
 
 
@@ -129,12 +142,19 @@ def test_a_value_of_the_wrong_type_names_the_flag(stage):
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(stage):
-    done = stage("--max-length", "-1")
-    assert (done.returncode, done.stderr) == (2, "error: max_length is negative; fix: give tokens\n")
+    done = stage("--task", "gone")
+    assert (done.returncode, done.stderr) == (2, "error: no such task; fix: name another\n")
+
+
+@pytest.mark.parametrize("task", ["disk", "torch"])
+def test_a_full_disk_is_one_line_whoever_was_writing(stage, task):
+    done = stage("--task", task)
+    assert done.returncode == 2 and done.stderr.startswith("error: no space is left on the disk; fix: free some space")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_interrupt_ends_without_a_traceback(stage):
-    done = stage("--max-length", "0")
+    done = stage("--task", "interrupted")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
@@ -182,3 +202,85 @@ def test_the_next_command_runs_as_it_is_pasted(tmp_path):
     words = ["python", "scripts/20_train_sft.py", "--train-file", str(folder), "--val-file", "None"]
     assert shlex.split(line) == [*words, "--rewards", "a:1", "b b", "--fresh", "--no-old"]
     assert next_command("60_generate", model=str(ROOT / "data")) == "python scripts/60_generate.py --model data"
+
+
+@dataclass
+class Numbers:
+    lr: float = 1e-3
+    eval_steps: int = 10
+    max_steps: int = -1  # off
+    warmup_share: float = 0.03
+    lora_r: int = 8
+    temperature: Annotated[float, Limit(above=0)] = 1.0
+    beta: float = 0.1
+    loss_weights: tuple[float, ...] = (1.0,)
+    report_to: str = "none"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--lr 0",
+        "--lr nan",
+        "--lr inf",
+        "--lr -1",
+        "--eval-steps 0",
+        "--eval-steps -5",
+        "--max-steps 0",
+        "--max-steps -2",
+        "--warmup-share 1",
+        "--warmup-share 1.5",
+        "--warmup-share -0.1",
+        "--lora-r 0",
+        "--temperature 0",
+        "--temperature -1",
+        "--beta -0.1",
+        "--beta nan",
+        "--loss-weights 1 nan",
+    ],  # fmt: skip
+)
+def test_a_number_out_of_its_limits_names_the_flag_and_a_value_that_works(flags):
+    with pytest.raises(UserError) as error:
+        read_settings(Numbers, flags.split())
+    flag = flags.split()[0]
+    assert str(error.value).startswith(f"{flag} ") and f"fix: e.g. {flag} " in str(error.value)
+
+
+@pytest.mark.parametrize("flags", ["--max-steps -1", "--max-steps 5", "--warmup-share 0", "--beta 0", "--lora-r 1"])
+def test_the_default_and_the_edges_pass(flags):
+    read_settings(Numbers, flags.split())
+
+
+def test_a_reporter_has_to_be_known_and_installed():
+    read_settings(Numbers, ["--report-to", "tensorboard"])
+    with pytest.raises(UserError, match="--report-to wandbb: no such reporter; fix: one of "):
+        read_settings(Numbers, ["--report-to", "wandbb"])
+    with pytest.raises(UserError, match="the package neptune is not installed; fix: pip install neptune"):
+        read_settings(Numbers, ["--report-to", "neptune"])
+
+
+@pytest.mark.parametrize(
+    "raised, flag",
+    [
+        (ValueError("`lora_r` should be a positive integer value but the value passed is 0"), "--lora-r"),
+        (ValueError("Unknown reporter 'trackio', choose another"), "--report-to"),
+        (ImportError("some package is missing"), "the setting it is about"),
+    ],
+)
+def test_what_a_library_refuses_is_one_line_with_the_flag(raised, flag):
+    with pytest.raises(UserError) as error, settings_errors(Numbers(report_to="trackio")):
+        raise raised
+    assert str(raised) in str(error.value) and flag in str(error.value).split("fix: ")[1]
+
+
+def test_errors_of_the_system_name_file_and_fix(tmp_path):
+    for act, words in (
+        (lambda: (tmp_path / "a" / "b").write_text(""), "no such file or folder"),
+        (lambda: tmp_path.write_text(""), "is a folder, not a file"),
+        (lambda: (tmp_path / ("x" * 300)).write_text(""), "the name is too long"),
+        (lambda: (Path(__file__) / "x").mkdir(), "a part of this path is a file"),
+    ):
+        with pytest.raises(OSError) as error:
+            act()
+        assert words in file_error(error.value) and "; fix: " in file_error(error.value)
+    assert file_error(ValueError("x")) is None and file_error(OSError("no number")) is None
