@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,8 +48,9 @@ class FileLock:
                 os.close(fd)
         _held.add(self)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(about).encode(), 0)
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(about).encode(), 0)
 
     def release(self) -> None:
         if self._fd is not None:
