@@ -412,11 +412,6 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         tmp.write_bytes(data)
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Write a file as UTF-8, line ends as they are, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
-
-
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path to write to, for what writes by itself (a plot): it takes the place of `path` when the block ends well,

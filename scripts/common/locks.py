@@ -28,38 +28,38 @@ class FileLock:
 
     def __init__(self, path: Path, what: Path):
         self.path = path
-        self._fd = None
-        while self._fd is None:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = None
+        while self._file is None:
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed in release)
             try:
                 if fcntl:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = _holder(fd)
-                os.close(fd)
+                holder = _holder(file)
+                file.close()
                 raise UserError(
                     f"another process writes {show_path(what)}: {holder}; fix: wait for it, stop it, or name another"
                 ) from None
             except OSError as error:
                 print(f"notice: {show_path(path)}: no lock here ({error.strerror}); start one process at a time")
-            if _is_open_at(fd, path):  # else the one who had it deleted the file: try with the new one
-                self._fd = fd
+            if _is_open_at(file, path):  # else the one who had it deleted the file: try with the new one
+                self._file = file
             else:
-                os.close(fd)
+                file.close()
         _held.add(self)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         with suppress(OSError):  # on a full disk the lock holds all the same
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(about).encode(), 0)
+            self._file.truncate(0)
+            self._file.write(json.dumps(about).encode())
 
     def release(self) -> None:
-        if self._fd is not None:
+        if self._file is not None:
             self.path.unlink(missing_ok=True)  # while the lock is held: nobody else's file
             self._close()
 
     def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = None
+        self._file.close()
+        self._file = None
         _held.discard(self)
 
 
@@ -76,17 +76,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def _holder(fd: int) -> str:
+def _holder(file) -> str:
     try:
-        about = json.loads(os.pread(fd, 1000, 0))
+        file.seek(0)
+        about = json.loads(file.read(1000))
         return f"process {about['pid']} is writing on {about['host']} since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has just taken the lock
         return "it has just begun"
 
 
-def _is_open_at(fd: int, path: Path) -> bool:
+def _is_open_at(file, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
 
