@@ -136,10 +136,10 @@ def find_candidates(settings: Settings) -> dict[str, Path | None]:
 
 def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[list, Counter]:
     """The prompts that every candidate answers, and why the others are left out."""
-    from common.jsonl import read_jsonl
-    from common.judging.report import Item
+    from common.judging.aggregate import Item
+    from common.judging.prompts import read_generations
 
-    files = {name: read_jsonl(path, "generation") for name, path in candidates.items() if path}
+    files = {name: read_generations(path) for name, path in candidates.items() if path}
     texts = {name: {row["id"]: row for row in rows if row["sample"] < settings.samples} for name, rows in files.items()}
     every = {row_id: row for rows in texts.values() for row_id, row in rows.items()}
     items, dropped = [], Counter()
@@ -152,8 +152,8 @@ def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[
             continue
         key = settings.content_type or next((key for key in CONTENT_TYPES if key in row["meta"]), "")
         kind = str(row["meta"].get(key) or "全部")
-        prompt = row["prompt"][-1]["content"]
-        items.append(Item(row_id, row["prompt_id"], kind, prompt, [answers[name] for name in candidates], row["meta"]))
+        texts_of = [answers[name] for name in candidates]
+        items.append(Item(row_id, row["prompt_id"], kind, row["prompt"], texts_of, row["meta"]))
     if settings.max_items and len(items) > settings.max_items:
         dropped["--max-items"] = len(items) - settings.max_items
         items = items[: settings.max_items]
@@ -183,17 +183,15 @@ def stop_rates(folder: Path, candidates: dict[str, Path | None]) -> list[dict]:
 # --- judging
 
 
-def judge_by_rules(task, settings: Settings, items: list, names: list[str]):
+def judge_by_rules(task, items: list, names: list[str]):
     """Scores of the task's own measures, put on the judge's scale."""
-    from common.judging.replies import Reply, Verdict, combine, highest, rule_scores
-    from common.judging.report import Judged
+    from common.judging.aggregate import Judged, combine, rule_scores
+    from common.judging.replies import Reply, highest
 
-    columns = [rule_scores(task, [item.prompt for item in items], [item.texts[c] for item in items], [item.meta for item in items])
-               for c in range(len(names))]  # fmt: skip
-    verdicts: list[Verdict] = []
-    for i, item in enumerate(items):
-        scores = [column[i] for column in columns]
-        verdicts.append(combine([Reply(scores, highest(scores))], [tuple(range(len(names)))], item.texts))
+    columns = [rule_scores(task, items, candidate) for candidate in range(len(names))]
+    order = [tuple(range(len(names)))]
+    by_item = zip(items, map(list, zip(*columns, strict=True)), strict=True)
+    verdicts = [combine([Reply(scores, highest(scores))], order, item.texts) for item, scores in by_item]
     return [Judged("rules", items, names, verdicts)]
 
 
@@ -211,7 +209,7 @@ class Call:
 
 def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
     """Every item in every order under every version, and the controls, spread over items and candidates."""
-    from common.judging.replies import load_prompt, rotations
+    from common.judging.prompts import load_prompt, rotations
 
     family = task.judge_prompt
     every = max(1, len(items) // settings.control) if settings.control else len(items) + 1
@@ -232,8 +230,8 @@ def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
 
 def judge_by_model(settings: Settings, calls: list[Call], answers: list, items: list, names: list[str]):
     """Parse every reply and put the orders of each item together. Returns the results and one row of raw replies a call."""
-    from common.judging.replies import combine, parse_reply
-    from common.judging.report import Judged
+    from common.judging.aggregate import Judged, combine
+    from common.judging.replies import parse_reply
 
     replies, rows = [], []
     for call, answer in zip(calls, answers, strict=True):
@@ -257,13 +255,15 @@ def judge_by_model(settings: Settings, calls: list[Call], answers: list, items: 
     return results, rows
 
 
-def ask(settings: Settings, llm, requests: list) -> list:
-    if settings.report_only and (missing := sum(request.key not in llm.answers for request in requests)):
+def check_replies(settings: Settings, llm, requests: list) -> None:
+    """Before an earlier run is touched: is everything there that is needed to ask, or to report?"""
+    missing = sum(request.key not in llm.answers for request in requests)
+    if settings.report_only and missing:
         raise UserError(
             f"{missing} of {len(requests)} replies are not in {show_path(settings.request_log)}; "
             "fix: run without --report-only, with the judge, texts and prompts that were asked"
         )
-    return llm.ask(requests, "judgements")
+    llm.check(requests)
 
 
 def main(settings: Settings) -> None:
@@ -287,32 +287,16 @@ def main(settings: Settings) -> None:
     calls = [] if by_rules else plan_calls(task, settings, items, len(names))
 
     from common.jsonl import write_jsonl
+    from common.judging import aggregate
     from common.judging import report as judge_report
     from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, read_extra
     from common.runs import begin_run
 
-    extra = read_extra(settings.extra_body)
+    extra, sampling = read_extra(settings.extra_body), (settings.max_tokens, settings.temperature)
     requests = [
-        ChatRequest(
-            settings.judge,
-            [{"role": "user", "content": call.content}],
-            settings.max_tokens,
-            settings.temperature,
-            extra=extra,
-        )
+        ChatRequest(settings.judge, [{"role": "user", "content": call.content}], *sampling, extra=extra)
         for call in calls
     ]
-    limits = {
-        key: getattr(settings, key) for key in ("concurrency", "max_tries", "time_limit", "price_in", "price_out")
-    }
-    limits |= {key: getattr(settings, key) for key in ("max_cost", "max_total_tokens", "max_failed")}
-    if settings.dry_run:
-        with LLM(settings.request_log, **limits) as llm:
-            llm.print_estimate(
-                requests, f"{len(items)} items, {len(names)} orders, {len(settings.prompt_versions)} versions"
-            )
-        return
-
     stops = stop_rates(settings.generations, candidates)
     report_file, table_file = (settings.output_file.with_suffix(ending) for ending in (".txt", ".csv"))
     inputs = {f"candidate {name}": path for name, path in candidates.items()} | {"task": task.file}
@@ -320,49 +304,41 @@ def main(settings: Settings) -> None:
         inputs |= {f"rules: {file.name}": file for file in task.FILES}
     else:
         inputs |= {f"prompts {version}": settings.prompts_dir / version for version in settings.prompt_versions}
-    ignore = (*HOW_TO_ASK, "report_only")
-    with begin_run(
-        settings.output_file,
-        settings,
-        inputs,
-        settings.overwrite,
-        "71_judge",
-        ignore=ignore,
-        also=(report_file, table_file),
-    ) as run:
-        usage, replies = "评审调用: 0 次 (规则)", []
-        if by_rules:
-            results = judge_by_rules(task, settings, items, names)
-        else:
-            with LLM(settings.request_log, **limits) as llm:
-                answers = ask(settings, llm, requests)
-                run.figure("judge", llm.figures())
+    files = dict(ignore=(*HOW_TO_ASK, "report_only"), also=(report_file, table_file))
+    versions = settings.prompt_versions
+    with LLM.of(settings) as llm:
+        if settings.dry_run:
+            llm.print_estimate(requests, f"{len(items)} items, {len(names)} orders, {len(versions)} versions")
+            return
+        check_replies(settings, llm, requests)
+        with begin_run(settings.output_file, settings, inputs, settings.overwrite, "71_judge", **files) as run:
+            if by_rules:
+                results, replies = judge_by_rules(task, items, names), []
+                usage = "评审调用: 0 次 (规则)"
+                judge = f"规则 (scripts/tasks/{settings.task})，没有调用任何语言模型，只看得到规则能看到的部分"
+            else:
+                try:
+                    answers = llm.ask(requests, "judgements")
+                finally:
+                    run.figure("judge", llm.figures())
+                results, replies = judge_by_model(settings, calls, answers, items, names)
                 usage = f"评审调用: {len(requests)} 次 ({llm.spent()})"
-            results, replies = judge_by_model(settings, calls, answers, items, names)
-        tables = {judged.version: judge_report.figures(judged, settings.bootstrap, settings.seed) for judged in results}
-        comparison = (
-            judge_report.compare_versions(*results[:2], settings.bootstrap, settings.seed) if len(results) > 1 else None
-        )
-        left_out = "".join(f"，未评 {count} 条 ({reason})" for reason, count in dropped.items())
-        shown = " ".join(f"{LETTERS[c]}={name}" for c, name in enumerate(names))
-        notes = [f"任务: {settings.task}{left_out}", f"候选: {shown}"]
-        if by_rules:
-            notes.append(
-                f"评审: 规则 (scripts/tasks/{settings.task}.py)，没有调用任何语言模型，只看得到规则能看到的部分"
-            )
-        else:
-            notes.append(
-                f"评审: {settings.judge}，提示词 {'、'.join(settings.prompt_versions)}，每条 {len(names)} 种顺序，不一致计为平局"
-            )
-        report = judge_report.report_text(notes, tables, comparison, stops, usage)
-        write_jsonl(settings.output_file, judge_report.output_rows(results, calls, replies))
-        report_file.write_text(report, encoding="utf-8")
-        table_file.write_text(judge_report.csv_text(results), encoding="utf-8-sig", newline="")
-        run.figure("table", tables)
-        run.figure("comparison", comparison)
-        run.figure("stop_rates", stops)
-        print(report)
-        run.finish(f"python scripts/72_compare.py --task {settings.task}")
+                judge = f"{settings.judge}，提示词 {'、'.join(versions)}，每条 {len(names)} 种顺序，不一致计为平局"
+            sampling = (settings.bootstrap, settings.seed)
+            tables = {judged.version: aggregate.figures(judged, *sampling) for judged in results}
+            comparison = aggregate.compare_versions(*results[:2], *sampling) if len(results) > 1 else None
+            left_out = "".join(f"，未评 {count} 条 ({reason})" for reason, count in dropped.items())
+            shown = " ".join(f"{LETTERS[c]}={name}" for c, name in enumerate(names))
+            notes = [f"任务: {settings.task}{left_out}", f"候选: {shown}", f"评审: {judge}"]
+            report = judge_report.report_text(notes, tables, comparison, stops, usage)
+            write_jsonl(settings.output_file, judge_report.output_rows(results, calls, replies))
+            report_file.write_text(report, encoding="utf-8")
+            table_file.write_text(judge_report.csv_text(results), encoding="utf-8-sig", newline="")
+            run.figure("table", tables)
+            run.figure("comparison", comparison)
+            run.figure("stop_rates", stops)
+            print(report)
+            run.finish(f"python scripts/72_compare.py --task {settings.task}")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class Settings:
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
     """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come without)."""
     from common.jsonl import read_jsonl
+    from common.judging.prompts import conversation_text, read_generations
     from common.training.classifiers import plain_question
     from tasks.styles import answer_of, question_of
 
@@ -81,8 +82,8 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
                      for n, row in enumerate(rows, start=1)]  # fmt: skip
             runs[path.stem] = {row["id"]: row for row in texts}
             continue
-        for row in read_jsonl(path, "generation"):  # once more, for its schema
-            prompt = row["prompt"][-1]["content"]
+        for row in read_generations(path):
+            prompt = conversation_text(row["prompt"])
             prompt = plain_question(prompt) if settings.kind == "style" else prompt
             item = {"id": row["id"], "prompt": prompt, "text": row["completion"]}
             runs.setdefault(path.stem, {}).setdefault(row["prompt_id"], item)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import random
 import re
@@ -15,194 +14,8 @@ import pytest
 
 from chat_server import ChatServer
 from common.jsonl import read_jsonl
-from common.judging.replies import TIE, Reply, combine, length_controlled, load_prompt, parse_reply, rotations
 from common.judging.report import columns
-from common.settings import UserError
 from conftest import ROOT, SCRIPTS
-
-DIMENSIONS = ["韵律", "主题"]
-WHOLE = Reply([{"韵律": 4.0, "主题": 5.0}, {"韵律": 2.5, "主题": 3.0}], 0)
-BODY = (
-    '{"texts": [{"id": 1, "scores": {"韵律": 4, "主题": 5}}, {"id": 2, "scores": {"韵律": 2.5, "主题": 3}}], "best": 1}'
-)
-
-# name -> a reply that says WHOLE
-GOOD = {
-    "plain JSON": BODY,
-    "fenced": f"```json\n{BODY}\n```",
-    "fenced without a language": f"```\n{BODY}\n```",
-    "chat around it": f"好的，以下是我的评分：\n{BODY}\n希望对你有帮助！",
-    "thinking before it": f'<think>先看文本1，{{"韵律": 1}}？不对。</think>\n{BODY}',
-    "a draft, then the answer": BODY.replace('"韵律": 4', '"韵律": 3').replace('"best": 1', '"best": 2') + f"\n更正：\n{BODY}",
-    "numbers in strings": BODY.replace("2.5", '"2.5"').replace(": 4", ': "4"'),
-    "out of five": BODY.replace("2.5", '"2.5/5"').replace(": 4,", ': "4 / 5",'),
-    "with 分": BODY.replace("2.5", '"2.5分"').replace(": 4,", ': "四分",'),
-    "floats": BODY.replace(": 4,", ": 4.0,").replace(": 5}", ": 5.00}"),
-    "full-width punctuation": BODY.replace('"', "”").replace(":", "：").replace(",", "，"),
-    "single quotes": BODY.replace('"', "'"),
-    "trailing commas": BODY.replace("}}]", "},},]").replace('"best": 1', '"best": 1,'),
-    "a comment": BODY.replace('"best": 1', '\n"best": 1 // 文本1 更好\n'),
-    "bare keys": BODY.replace('"texts"', "texts").replace('"best"', "best").replace('"id"', "id"),
-    "texts named A and B": BODY.replace('"id": 1', '"id": "A"').replace('"id": 2', '"id": "B"').replace('"best": 1', '"best": "A"'),
-    "texts named 文本1": BODY.replace('"id": 1', '"id": "文本1"').replace('"best": 1', '"best": "文本1"'),
-    "best as 第1篇": BODY.replace('"best": 1', '"best": "第1篇"'),
-    "best as 第一篇文案": BODY.replace('"best": 1', '"best": "第一篇文案"'),
-    "texts in another order": '{"texts": [{"id": 2, "scores": {"韵律": 2.5, "主题": 3}}, '
-    '{"id": 1, "scores": {"韵律": 4, "主题": 5}}], "best": 1}',
-    "scores beside the id": '{"texts": [{"id": 1, "韵律": 4, "主题": 5}, {"id": 2, "韵律": 2.5, "主题": 3}], "best": 1}',
-    "a bare list": '[{"韵律": 4, "主题": 5}, {"韵律": 2.5, "主题": 3}]',
-    "an object by number": '{"1": {"韵律": 4, "主题": 5}, "2": {"韵律": 2.5, "主题": 3}, "best": "1"}',
-    "an object by label": '{"文本1": {"韵律": 4, "主题": 5, "理由": "工整"}, "文本2": {"韵律": 2.5, "主题": 3}, "最佳": "文本1"}',
-    "by dimension": '{"韵律": {"1": 4, "2": 2.5}, "主题": {"1": 5, "2": 3}, "best": 1}',
-    "lists by dimension": '{"韵律": [4, 2.5], "主题": [5, 3], "best": 1}',
-    "a reason with each score": '{"texts": ['
-    '{"id": 1, "scores": {"韵律": {"score": 4, "reason": "稳"}, "主题": {"score": 5, "reason": "切"}}}, '
-    '{"id": 2, "scores": {"韵律": {"score": 2.5, "reason": "破"}, "主题": {"score": 3, "reason": "泛"}}}], "best": 1}',
-    "wrapped": f'{{"result": {BODY}}}',
-    "no best named": BODY.replace(', "best": 1', ""),
-    "lines of prose": "文本1：韵律 4，主题 5\n文本2：韵律 2.5，主题 3\n最佳：文本1",
-    "bold lines": "**文本1**：\n- 韵律：4 分\n- 主题：5 分\n\n**文本2**：\n- 韵律：2.5 分\n- 主题：3 分\n\n最佳：1",
-    "a Markdown table": "| 文本 | 韵律 | 主题 |\n|---|---|---|\n| 1 | 4 | 5 |\n| 2 | 2.5 | 3 |\n\n最佳：1",
-}  # fmt: skip
-
-# name -> a reply that says nothing whole
-BAD = {
-    "nothing": "",
-    "a refusal": "抱歉，我无法对这些内容进行评价。",
-    "cut off": BODY[:70],
-    "thinking cut off": f"<think>先打个草稿：{BODY}，不过",
-    "one text missing": '{"texts": [{"id": 1, "scores": {"韵律": 4, "主题": 5}}], "best": 1}',
-    "one dimension missing": BODY.replace(', "主题": 3', ""),
-    "a score above the scale": BODY.replace("2.5", "7"),
-    "a score of 0": BODY.replace("2.5", "0"),
-    "NaN": BODY.replace("2.5", "NaN"),
-    "null": BODY.replace("2.5", "null"),
-    "a text twice": BODY.replace('"id": 2', '"id": 1'),
-    "a best that is none of them": BODY.replace('"best": 1', '"best": 7'),
-    "an error page": '<html><body>{"error": {"message": "upstream error"}}</body></html>',
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_a_reply_that_says_everything_is_read(name):
-    assert parse_reply(GOOD[name], 2, DIMENSIONS) == WHOLE
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_reply_that_does_not_say_everything_is_unparsed(name):
-    assert parse_reply(BAD[name], 2, DIMENSIONS) is None
-
-
-@pytest.mark.parametrize("word", ['"平局"', '"tie"', "null", "0", '"并列"', "[1, 2]"])
-def test_a_tie_is_read(word):
-    assert parse_reply(BODY.replace('"best": 1', f'"best": {word}'), 2, DIMENSIONS).best == TIE
-
-
-def test_equal_scores_without_a_best_are_a_tie():
-    assert parse_reply('[{"韵律": 4, "主题": 3}, {"韵律": 3, "主题": 4}]', 2, DIMENSIONS).best == TIE
-
-
-# --- orders
-
-
-def reply(best: int, count: int = 3, top: float = 5.0) -> Reply:
-    return Reply([{"韵律": top if place == best else 3.0} for place in range(count)], best)
-
-
-def test_each_candidate_stands_once_in_each_place():
-    for count in (2, 3, 4):
-        assert all(sorted(places) == list(range(count)) for places in zip(*rotations(count), strict=True))
-
-
-def test_orders_that_agree_name_the_best():
-    orders = rotations(3)
-    verdict = combine([reply(order.index(1)) for order in orders], orders, ["a", "b", "c"])
-    assert (verdict.best, verdict.bound, verdict.wins) == (1, False, {(0, 1): 0.0, (0, 2): 0.5, (1, 2): 1.0})
-    assert verdict.scores == [{"韵律": 3.0}, {"韵律": 5.0}, {"韵律": 3.0}]
-
-
-def test_orders_that_differ_are_a_tie():
-    orders = rotations(2)
-    verdict = combine([reply(0, 2), reply(0, 2)], orders, ["a", "b"])
-    assert (verdict.best, verdict.bound, verdict.wins) == (TIE, True, {(0, 1): 0.5})
-
-
-def test_an_unparsed_order_is_left_out_and_one_order_alone_decides_nothing():
-    orders = rotations(3)
-    two = combine([reply(orders[0].index(1)), None, reply(orders[2].index(1))], orders, ["a", "b", "c"])
-    assert two.best == 1 and two.scores[0] == {"韵律": 3.0}
-    one = combine([reply(0), None, None], orders, ["a", "b", "c"])
-    assert (one.best, one.bound, one.wins[0, 1]) == (None, None, None) and one.scores[0] == {"韵律": 5.0}
-
-
-def test_equal_texts_always_tie_and_are_no_sign_of_bias():
-    orders = rotations(2)
-    verdict = combine([reply(0, 2), reply(0, 2)], orders, ["same", "same"])
-    assert (verdict.best, verdict.bound, verdict.wins) == (TIE, None, {(0, 1): 0.5})
-
-
-# --- equal length
-
-
-def test_a_judge_that_likes_length_is_corrected():
-    """Here only the length decides, and one side writes longer texts most of the time."""
-    random.seed(0)
-    difference = [random.gauss(60, 80) for _ in range(400)]
-    wins = [float(random.random() < 1 / (1 + math.exp(-d / 30))) for d in difference]
-    assert sum(wins) / len(wins) > 0.7
-    rate, low, high = length_controlled(wins, [d + 100 for d in difference], [100] * 400, samples=200)
-    assert abs(rate - 0.5) < 0.08 and low < rate < high < 0.7
-
-
-def test_a_judge_that_does_not_look_at_length_is_left_alone():
-    random.seed(0)
-    difference = [random.gauss(60, 80) for _ in range(400)]
-    wins = [float(random.random() < 0.7) for _ in difference]
-    rate = sum(wins) / len(wins)
-    assert abs(length_controlled(wins, [d + 100 for d in difference], [100] * 400).mean - rate) < 0.04
-
-
-def test_the_regression_is_that_of_scikit_learn():
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-
-    rng = np.random.default_rng(0)
-    difference, wins = rng.normal(40, 90, 80), rng.choice([0, 0.5, 1], 80, p=[0.3, 0.2, 0.5])
-    x = np.tanh(difference / difference.std())[:, None]
-    weight, y = np.concatenate([wins, 1 - wins]), np.repeat([1, 0], 80)
-    model = LogisticRegression(tol=1e-8).fit(np.concatenate([x, x]), y, weight)
-    expected = 1 / (1 + np.exp(-model.intercept_[0]))
-    assert length_controlled(wins, difference, np.zeros(80)).mean == pytest.approx(expected, abs=1e-4)
-
-
-# --- prompts
-
-VERSIONS = sorted(path for path in ROOT.glob("data/*/judge_prompts/*/*.md"))
-
-
-@pytest.mark.parametrize("path", VERSIONS, ids=lambda path: "/".join(path.parts[-4:]))
-def test_every_shipped_prompt_shows_texts_and_format(path):
-    prompt = load_prompt(path.parent, path.stem)
-    asked = prompt.fill("写一篇", ["甲</文本1>乙", ""])
-    assert "<文本1>\n甲＜/文本1>乙\n</文本1>" in asked and "<文本2>\n（空白）\n</文本2>" in asked and "写一篇" in asked
-    example = asked[asked.rindex('{"texts"') :]
-    answer = example.replace("1 到 2 的编号，或“平局”", "2")
-    assert parse_reply(answer, 2, prompt.dimensions).best == 1
-
-
-def test_the_promised_dimensions_are_there():
-    assert load_prompt(ROOT / "data/poems/judge_prompts/v1", None).dimensions == ["韵律", "风格", "主题", "整体"]
-    assert load_prompt(ROOT / "data/weibo/judge_prompts/v1", None).dimensions == ["相关", "有趣", "自然", "得体"]
-    for version in ("v1", "v2"):
-        for family in ("social", "ad", "long"):
-            assert "指令遵循" in load_prompt(ROOT / "data/copywriting/judge_prompts" / version, family).dimensions
-
-
-def test_a_prompt_without_its_marks_is_refused(tmp_path):
-    (tmp_path / "ad.md").write_text("维度：韵律\n\n{texts}", encoding="utf-8")
-    with pytest.raises(UserError, match="has the marks"):
-        load_prompt(tmp_path, "ad")
-
 
 # --- the stage
 
@@ -434,6 +247,111 @@ def test_other_tasks_have_a_judge_too(run_stage, tmp_path, task, dimension):
 def test_report_only_refuses_what_was_never_asked(run_stage, folder, tmp_path):
     done = judge(run_stage, folder, tmp_path, "--judge", "m", "--control", 0, "--report-only", check=False)
     assert done.returncode == 2 and "54 of 54 replies are not in" in done.stderr and "Traceback" not in done.stderr
+
+
+def finished(run_stage, folder, out) -> dict:
+    """A finished run of stage 71 with a model; its files."""
+    with ChatServer(reply=likes_long) as server:
+        judge(run_stage, folder, out, "--judge", "m", "--control", 0, "--max-items", 2, server=server)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_overwrite_touches_nothing_where_nothing_can_be_asked_or_reported(run_stage, folder, tmp_path):
+    before = finished(run_stage, folder, tmp_path)
+    more = ("--judge", "m", "--control", 0, "--max-items", 3, "--overwrite")
+    far = {"OPENAI_BASE_URL": "https://api.example.com/v1", "OPENAI_API_KEY": ""}
+    for flags, env, says in (
+        ((), far, "OPENAI_API_KEY is not set"),
+        ((), {**far, "OPENAI_API_KEY": "“sk-abc”"}, "OPENAI_API_KEY: character 1"),
+        (("--report-only",), far, "replies are not in"),
+        (("--extra-body", '{"x": NaN}'), far, "--extra-body"),
+        (("--time-limit", "nan"), far, "--time-limit"),
+        (("--prompt-versions", "v9"), far, "no judge prompts"),
+    ):
+        args = (
+            "--task",
+            "copywriting",
+            "--candidates",
+            "golden",
+            f"finetuned={folder}/sft.jsonl",
+            f"base={folder}/base.jsonl",
+        )
+        args += (
+            "--generations",
+            folder,
+            "--output-file",
+            tmp_path / "{name}.jsonl",
+            "--request-log",
+            tmp_path / "requests.jsonl",
+        )
+        done = run_stage("71_judge.py", *args, *more, *flags, env=env, check=False)
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def dialogue(name: str, completion: str) -> dict:
+    turns = [
+        ("system", "你是一名法语老师，只用法语回答。"),
+        ("user", "请译“我饿了”。"),
+        ("assistant", "J'ai faim."),
+        ("user", "换个说法。"),
+    ]
+    prompt = [{"role": role, "content": content} for role, content in turns]
+    row = {"id": "a#0", "prompt_id": "a", "sample": 0, "seed": 1, "prompt": prompt, "completion": completion}
+    return row | {"reference": None, "model": name, "finish_reason": "stop", "tokens": 5, "meta": {}}
+
+
+def test_judge_and_sheet_show_the_whole_conversation(run_stage, tmp_path):
+    for name, text in (("one", "Je meurs de faim."), ("two", "我快饿死了。")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(dialogue(name, text)) + "\n", encoding="utf-8")
+    (tmp_path / "prompts/v1").mkdir(parents=True)
+    (tmp_path / "prompts/v1/chat.md").write_text(
+        "维度：相关\n\n{instruction}\n{count}\n{texts}\n{format}", encoding="utf-8"
+    )
+    with ChatServer(reply=likes_long) as server:
+        run_stage(
+            "71_judge.py", "--task", "chat", "--candidates", "one=one.jsonl", "two=two.jsonl", "--judge", "m", "--bootstrap", 50,
+            "--prompts-dir", "prompts", "--generations", "nowhere", "--output-file", "out/m.jsonl", "--request-log", "out/log.jsonl",
+            env={"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "test-key"},
+        )  # fmt: skip
+    run_stage(
+        "73_human_sheet.py",
+        "--task",
+        "chat",
+        "--kind",
+        "pair",
+        "--generations",
+        "one.jsonl",
+        "two.jsonl",
+        "--output",
+        "p.csv",
+    )
+    shown = [request.body["messages"][-1]["content"] for request in server.requests]
+    assert len(shown) == 3  # two orders, one control
+    for text in (
+        *shown,
+        (tmp_path / "p.csv").read_text(encoding="utf-8-sig"),
+        (tmp_path / "out/m.csv").read_text(encoding="utf-8-sig"),
+    ):
+        parts = (
+            "系统：你是一名法语老师，只用法语回答。",
+            "用户：请译“我饿了”。",
+            "助手：J'ai faim.",
+            "用户：换个说法。",
+        )
+        assert all(part in text for part in parts)
+        assert sorted(parts, key=text.index) == list(parts)
+
+
+def test_an_id_that_stands_twice_is_refused(run_stage, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps(dialogue(name, "x")) + "\n") * 2, encoding="utf-8")
+    for words in (
+        ("71_judge.py", "--task", "chat", "--candidates", "one=one.jsonl", "two=two.jsonl"),
+        ("73_human_sheet.py", "--kind", "rating", "--generations", "one.jsonl", "--output", "p.csv"),
+    ):
+        done = run_stage(*words, check=False)
+        assert done.returncode == 2 and "1 ids stand twice, the first a#0" in done.stderr
 
 
 def test_a_missing_file_is_named(run_stage, tmp_path):

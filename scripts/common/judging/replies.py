@@ -1,24 +1,18 @@
-"""A judge's replies: what they say, what the rotated orders agree on, and how far the judge can be trusted.
-
-Judges favour positions and long answers, so every item is shown in rotated orders and a disagreement counts as a tie (Zheng et al. 2023,
-arXiv 2306.05685, section 3.4); win rates are also given at equal length (Dubois et al. 2024, arXiv 2404.04475).
-"""
+"""What one reply of a judge says: the score of every text on every dimension, and the best text."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-
-from common.evaluation.statistics import Estimate, bootstrap_mean
-from common.settings import UserError, show_path
 
 LOW, HIGH = 1.0, 5.0  # the scale that the judge prompts name
 LETTERS = "ABCDEFGH"  # of the candidates, in their order
 TIE = -1  # in the place of a candidate: no single best one
+LONGEST = 20_000  # characters of a reply that are read, from its end
+DEEPEST = 20  # brackets within brackets
 
 
 class Reply(NamedTuple):
@@ -28,91 +22,95 @@ class Reply(NamedTuple):
     best: int  # place of the best text, counted from 0, or TIE
 
 
-# ------------------------------------------------------------------------------------------------------- parsing
-
 KINDS = "text|answer|candidate|option|文本|文案|候选|作品|回答|答案|评论|诗|方案|选项|模型|应答"
 LABEL = rf"(?:{KINDS})?[\s_\-#:：]*第?[\s]*([0-9]+|[A-Ha-h]|[一二三四五六七八])[\s]*(?:篇|号|个|首|条|则)?(?:{KINDS})?"
-DIGITS = dict(zip("一二三四五六七八", range(1, 9), strict=True)) | dict(zip("ABCDEFGH", range(1, 9), strict=True))
-BEST_KEYS = (
+DIGITS = (
+    dict(zip("一二三四五六七八九十", range(1, 11), strict=True))
+    | dict(zip("ABCDEFGH", range(1, 9), strict=True))
+    | {"两": 2}
+)
+BEST_KEYS = [
     "best",
     "winner",
-    "最佳",
-    "最好",
-    "胜者",
-    "优胜",
     "choice",
     "pick",
     "best_text",
     "best_id",
+    "最佳",
+    "最好",
+    "胜者",
+    "优胜",
+    "最优",
     "最佳文本",
     "最佳文案",
-    "最优",
-)
-TIES = (
-    "tie",
-    "draw",
-    "none",
-    "null",
-    "平",
-    "平局",
-    "并列",
-    "无",
-    "0",
-    "equal",
-    "both",
-    "all",
-    "不分高下",
-    "一样好",
+]
+TIES = {
+    *["tie", "draw", "none", "null", "equal", "both", "all", "0", "平", "平局", "并列", "无", "不分高下", "一样好"],
     "",
-)
-WIDE = str.maketrans("“”‘’：，｛｝［］（）０１２３４５６７８９．", "\"\"'':,{}[]()0123456789.")
+}
+WIDE = str.maketrans("“”‘’：，；｛｝［］（）０１２３４５６７８９．／％～－", "\"\"'':,;{}[]()0123456789./%~-")
 
 
 def parse_reply(reply: str, count: int, dimensions: Sequence[str]) -> Reply | None:
     """The scores of all `count` texts on all dimensions and the best text; None where the reply does not say them.
 
-    JSON may stand in a fence or in prose, behind thinking, with single quotes, trailing commas, comments or full-width punctuation;
-    texts may be a list, or named 1, A, 文本1; lines of prose and Markdown tables are read too. Where several readings are whole the
-    last one counts. A score outside 1..5, a text or a dimension that is missing make the reply unparsed: nothing is guessed. Where
-    the best text is not named, it is the one with the highest mean score.
+    JSON may stand in a fence or in prose, behind thinking, with single quotes, trailing commas, comments, full-width punctuation, raw
+    line ends or quotes in its strings; texts may be a list, or named 1, A, 文本1; prose and Markdown tables are read too. Where several
+    readings are whole the last one counts. A score outside 1..5, a text or a dimension that is missing make the reply unparsed: nothing
+    is guessed. Where the best text is not named, it is the one with the highest mean score.
     """
-    said = re.sub(
-        r"<think(?:ing)?>.*", "", re.split(r"</think(?:ing)?>", reply)[-1], flags=re.DOTALL
-    )  # a cut-off thought is no answer
+    said = re.split(r"</think(?:ing)?>", reply)[-1][-LONGEST:]
+    said = re.sub(r"<think(?:ing)?>.*", "", said, flags=re.DOTALL)  # a cut-off thought is no answer
     for text in (said, said.translate(WIDE)):
         for value in reversed(_values(text)):
             if found := _read(value, count, dimensions):
                 return found
-    return _read_table(said, count, dimensions) or _read_lines(said, count, dimensions)
+    said = said.translate(WIDE)
+    return _read_tables(said, count, dimensions) or _read_prose(said, count, dimensions)
+
+
+# ------------------------------------------------------------------------------------------------------- JSON
+
+# What follows a quote that ends a string. Any other quote belongs to the string.
+AFTER_STRING = re.compile(r"\s*(?:[}\]:]|$|//|/\*|,\s*(?:[\"{}\[\]\-\d/]|true|false|null|\w+\s*:))")
 
 
 def _values(text: str) -> list:
     """Everything in the text that reads as a JSON object or list, in order, inner ones only where the outer does not read."""
-    values, at = [], 0
-    while match := re.compile(r"[{\[]").search(text, at):
-        block = _balanced(text, match.start())
+    values, at, failed = [], 0, 0
+    while failed < 200 and (match := re.compile(r"[{\[]").search(text, at)):
+        end, block = _balanced(text, match.start())
         value = _load(block) if block else None
         values += [] if value is None else [value]
-        at = match.start() + (len(block) if value is not None else 1)
+        failed += value is None
+        at = match.start() + 1 if value is None else end
     return values
 
 
-def _balanced(text: str, start: int) -> str | None:
-    """From the bracket at `start` to the one that closes it; brackets in double quotes do not count."""
-    depth, quoted, escaped = 0, False, False
-    for at in range(start, len(text)):
+def _balanced(text: str, start: int) -> tuple[int, str | None]:
+    """(end, block) from the bracket at `start` to the one that closes it; brackets in double quotes do not count.
+
+    In the block every quote within a string is escaped.
+    """
+    depth, quoted, block, at = 0, False, [], start
+    while at < len(text) and depth <= DEEPEST:
         char = text[at]
-        if quoted:
-            quoted, escaped = escaped or char != '"', char == "\\" and not escaped
-        elif char == '"':
-            quoted = True
-        elif char in "{[":
-            depth += 1
-        elif char in "}]":
-            depth -= 1
+        if quoted and char == "\\":
+            block.append(text[at : at + 2])
+            at += 2
+            continue
+        if char == '"':
+            if quoted and not AFTER_STRING.match(text, at + 1):
+                char = '\\"'
+            else:
+                quoted = not quoted
+        block.append(char)
+        at += 1
+        if not quoted and char in "{[}]":
+            depth += 1 if char in "{[" else -1
             if depth == 0:
-                return text[start : at + 1]
-    return None
+                return at, "".join(block)
+    return at, None
 
 
 def _load(block: str):
@@ -124,11 +122,11 @@ def _load(block: str):
     bare = re.sub(r"([{,]\s*)([A-Za-z_\u4e00-\u9fff][\w\u4e00-\u9fff]*)(\s*:)", r'\1"\2"\3', tidy)
     for text in dict.fromkeys((block, tidy, bare)):
         try:
-            return json.loads(text, parse_constant=no_constant)
+            return json.loads(text, parse_constant=no_constant, strict=False)  # line ends may stand in strings
         except (ValueError, RecursionError):
             continue
     try:
-        return ast.literal_eval(tidy)  # constants only: nothing is executed
+        return ast.literal_eval(" ".join(tidy.split()))  # constants only: nothing is executed
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
 
@@ -209,7 +207,7 @@ def _dimensions(item, dimensions: Sequence[str]) -> dict[str, float] | None:
         known = len(values) == len(dimensions) and None not in values
         return dict(zip(dimensions, values, strict=True)) if known else None
     for inner in (item, *(value for value in item.values() if isinstance(value, dict))):
-        keys = {re.sub(r"[\s*_]|（.*?）|\(.*?\)", "", str(key)): value for key, value in inner.items()}
+        keys = {_name(key): value for key, value in inner.items()}
         if all(name in keys for name in dimensions):
             scores = {name: _score(keys[name]) for name in dimensions}
             return None if None in scores.values() else scores
@@ -219,13 +217,10 @@ def _dimensions(item, dimensions: Sequence[str]) -> dict[str, float] | None:
 def _score(value) -> float | None:
     """4, 4.0, "4", "4分", "4/5", "四分", {"score": 4, ...} -> 4.0; None for anything else and for what is outside LOW..HIGH."""
     if isinstance(value, dict):
-        value = next((value[key] for key in ("score", "分数", "得分", "评分", "value", "rating") if key in value), None)
+        names = ("score", "分数", "得分", "评分", "打分", "value", "rating")
+        value = next((value[key] for key in names if key in value), None)
     if isinstance(value, str):
-        match = re.fullmatch(
-            r"\s*\**([0-9]+(?:\.[0-9]+)?|[一二三四五])\**\s*(?:/\s*5(?:\.0)?)?\s*(?:分|星|points?)?\s*",
-            value.translate(WIDE),
-        )
-        value = match and float(DIGITS.get(match[1], match[1]))
+        value = _stated(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if LOW <= value <= HIGH else None
@@ -254,57 +249,190 @@ def _best(named, count: int) -> int | None:
     return place - 1 if place else None
 
 
-def _read_table(text: str, count: int, dimensions: Sequence[str]) -> Reply | None:
-    """A Markdown table with a column a dimension and a row a text."""
-    rows = [
-        [cell.strip(" *") for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line
-    ]
-    header = next((row for row in rows if all(name in row for name in dimensions)), None)
-    if not header:
+# ------------------------------------------------------------------------------------------------------- free text
+
+NUMBER = r"(?<![0-9.])(?:[0-9]+(?:\.[0-9]+)?|[一二两三四五六七八九十](?:点[一二三四五六七八九])?)(?![0-9])"
+SCORE = rf"({NUMBER})\s*(?:/\s*5(?:\.0+)?(?![0-9.])|分|颗?星|points?|stars?)?(半)?"
+UNIT = r"(?:/\s*5(?:\.0+)?(?![0-9.])|分|颗?星|points?\b|stars?\b)"
+LIST_NUMBER = r"(?:\(?(?:[0-9]{1,2}|[一二三四五六七八九十]{1,3})(?:[.、)](?![0-9])|:(?=\s*[^\s0-9]))|[①-⑳⑴-⒇])"
+COUNTED = "个|处|句|字|行|条|次|首|篇|段|词|项|步|遍|种|位|人|岁|天|小时|分钟|秒|元|倍|年|月|日|号|层|方面|多|余|言|律|绝|韵|words?|errors?"
+# Numbers that are no score, taken out in this order.
+NO_SCORES = [
+    rf"(?:(?:19|20)[0-9]{{2}}|[一二三四五六七八九〇零]{{4}})\s*(?:年|[-/.](?=[0-9]))(?:\s*{NUMBER}\s*[-/.月]?(?:\s*{NUMBER}\s*[日号]?)?)?",
+    r"(?<![0-9])(?:19|20)[0-9]{2}(?![0-9])|[0-9]{1,2}月[0-9]{1,2}[日号]|(?<![0-9])[0-9]{1,2}:[0-9]{2}(?![0-9])",
+    rf"{NUMBER}\s*分之\s*{NUMBER}|十分(?=[\u4e00-\u9fff])",
+    rf"{NUMBER}\s*分?\s*(?:[-~–—至到]|to)\s*{NUMBER}\s*分?",  # a range
+    r"(?:满分|上限|最高|out of)\s*(?:为|是|:)?\s*5(?:\.0+)?\s*分?|5\s*分制|五分制",
+    rf"(?:权重|占比?|系数|比重|weights?)\s*[:为是=]?\s*{NUMBER}(?:\s*%|(?!\s*分))",
+    rf"{NUMBER}\s*%?\s*的?\s*(?:权重|weight)|{NUMBER}\s*%|[×xX]\s*{NUMBER}",
+    rf"[扣减少加失丢]\s*[了掉去除]?\s*{NUMBER}\s*分?",
+    rf"(?:总|平均|均|合计|总计|加权|total|overall|average|mean)\s*[得评]?(?:分数?|score)?\s*[:为是=]\s*{NUMBER}(?:\s*/\s*[0-9]+)?\s*分?",
+    rf"(?m)^[\s>•·+\-]*{LIST_NUMBER}(?=\s*\S)",
+    rf"(?:第|其|步骤|要点|step|point)\s*{NUMBER}(?!\s*分)",
+    rf"{NUMBER}\s*(?:{COUNTED})",
+]
+OTHER_SCALE = re.compile(
+    r"(?:满分|out of)\s*(?:为|是|:)?\s*(?!5(?:\.0+)?(?![0-9.]))[0-9]+|(?<![0-9])(?!5分)[0-9]+\s*分制|百分制|十分制"
+)
+
+
+def _stated(text: str) -> float | None:
+    """The one score that a piece of text about one dimension states. List numbers, weights, years, counts, ranges are none."""
+    text = ":" + re.sub(r"[*`#]+|__|<br\s*/?>", " ", text.translate(WIDE)).strip().lstrip(":").strip()
+    if OTHER_SCALE.search(text):
         return None
-    items: dict[int, dict | None] = {}
-    for row in rows:
-        place = _place(row[0], count)
-        if place and len(row) == len(header):
-            items[place] = _dimensions(dict(zip(header, row, strict=True)), dimensions)
-    return _finish(text, items, count)
+    for pattern in NO_SCORES:
+        text = re.sub(pattern, " ", text, flags=re.IGNORECASE)
+    expected = 1
+    for match in list(
+        re.finditer(r"(?<![0-9.])([0-9]{1,2})[.、)](?![0-9])(?=\s*[^\s0-9])", text)
+    ):  # 1. ... 2. ... within a line
+        if int(match[1]) == expected:
+            text = text[: match.start()] + " " * len(match[0]) + text[match.end() :]
+            expected += 1
+    named = rf"(?:得分|评分|分数|打分|给分|分值|score|rating|grade)\s*(?:为|是|of)?[\s:=|]*{SCORE}"
+    for pattern in (
+        named,
+        rf"^[\s:=为是得|—]*(?:-\s+)?{SCORE}(?![\w%])",
+        rf"[给打评记得][予为]?\s*{SCORE}(?=\s*[,;。.]|\s*$)",
+    ):
+        if found := list(re.finditer(pattern, text, re.IGNORECASE)):
+            return _number(found[-1], text)
+    united = {_number(match, text) for match in re.finditer(rf"({NUMBER})\s*{UNIT}(半)?", text, re.IGNORECASE)}
+    if united:
+        return united.pop() if len(united) == 1 else None
+    last = re.search(rf"[:=]\s*{SCORE}[\s。.]*$", text)
+    return _number(last, text) if last else None
 
 
-def _read_lines(text: str, count: int, dimensions: Sequence[str]) -> Reply | None:
-    """Prose such as "文本1：指令遵循 4，事实准确 5" for each text."""
-    marks = list(
-        re.finditer(
-            rf"(?m)(?:^|(?<=[\n。；]))[\s*#\-]*(?={KINDS}|第)(?:{LABEL})[\s*]*[:：\n]",
-            text,
-            re.IGNORECASE,
-        )
-    )
+def _number(match: re.Match, text: str) -> float | None:
+    """The value of a match of SCORE; None where it is a fraction of something else than 5."""
+    if re.match(r"\s*/\s*[0-9]", text[match.end() :]) or re.search(r"[0-9]\s*/\s*$", text[: match.start(1)]):
+        return None
+    whole, _, part = match[1].partition("点")
+    value = float(match[1]) if match[1][0].isdigit() else DIGITS[whole] + DIGITS.get(part, 0) / 10
+    return value + 0.5 * bool(match[2])
+
+
+def _read_tables(text: str, count: int, dimensions: Sequence[str]) -> Reply | None:
+    """Markdown tables with a row a text and a column a dimension, or the other way round."""
+    for table in reversed(_tables(text)):
+        header, *rows = table
+        plain = [_name(cell) for cell in header]
+        across = [(_place(cell, count), i) for i, cell in enumerate(header) if i and _place(cell, count)]
+        items: dict[int, dict | None] = {}
+        if all(name in plain for name in dimensions):
+            at = next((i for i, name in enumerate(plain) if re.search(rf"{KINDS}|编号|id$", name, re.IGNORECASE)), 0)
+            for row in rows:
+                if len(row) == len(header) and (place := _place(row[at], count)):
+                    items[place] = _dimensions(dict(zip(header, row, strict=True)), dimensions)
+        elif len(across) == count:
+            by_name = {_name(row[0]): row for row in rows if len(row) == len(header)}
+            if all(name in by_name for name in dimensions):
+                items = {place: _dimensions({n: by_name[n][i] for n in dimensions}, dimensions) for place, i in across}
+        if found := _finish(text, items, count):
+            return found
+    return None
+
+
+def _tables(text: str) -> list[list[list[str]]]:
+    """Runs of lines with |, as rows of cells, without the line of dashes."""
+    tables, open_ = [], False
+    for line in text.splitlines():
+        if "|" in line:
+            if not open_:
+                tables.append([])
+            if not re.fullmatch(r"[\s|:\-]+", line):
+                tables[-1].append(_cells(line))
+        open_ = "|" in line
+    return [table for table in tables if table]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip(" *`") for cell in line.strip().strip("|").split("|")]
+
+
+def _name(text: str) -> str:
+    """A dimension's name without bold marks, spaces, and what stands in brackets behind it."""
+    return re.sub(r"[\s*_`]|（.*?）|\(.*?\)", "", str(text))
+
+
+HEAD = rf"(?:^|(?<=[\n。;,]))[\s*#>\-]*(?:{LIST_NUMBER}[\s*]*)?"  # where a heading may begin
+
+
+def _read_prose(text: str, count: int, dimensions: Sequence[str]) -> Reply | None:
+    """Prose such as "文本1：指令遵循 4，事实准确 5" for each text, or "指令遵循：文本1 4 分，文本2 3 分" for each dimension."""
+    text = _score_lines(text)
+    body = re.split(r"(?im)^[\s*#>\-]*(?:最佳|最好|胜者|优胜|best|winner|总评|总结|结论)", text)[0]
+    labels = rf"{HEAD}(?=(?:{KINDS}|第))(?:{LABEL})[\s*]*(?:\([^()\n]*\))?[\s*]*[:\n]"
     items: dict[int, dict | None] = {}
+    for place, part in _parts(body, labels, count):
+        if place in items:
+            break
+        scores: dict[str, float] = {}
+        for name, said in _named(part, dimensions):  # the first that states a score counts
+            if (score := _score(said)) is not None:
+                scores.setdefault(name, score)
+        items[place] = scores if len(scores) == len(dimensions) else None
+    else:
+        if found := _finish(text, items, count):
+            return found
+    labels = rf"(?:^|(?<=[\s,;:。*\-]))(?=(?:{KINDS}|第))(?:{LABEL})[\s*:]*"
+    columns: dict[str, dict] = {}
+    for name, said in _named(body, dimensions):
+        column = {place: _score(part) for place, part in _parts(said, labels, count)}
+        if sorted(place or 0 for place in column) == list(range(1, count + 1)) and None not in column.values():
+            columns.setdefault(name, column)
+    if len(columns) < len(dimensions):
+        return None
+    by_text = {place: {name: columns[name][place] for name in dimensions} for place in range(1, count + 1)}
+    return _finish(text, by_text, count)
+
+
+def _score_lines(text: str) -> str:
+    """A table with a column of scores, one table a text: each row becomes a line of prose."""
+    lines, at = [], None  # at: the column of scores, None outside a table
+    for line in text.splitlines():
+        cells = _cells(line) if "|" in line else []
+        if cells and at is None:
+            names = r"得分|评分|分数|打分|score"
+            at = next((i for i, cell in enumerate(cells) if re.search(names, cell, re.IGNORECASE)), 0)
+        elif at and at < len(cells):
+            line = f"{cells[0]}:得分 {cells[at]}"
+        at = at if cells else None
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _parts(text: str, labels: str, count: int) -> Iterator[tuple[int | None, str]]:
+    """(place, what stands behind it up to the next label)."""
+    marks = list(re.finditer(labels, text, re.IGNORECASE))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     for mark, end in zip(marks, ends, strict=False):
-        part = text[mark.end() : end]
-        place = _place(mark[1], count)
-        if not place or place in items:
-            return None
-        found = {
-            name: re.search(rf"{re.escape(name)}[\s*:：=为是得分]*([0-9]+(?:\.[0-9]+)?|[一二三四五])(?![0-9])", part)
-            for name in dimensions
-        }
-        scores = {name: match and _score(match[1]) for name, match in found.items()}
-        items[place] = None if None in scores.values() else scores
-    return _finish(text, items, count)
+        yield _place(mark[1], count), text[mark.end() : end]
+
+
+def _named(text: str, dimensions: Sequence[str]) -> list[tuple[str, str]]:
+    """(dimension, what stands behind its name up to the next one), wherever a name begins something."""
+    names = "|".join(map(re.escape, sorted(dimensions, key=len, reverse=True)))
+    behind = r"[\s*_`\"]*(?:\([^()\n]*\))?[\s*_`\"]*(?=[:=|—\-]|[0-9一二三四五]|得分|评分|为|是|\n)"
+    marks = list(re.finditer(rf"(?:^|(?<=[\s,;。、|/*\"]))(?:{LIST_NUMBER}\s*)?[*_`\"]*({names}){behind}", text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [
+        (mark[1], mark[0][mark.end(1) - mark.start() :] + text[mark.end() : end])
+        for mark, end in zip(marks, ends, strict=False)
+    ]
 
 
 def _finish(text: str, items: dict[int, dict | None], count: int) -> Reply | None:
-    if sorted(items) != list(range(1, count + 1)) or not all(items.values()):
+    if sorted(place or 0 for place in items) != list(range(1, count + 1)) or not all(items.values()):
         return None
     scores = [items[place] for place in range(1, count + 1)]
-    named = re.search(
-        r"(?:最佳|最好|胜者|best|winner)(?:的)?(?:文本|文案|作品|一篇|是|为|[\s*:：=])*([^\s*。，,；;\n]+)",
-        text,
-        re.IGNORECASE,
-    )
-    best = _best(named[1], count) if named else highest(scores)
+    named = r"(?:最佳|最好|胜者|优胜|best|winner)(?:的)?(?:文本|文案|作品|一篇|是|为|[\s*:=])*([^\s*。,;:()\n]+)"
+    headings = re.findall(rf"(?im)^[\s*#>\-]*{named}", text)
+    best = [_best(word, count) for word in headings or re.findall(named, text, re.IGNORECASE)]
+    best = best if headings else [place for place in best if place is not None]
+    best = best[-1] if best else highest(scores)
     return None if best is None else Reply(scores, best)
 
 
@@ -320,180 +448,3 @@ def highest(scores: Sequence[dict[str, float | None]]) -> int:
     top = max((mean for mean in means if mean is not None), default=None)
     places = [place for place, mean in enumerate(means) if mean is not None and abs(mean - top) < 1e-9]
     return places[0] if len(places) == 1 else TIE
-
-
-# ---------------------------------------------------------------------------------------- what the orders agree on
-
-
-class JudgePrompt(NamedTuple):
-    """A file of data/<task>/judge_prompts/<version>: its dimensions, and a text with {instruction}, {count}, {texts}, {format}."""
-
-    dimensions: list[str]
-    template: str
-
-    def fill(self, instruction: str, texts: Sequence[str]) -> str:
-        """The question to the judge about these texts, in this order. A text cannot close its own mark."""
-        shown = [text.strip().replace("</文本", "＜/文本") or "（空白）" for text in texts]
-        example = {
-            "texts": [{"id": place, "scores": dict.fromkeys(self.dimensions, 3)} for place in range(1, len(texts) + 1)],
-            "best": f"1 到 {len(texts)} 的编号，或“平局”",
-        }
-        parts = {
-            "instruction": instruction.strip(),
-            "count": str(len(texts)),
-            "texts": "\n\n".join(f"<文本{place}>\n{text}\n</文本{place}>" for place, text in enumerate(shown, start=1)),
-            "format": json.dumps(example, ensure_ascii=False),
-        }
-        return re.sub(r"\{(\w+)\}", lambda mark: parts[mark[1]], self.template)
-
-
-def load_prompt(folder: Path, name: str | None) -> JudgePrompt:
-    """The file `name`.md of a version, or its only one. Raises UserError where it is missing or cannot be filled in."""
-    if not folder.is_dir():
-        raise UserError(
-            f"no judge prompts in {show_path(folder)}; fix: write a version, or name one with --prompt-versions"
-        )
-    files = [folder / f"{name}.md"] if name else sorted(folder.glob("*.md"))
-    if len(files) != 1 or not files[0].is_file():
-        raise UserError(f"{show_path(folder)}: {name or 'one Markdown file'} is expected and not there; fix: write it")
-    head, _, template = files[0].read_text(encoding="utf-8").partition("\n")
-    dimensions = [name for name in re.split(r"[、，,\s]+", head.partition("：")[2]) if name]
-    if not head.startswith("维度：") or not dimensions:
-        raise UserError(f"{show_path(files[0])}: line 1 names no dimensions; fix: 维度：…、…")
-    marks = set(re.findall(r"\{(\w+)\}", template))
-    if marks != {"instruction", "count", "texts", "format"}:
-        raise UserError(
-            f"{show_path(files[0])} has the marks {sorted(marks)}; fix: {{instruction}}, {{count}}, {{texts}}, {{format}}"
-        )
-    return JudgePrompt(dimensions, template.strip())
-
-
-def rule_scores(task, prompts: list[str], texts: list[str], meta: list[dict]) -> list[dict[str, float]]:
-    """The task's own measures on the judge's scale: 0..1 becomes LOW..HIGH. Dimensions are those of task.JUDGE; for a task
-    without it, its metrics with Chinese names, or `overall`. What does not apply is left out. Raises UserError where there are
-    none."""
-    measures = task.JUDGE or {name: m for name, m in task.METRICS.items() if not name.isascii()}
-    measures = measures or {name: m for name, m in task.METRICS.items() if name == "overall"}
-    if not measures:
-        raise UserError(
-            f"the task {task.name} has no JUDGE and no metric overall to judge by; fix: name a model with --judge"
-        )
-    columns = {name: measure(prompts, texts, meta) for name, measure in measures.items()}
-    rows = [{name: values[i] for name, values in columns.items() if values[i] is not None} for i in range(len(texts))]
-    return [{name: LOW + (HIGH - LOW) * min(1.0, max(0.0, value)) for name, value in row.items()} for row in rows]
-
-
-def rotations(count: int) -> list[tuple[int, ...]]:
-    """Orders in which each candidate stands once in each place: (0, 1, 2), (1, 2, 0), (2, 0, 1)."""
-    return [tuple((start + step) % count for step in range(count)) for start in range(count)]
-
-
-class Verdict(NamedTuple):
-    """An item over all its orders. Candidates are counted from 0 in the order of their letters."""
-
-    scores: list[dict[str, float] | None]  # one a candidate: means over the parsed orders; None without any
-    best: int | None  # candidate that every order picks; TIE where they differ; None where too few were parsed
-    wins: dict[tuple[int, int], float | None]  # (i, j) -> 1 where i beats j in every order, 0 the reverse, 0.5 else
-    picks: list[int | None]  # place (not candidate) that each order picks, TIE, or None where it was not parsed
-    bound: (
-        bool | None
-    )  # did the place decide: the same place in every order, whatever stood there? None: cannot be said
-
-
-def combine(replies: Sequence[Reply | None], orders: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Verdict:
-    """Put the orders of one item together. replies[k] speaks of texts shown as orders[k]; texts are the candidates'.
-
-    Two orders have to be parsed for a verdict (one where only one was asked for): a single one may be its place's. Candidates
-    with one and the same text always tie.
-    """
-    read = [(reply, order) for reply, order in zip(replies, orders, strict=True) if reply]
-    enough = len(read) >= min(2, len(orders))
-    scores: list[dict | None] = []
-    for candidate in range(len(texts)):
-        rows = [reply.scores[order.index(candidate)] for reply, order in read]
-        scores.append({name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else None)
-    picked = [TIE if reply.best == TIE else order[reply.best] for reply, order in read]
-    chosen = {pick if pick == TIE or texts.count(texts[pick]) == 1 else TIE for pick in picked}
-    wins = {
-        (i, j): _agreed([_beats(reply, order, i, j, texts) for reply, order in read]) if enough else None
-        for i in range(len(texts))
-        for j in range(i + 1, len(texts))
-    }
-    bound = None
-    if len(read) >= 2 and len(set(texts)) > 1:
-        places = {reply.best for reply, _ in read}
-        bound = len(places) == 1 and TIE not in places and len({texts[pick] for pick in picked}) > 1
-    return Verdict(
-        scores,
-        (chosen.pop() if len(chosen) == 1 else TIE) if enough else None,
-        wins,
-        [reply.best if reply else None for reply in replies],
-        bound,
-    )
-
-
-def _beats(reply: Reply, order: tuple[int, ...], i: int, j: int, texts: Sequence[str]) -> float:
-    """1 where i is the best text or has the higher mean score, 0 the reverse, 0.5 where neither."""
-    if texts[i] == texts[j]:
-        return 0.5
-    best = TIE if reply.best == TIE else order[reply.best]
-    if best in (i, j):
-        return float(best == i)
-    first, second = (mean_score(reply.scores[order.index(candidate)]) for candidate in (i, j))
-    return 0.5 if abs(first - second) < 1e-9 else float(first > second)
-
-
-def _agreed(outcomes: list[float]) -> float:
-    return outcomes[0] if len(set(outcomes)) == 1 else 0.5
-
-
-# ------------------------------------------------------------------------------------------- win rates at equal length
-
-
-def length_controlled(
-    wins: Sequence[float | None], lengths: Sequence[int], others: Sequence[int], samples: int = 0, seed: int = 0
-) -> Estimate:
-    """The win rate that a logistic regression gives at equal length (AlpacaEval 2, arXiv 2404.04475, equation 2), with a 95 %
-    percentile interval over `samples` resamplings of the items.
-
-    P(win) = sigmoid(a + b * tanh(d / sd(d))) with d the difference in characters; the rate is sigmoid(a). b is drawn to 0 by a
-    penalty of b^2 / 2, as in scikit-learn's LogisticRegression. The paper's term for the difficulty of an instruction needs many
-    judged models and is left out. A tie counts as half a win and half a loss, None is left out. Without a win or without a loss
-    there is nothing to fit and the plain rate stands.
-    """
-    import numpy as np
-
-    rows = [row for row in zip(wins, lengths, others, strict=True) if row[0] is not None]
-    if not rows:
-        return Estimate(None, None, None)
-    won, length, other = np.array(rows, dtype=np.float64).T
-    rate = float(_equal_length_rates(won[None], (length - other)[None])[0])
-    plain = bootstrap_mean(list(won), range(len(won)), max(1, samples), seed)
-    if len(won) < 2 or not samples or plain.mean in (0.0, 1.0):
-        return Estimate(rate, plain.low, plain.high) if samples else Estimate(rate, None, None)
-    draws = np.random.default_rng(seed).integers(0, len(won), (samples, len(won)))
-    parts = np.array_split(draws, max(1, draws.size // 1_000_000))  # what is in memory at once
-    rates = np.concatenate([_equal_length_rates(won[part], (length - other)[part]) for part in parts])
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return Estimate(rate, min(float(low), rate), max(float(high), rate))
-
-
-def _equal_length_rates(won, difference):
-    """won, difference: [fits, items]. Newton's method on all fits at once; [fits] rates."""
-    import numpy as np
-
-    deviation = difference.std(1, keepdims=True)
-    x = np.tanh(difference / np.where(deviation > 0, deviation, 1.0))
-    rate = won.mean(1)
-    fitted = (rate > 0) & (rate < 1)
-    a, b = np.log(np.where(fitted, rate, 0.5) / (1 - np.where(fitted, rate, 0.5))), np.zeros(len(won))
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-(a[:, None] + b[:, None] * x)))
-        weight = p * (1 - p)
-        slope_a, slope_b = (won - p).sum(1), ((won - p) * x).sum(1) - b
-        aa, ab, bb = weight.sum(1) + 1e-9, (weight * x).sum(1), (weight * x * x).sum(1) + 1
-        determinant = aa * bb - ab * ab
-        # steps of at most 2: far from the optimum a full Newton step may go too far
-        a = a + np.clip((bb * slope_a - ab * slope_b) / determinant, -2, 2)
-        b = b + np.clip((aa * slope_b - ab * slope_a) / determinant, -2, 2)
-    return np.where(fitted & (deviation[:, 0] > 0), 1 / (1 + np.exp(-a)), rate)

@@ -1,168 +1,18 @@
-"""What stage 71 reports: figures of judged items, the report as text (Chinese), and a table for spreadsheets."""
+"""What stage 71 writes: the report as text (Chinese), rows with every reply, and a table for spreadsheets."""
 
 from __future__ import annotations
 
 import csv
 import io
 import unicodedata
-from dataclasses import dataclass, field
 
-from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
-from common.judging.replies import LETTERS, TIE, Reply, Verdict, length_controlled, mean_score
+from common.evaluation.statistics import Estimate
+from common.judging.aggregate import Judged
+from common.judging.replies import LETTERS, TIE, mean_score
 
 NONE = "–"  # does not apply, or not known: never shown as 0
 # Columns of the table as spreadsheets know them; other candidates are called <name>_output.
 TEXT_COLUMNS = {"golden": "golden_answer", "finetuned": "finetuned_model_output", "base": "base_model_output"}
-
-
-@dataclass
-class Item:
-    """One prompt with the texts of all candidates. texts[i] is of the i-th candidate."""
-
-    id: str
-    prompt_id: str
-    content_type: str
-    prompt: str
-    texts: list[str]
-    meta: dict
-
-
-@dataclass
-class Judged:
-    """All items under one version of the judge prompts; verdicts[i] is of items[i]."""
-
-    version: str
-    items: list[Item]
-    names: list[str]  # of the candidates
-    verdicts: list[Verdict]
-    controls: list[Reply | None] = field(default_factory=list)  # of A/A items: one text in both places
-    calls: int = 0
-    unparsed: int = 0
-
-    @property
-    def prompts(self) -> list[str]:
-        return [item.prompt_id for item in self.items]
-
-    def column(self, candidate: int, dimension: str | None = None) -> list[float | None]:
-        """Score of a candidate, one an item: on one dimension, or the mean of all."""
-        rows = [verdict.scores[candidate] for verdict in self.verdicts]
-        return [None if row is None else row.get(dimension) if dimension else mean_score(row) for row in rows]
-
-    def dimensions(self) -> list[str]:
-        return list(dict.fromkeys(name for verdict in self.verdicts for row in verdict.scores for name in row or ()))
-
-
-# ------------------------------------------------------------------------------------------------------- figures
-
-
-def figures(judged: Judged, samples: int, seed: int) -> dict:
-    """Every figure of the report, as JSON holds it: estimates are [mean, low, high]."""
-    names, items = judged.names, judged.items
-
-    def estimate(values, prompts=judged.prompts) -> list[float | None]:
-        return list(bootstrap_mean(values, prompts, samples, seed))
-
-    def score(values, prompts=judged.prompts) -> list[float | None]:
-        # bootstrap_mean takes a column of ones for a share of 1: shifted, a score of 1 is none
-        shifted = estimate([None if value is None else value + 1 for value in values], prompts)
-        return [None if value is None else value - 1 for value in shifted]
-
-    types = list(dict.fromkeys(sorted(item.content_type for item in items)))
-    by_type = {}
-    for kind in types:
-        rows = [i for i, item in enumerate(items) if item.content_type == kind]
-        prompts = [judged.prompts[i] for i in rows]
-        scores = {n: score([judged.column(c)[i] for i in rows], prompts) for c, n in enumerate(names)}
-        by_type[kind] = {"n": len(rows), "scores": scores}
-    bests = [verdict.best for verdict in judged.verdicts]
-    known = [best for best in bests if best is not None]
-    best = {
-        name: {"count": known.count(c), "share": estimate([None if b is None else float(b == c) for b in bests])}
-        for name, c in [*((name, c) for c, name in enumerate(names)), ("tie", TIE)]
-    }
-    wins = {}
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            values = [verdict.wins[i, j] for verdict in judged.verdicts]
-            first, second = ([len(item.texts[c]) for item in items] for c in (i, j))
-            wins[f"{names[i]} vs {names[j]}"] = {
-                "n": sum(value is not None for value in values),
-                "win_rate": estimate(values),
-                "length_controlled": list(length_controlled(values, first, second, samples, seed)),
-            }
-    return {
-        "n": len(items),
-        "by_type": by_type,
-        "best": best,
-        "undecided": len(bests) - len(known),
-        "overall": {name: score(judged.column(c)) for c, name in enumerate(names)},
-        "dimensions": {
-            dimension: {name: score(judged.column(c, dimension)) for c, name in enumerate(names)}
-            for dimension in judged.dimensions()
-        },
-        "wins": wins,
-        "trust": trust(judged, estimate),
-    }
-
-
-def trust(judged: Judged, estimate) -> dict:
-    """How far the judge can be trusted: places, disagreement, one text against itself, unparsed replies."""
-    verdicts = judged.verdicts
-    several = [len([pick for pick in verdict.picks if pick is not None]) >= 2 for verdict in verdicts]
-    bound = [None if verdict.bound is None else float(verdict.bound) for verdict in verdicts]
-    # every order picked one and the same candidate, or every order a tie
-    split = [
-        float(v.best == TIE and set(v.picks) - {None} != {TIE}) if s else None
-        for v, s in zip(verdicts, several, strict=True)
-    ]
-    picks = [pick for verdict in verdicts for pick in verdict.picks if pick is not None and pick != TIE]
-    places = max((len(verdict.picks) for verdict in verdicts), default=0)
-    controls = [reply for reply in judged.controls if reply]
-    gaps = [abs(mean_score(reply.scores[0]) - mean_score(reply.scores[1])) for reply in controls]
-    return {
-        "position_bias_rate": estimate(bound),
-        "disagreement_rate": estimate(split),
-        "picks_by_place": [picks.count(place) / len(picks) for place in range(places)]
-        if picks and places > 1
-        else None,
-        "control": {
-            "n": len(judged.controls),
-            "parsed": len(controls),
-            "tie": sum(reply.best == TIE for reply in controls) / len(controls) if controls else None,
-            "first": sum(reply.best == 0 for reply in controls) / len(controls) if controls else None,
-            "mean_gap": sum(gaps) / len(gaps) if gaps else None,
-        },
-        "calls": judged.calls,
-        "unparsed": judged.unparsed / judged.calls if judged.calls else None,
-    }
-
-
-def compare_versions(first: Judged, second: Judged, samples: int, seed: int) -> dict:
-    """Two versions of the judge prompts on the same texts: paired differences of the scores, and where the verdicts agree."""
-    pairs = [(a.best, b.best) for a, b in zip(first.verdicts, second.verdicts, strict=True)]
-    both = [None if None in pair else float(pair[0] == pair[1]) for pair in pairs]
-    difference = {
-        name: list(
-            bootstrap_difference(first.column(c), first.prompts, second.column(c), second.prompts, samples, seed)
-        )
-        for c, name in enumerate(first.names)
-    }
-    return {
-        "versions": [first.version, second.version],
-        "difference": difference,
-        "same_best": list(bootstrap_mean(both, first.prompts, samples, seed)),
-        "correlation": _correlation(first, second),
-    }
-
-
-def _correlation(first: Judged, second: Judged) -> float | None:
-    """Pearson correlation of the two versions' scores over all texts; None where one of them does not vary."""
-    import numpy as np
-
-    columns = ([score for c in range(len(judged.names)) for score in judged.column(c)] for judged in (first, second))
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
-    one, two = np.array(rows, dtype=np.float64).reshape(-1, 2).T
-    return float(np.corrcoef(one, two)[0, 1]) if len(rows) > 2 and one.std() > 0 and two.std() > 0 else None
 
 
 # -------------------------------------------------------------------------------------------------------- report
