@@ -4,17 +4,18 @@ Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` s
 train the same tokens (tests/stages/test_sft_ways.py), docs/SFT.md compares them. Of a conversation the last answer is trained.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
-Writes  checkpoints/{task}/sft_plain: adapter, tokenizer, log_history.json, run.json
+Writes  checkpoints/{task}/sft_plain: adapter, tokenizer, learning_curve.png, log_history.json, run.json
 Run     python scripts/21_train_sft_plain.py
         python scripts/21_train_sft_plain.py --task chat --model Qwen/Qwen3-0.6B --lr 2e-4 --batch-size 4 --accumulation 8
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import read_settings, resolve_model, show_path
+from common.settings import read_settings
 
 IGNORED = -100  # a label that the loss leaves out
 
@@ -44,16 +45,8 @@ class Settings:
     """the update is scaled by alpha / r"""
     lora_dropout: float = 0.0
     """on the input of the update"""
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """layers adapted"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -78,8 +71,8 @@ class Settings:
     """steps between evaluations and checkpoints"""
     eval_rows: int = 512
     """validation rows used, 0 = all"""
-    probe_count: int = 256
-    """samples drawn at the end to see whether they stop"""
+    probe_count: int = 64
+    """a quarter of the samples that are drawn at the end to see whether they stop"""
     probe_tokens: int = 96
     """new tokens given to each sample"""
 
@@ -133,27 +126,32 @@ def collate(examples: list[dict], pad_token_id: int) -> dict:
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, newest_checkpoint
-    from common.preflight.checks import require_clean_files
-    from common.runs import begin_run, set_seed
+    from transformers import TrainingArguments
 
-    model_path = resolve_model(settings.model, settings.task)
-    tokenizer = load_tokenizer(model_path)
+    from common.models import load_model
+    from common.runs import begin_run, set_seed
+    from common.training import arguments
+
     # before an earlier run's files are touched
-    require_clean_files(settings, tokenizer, "sft", settings.train_file, settings.val_file)
-    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    model_path, tokenizer, inputs = arguments.check_inputs(settings, "sft")
+    train, val = arguments.read_rows(settings, "sft")
+    config = arguments.trainer_arguments(
+        TrainingArguments,
+        settings,
+        rows=len(train),
+        train_sampling_strategy="batch_rebalance",
+        logging_steps=10,
+        report_to="none",
+    )
+    lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "21_train_sft_plain") as run:
         from functools import partial
 
-        from peft import LoraConfig, get_peft_model
-        from transformers import Trainer, TrainingArguments
+        from peft import get_peft_model
+        from transformers import Trainer
 
         from common.likelihood import mean_nll
-        from common.training.probes import stop_rate
 
-        train, val = read_jsonl(settings.train_file, "sft"), read_jsonl(settings.val_file, "sft")
-        val = val[: settings.eval_rows or None]
         examples, held_out = (
             [encode(row, tokenizer, settings.max_length, settings.enable_thinking) for row in rows]
             for rows in (train, val)
@@ -163,38 +161,6 @@ def main(settings: Settings) -> None:
         print(f"{len(train)} training rows, {trained} trained tokens, {model.dtype} on {model.device}")
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers
-        lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets),
-            task_type="CAUSAL_LM",
-        )
-        config = TrainingArguments(
-            output_dir=str(settings.output_dir),
-            num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            learning_rate=settings.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_share,
-            weight_decay=settings.weight_decay,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            train_sampling_strategy="batch_rebalance",
-            bf16=str(model.dtype) == "torch.bfloat16",
-            use_cpu=model.device.type == "cpu",
-            eval_strategy="steps",
-            eval_steps=settings.eval_steps,
-            save_steps=settings.eval_steps,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_loss",
-            logging_steps=10,
-            report_to="none",
-            dataloader_pin_memory=model.device.type == "cuda",
-            seed=settings.seed,
-        )
         trainer = Trainer(
             model=get_peft_model(model, lora),
             args=config,
@@ -203,31 +169,13 @@ def main(settings: Settings) -> None:
             eval_dataset=held_out,
             processing_class=tokenizer,
         )
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size))
 
-        trainer.save_model(str(settings.output_dir))
-        log = trainer.state.log_history
-        if run.is_main:
-            write_json(settings.output_dir / "log_history.json", log)
+        arguments.save_adapter(trainer, settings)
+        arguments.save_log(log, settings, run)
         after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
-        stopped, samples = stop_rate(
-            trainer.model, tokenizer, val, settings.probe_count, settings.probe_tokens, settings.seed, settings.enable_thinking
-        )  # fmt: skip
-        losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-        losses = losses or [trainer.evaluate()["eval_loss"]]  # a run shorter than eval_steps
-        print(f"validation loss {min(losses):.4f}; {stopped:.1%} of {len(samples)} final samples stopped")
         print(f"NLL per character of the validation answers: {after:.3f} nats")
-        run.figure("trained_tokens", trained)
-        run.figure("val_nll", after)
-        run.figure("steps", trainer.state.global_step)
-        run.figure("train_loss", next((entry["loss"] for entry in reversed(log) if "loss" in entry), None))
-        run.figure("eval_loss", min(losses))
-        run.figure("stopped", stopped)
-        run.figure("samples", samples[:2])
-        folder = show_path(settings.output_dir)
-        run.finish(
-            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
-        )
+        arguments.finish_adapter(run, trainer, tokenizer, val, settings, trained_tokens=trained, val_nll=after)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from common.settings import read_settings, resolve_model, show_path
+from common.settings import Limit, next_command, read_settings
 
 
 @dataclass
@@ -41,14 +42,14 @@ class Settings:
     """weight of (score chosen + score rejected)^2; 0 = off"""
 
     # --- LoRA
-    lora_r: int = 32
+    lora_r: Annotated[int, Limit()] = 32
     """rank; 0 = train all weights"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
     lora_dropout: float = 0.0
     """on the input of the update"""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers"""
+    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     max_train: int = 0
@@ -112,38 +113,36 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import read_jsonl, write_json
-    from common.models import (
-        load_tokenizer,
-        newest_checkpoint,
-        pick_device,
-        require_context,
-        require_whole_weights,
-        resolve_dtype,
-    )
-    from common.preflight.checks import require_clean_files
+    from trl import RewardConfig
+
+    from common.models import pick_device, require_whole_weights, resolve_dtype
     from common.runs import begin_run, set_seed
+    from common.training import arguments
 
     require_whole_weights()
-    model_path = resolve_model(settings.model, settings.task)
-    tokenizer = load_tokenizer(model_path)
-    require_context(model_path, settings.max_length)
     # before an earlier run's files are touched
-    require_clean_files(settings, tokenizer, "preference", settings.train_file, settings.val_file)
-    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
+    train, val = arguments.read_rows(settings, "preference")
+    config = arguments.trainer_arguments(
+        RewardConfig,
+        settings,
+        rows=len(train),
+        max_length=settings.max_length,
+        center_rewards_coefficient=settings.center or None,
+        logging_steps=5,
+    )
+    lora = None
+    if settings.lora_r:
+        lora = arguments.lora_config(settings, model_path, "SEQ_CLS", modules_to_save=["score"])
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "30_train_reward", ignore=("report_to",)
     ) as run:
-        from peft import LoraConfig
-        from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback
-        from trl import RewardConfig, RewardTrainer
+        from transformers import AutoModelForSequenceClassification
+        from trl import RewardTrainer
 
-        from common.evaluation.plots import plot_learning_curve
         from common.training.classifiers import load_classifier, logits_of
 
         set_seed(settings.seed)
-        train = read_jsonl(settings.train_file, "preference")[: settings.max_train or None]
-        val = read_jsonl(settings.val_file, "preference")[: settings.eval_rows or None]
         model = AutoModelForSequenceClassification.from_pretrained(
             model_path,
             num_labels=1,
@@ -153,88 +152,30 @@ def main(settings: Settings) -> None:
             trust_remote_code=False,
         ).to(pick_device())
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
-
-        config = RewardConfig(
-            output_dir=str(settings.output_dir),
-            max_length=settings.max_length,
-            center_rewards_coefficient=settings.center or None,
-            num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            learning_rate=settings.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_share,
-            weight_decay=settings.weight_decay,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            bf16=str(model.dtype) == "torch.bfloat16",
-            use_cpu=model.device.type == "cpu",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            eval_strategy="steps",
-            eval_steps=settings.eval_steps,
-            save_steps=settings.eval_steps,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            restore_callback_states_from_checkpoint=True,  # a resumed run remembers how long it has been patient
-            metric_for_best_model="eval_loss",
-            logging_steps=5,
-            report_to=settings.report_to,
-            dataloader_pin_memory=model.device.type == "cuda",
-            seed=settings.seed,
-        )
-        lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets),
-            modules_to_save=["score"],
-            task_type="SEQ_CLS",
-        )
         trainer = RewardTrainer(
             model=model,
             args=config,
             train_dataset=token_rows(tokenizer, train, settings),
             eval_dataset=token_rows(tokenizer, val, settings),
             processing_class=tokenizer,
-            peft_config=lora if settings.lora_r else None,
-            callbacks=[EarlyStoppingCallback(settings.patience)] if settings.patience else [],
+            peft_config=lora,
         )
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+        log = arguments.fit(trainer, settings, run)
 
         if not run.is_main:
             return  # one process saves and reports
-        trained = trainer.accelerator.unwrap_model(trainer.model).eval()
-        if settings.lora_r:
-            trained.save_pretrained(settings.output_dir / "adapter")
-            tokenizer.save_pretrained(settings.output_dir / "adapter")
-            trained = trained.merge_and_unload(safe_merge=True)
-        trained.save_pretrained(settings.output_dir)
-        tokenizer.save_pretrained(settings.output_dir)
-        log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
-        plot_learning_curve(
-            log, settings.output_dir / "learning_curve.png", {"loss": "training loss", "eval_loss": "validation loss"}
-        )
+        arguments.save_merged(trainer, tokenizer, settings)
+        arguments.save_log(log, settings, run)
         # the folder as anyone would load it scores the validation pairs
         saved, _ = load_classifier(str(settings.output_dir), settings.dtype, num_labels=1)
-        texts = [
-            tokenizer.decode(ids) for row in trainer.eval_dataset for ids in (row["chosen_ids"], row["rejected_ids"])
-        ]
-        scores = logits_of(saved, tokenizer, texts, settings.max_length)[:, 0].view(
-            -1, 2
-        )  # [pairs, (chosen, rejected)]
+        sides = [row[f"{side}_ids"] for row in trainer.eval_dataset for side in ("chosen", "rejected")]
+        scores = logits_of(saved, tokenizer, [tokenizer.decode(ids) for ids in sides], settings.max_length)[:, 0]
+        scores = scores.view(-1, 2)  # [pairs, (chosen, rejected)]
         accuracy = (scores[:, 0] > scores[:, 1]).float().mean().item()
-        losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-        print(
-            f"validation loss {losses[0]:.4f} -> {min(losses):.4f}; the saved model ranks {accuracy:.1%} of {len(scores)} pairs right"
-        )
-        run.figure("steps", trainer.state.global_step)
-        run.figure("eval_loss", min(losses))
+        print(f"the saved model ranks {accuracy:.1%} of {len(scores)} pairs right")
         run.figure("accuracy", accuracy)
         run.figure("mean_margin", (scores[:, 0] - scores[:, 1]).mean().item())
-        run.finish(
-            f"python scripts/32_evaluate_reward.py --task {settings.task} --model {show_path(settings.output_dir)}"
-        )
+        run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir))
 
 
 if __name__ == "__main__":

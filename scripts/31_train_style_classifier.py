@@ -1,18 +1,19 @@
-"""Train a dialogue style classifier: which of the styles in --labels_file does an answer have?
+"""Train a dialogue style classifier: which of the styles in --labels-file does an answer have?
 
-Full fine-tuning of a causal model with a fresh head on its last token; --lora_r trains an adapter instead and merges it, so that the
+Full fine-tuning of a causal model with a fresh head on its last token; --lora-r trains an adapter instead and merges it, so that the
 folder loads with plain transformers either way. The head and the labels are checked by reading the folder back. Beside it in the
 report, on the same rows: the majority class, and TF-IDF + logistic regression on the whole text and on the answer alone. Weights
 are trained in float32; bfloat16 is used in the multiplications where the hardware has it.
 
-Reads   --train_file, --validation_file (stage 12; a JSON array or JSONL of labelled rows), --labels_file
+Reads   --train-file, --val-file (stage 12; a JSON array or JSONL of labelled rows), --labels-file
 Writes  checkpoints/{task}/classifier: model.safetensors, config.json with id2label, tokenizer, label_mapping.json, metrics.json,
-        confusion.png, reliability.png, learning_curve.png, log_history.json, adapter/ with --lora_r, run.json
-Run     python scripts/31_train_style_classifier.py --learning_rate 5e-4 --num_train_epochs 4 --per_device_train_batch_size 16
-        python scripts/31_train_style_classifier.py --model_name_or_path Qwen/Qwen2.5-0.5B --train_file data/styles/training_data.json \
-            --validation_file None --demo_inference
+        confusion.png, reliability.png, learning_curve.png, log_history.json, adapter/ with --lora-r, run.json
+Run     python scripts/31_train_style_classifier.py --lr 5e-4 --epochs 4 --batch-size 16
+        python scripts/31_train_style_classifier.py --model Qwen/Qwen2.5-0.5B --train-file data/styles/training_data.json \
+            --val-file None --demo-inference
 
-The flags are those of the classifier's earlier recipe, underscores and all (dashes do as well).
+The flags of the classifier's earlier recipe work as well: --model_name_or_path, --validation_file, --num_train_epochs, --learning_rate,
+--per_device_train_batch_size, --per_device_eval_batch_size.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from tyro.conf import arg
+
+from common.settings import UserError, next_command, read_settings, resolve_model
 
 
 @dataclass
@@ -29,11 +33,13 @@ class Settings:
     # --- what
     task: str = "styles"
     """names the folders below"""
-    model_name_or_path: str = "data/tiny_qwen3"
+    model: Annotated[str, arg(aliases=("--model-name-or-path",))] = "data/tiny_qwen3"
     """base model, folder or hub id"""
     train_file: Path = Path("processed_data/{task}/style_train.jsonl")
     """labelled rows"""
-    validation_file: Path | None = Path("processed_data/{task}/style_val.jsonl")
+    val_file: Annotated[Path | None, arg(aliases=("--validation-file",))] = Path(
+        "processed_data/{task}/style_val.jsonl"
+    )
     """None = 15 % of the questions of train_file"""
     labels_file: Path = Path("data/styles/labels.json")
     """labels in the order of their ids"""
@@ -41,20 +47,26 @@ class Settings:
     """tokens; a longer text loses its beginning, and is counted"""
 
     # --- optimisation
-    num_train_epochs: float = 3.0
+    epochs: Annotated[float, arg(aliases=("--num-train-epochs",))] = 3.0
     """passes over the training rows; the best by macro-F1 on validation is kept"""
-    learning_rate: float = 2e-5
+    lr: Annotated[float, arg(aliases=("--learning-rate",))] = 2e-5
     """AdamW's peak; linear to 0. The embedded base, small as it is, wants about 5e-4"""
-    per_device_train_batch_size: int = 4
+    batch_size: Annotated[int, arg(aliases=("--per-device-train-batch-size",))] = 4
     """rows per step and device"""
-    per_device_eval_batch_size: int = 8
+    eval_batch_size: Annotated[int, arg(aliases=("--per-device-eval-batch-size",))] = 8
     """rows per evaluation batch and device"""
     weight_decay: float = 0.01
     """AdamW's"""
     warmup_share: float = 0.1
     """of all steps"""
     lora_r: int = 0
-    """rank of a LoRA on all projections (alpha = 2 r), 0 = full fine-tuning"""
+    """rank, 0 = full fine-tuning"""
+    lora_alpha: int = 0
+    """the update is scaled by alpha / r; 0 = twice the rank"""
+    lora_dropout: float = 0.0
+    """on the input of the update"""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """layers adapted, by the last part of their names, or all-linear"""
     dtype: str = "auto"
     """of the multiplications: auto, float32, bfloat16"""
     gradient_checkpointing: bool = False
@@ -83,32 +95,49 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # adapted by --lora_r
-
-
 def main(settings: Settings) -> None:
+    from transformers import TrainingArguments
+
     from common.jsonl import write_json
-    from common.models import load_tokenizer, newest_checkpoint, require_whole_weights, resolve_dtype
+    from common.models import load_tokenizer, require_whole_weights
     from common.runs import begin_run, set_seed
+    from common.training import arguments
     from tasks import styles
     from tasks.styles import metrics as style_metrics
 
     require_whole_weights()
     labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
-    train, val = styles.read_split(settings.train_file, settings.validation_file, labels)
+    train, val = styles.read_split(settings.train_file, settings.val_file, labels)
     names = [label["label"] for label in labels]
-    model_path = resolve_model(settings.model_name_or_path, settings.task)
+    model_path = resolve_model(settings.model, settings.task)
     teacher = resolve_model(settings.teacher, settings.task) if settings.teacher else None
     tokenizer = load_tokenizer(model_path)
-    inputs = {"model": model_path, "train_file": settings.train_file, "validation_file": settings.validation_file}
+    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     inputs |= {"labels_file": settings.labels_file, "teacher": teacher}
+    config = arguments.trainer_arguments(
+        TrainingArguments,
+        settings,
+        rows=len(train),
+        per_device_eval_batch_size=settings.eval_batch_size,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",
+        average_tokens_across_devices=False,  # the loss is a mean over rows; transformers would multiply it by the number of processes
+        eval_strategy="epoch",
+        eval_on_start=True,
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_f1_macro",
+        logging_steps=10,
+        report_to="none",
+    )
+    lora = arguments.lora_config(settings, model_path, "SEQ_CLS") if settings.lora_r else None
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "31_train_style_classifier") as run:
         import torch
         from datasets import Dataset
         from sklearn.metrics import f1_score
-        from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+        from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 
-        from common.evaluation.plots import plot_learning_curve
         from common.training.classifiers import classifier_text, load_classifier, logits_of
         from common.training.distillation import make_loss
 
@@ -140,11 +169,9 @@ def main(settings: Settings) -> None:
             id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        if settings.lora_r:
-            from peft import LoraConfig, get_peft_model
+        if lora:
+            from peft import get_peft_model
 
-            scale = 2 * settings.lora_r
-            lora = LoraConfig(r=settings.lora_r, lora_alpha=scale, target_modules=TARGETS, task_type="SEQ_CLS")
             model = get_peft_model(model, lora)
         counts = Counter(row["label"] for row in train)
         print(f"{len(train)} training rows {dict(counts)}, {len(val)} validation rows")
@@ -158,29 +185,6 @@ def main(settings: Settings) -> None:
             averages = {f"f1_{average}": f1_score(true, said, average=average) for average in ("macro", "weighted")}
             return {"accuracy": float((true == said).mean()), **averages}
 
-        config = TrainingArguments(
-            output_dir=str(settings.output_dir),
-            num_train_epochs=settings.num_train_epochs,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_share,
-            weight_decay=settings.weight_decay,
-            per_device_train_batch_size=settings.per_device_train_batch_size,
-            per_device_eval_batch_size=settings.per_device_eval_batch_size,
-            bf16=resolve_dtype(settings.dtype) == torch.bfloat16,
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=settings.gradient_checkpointing,
-            train_sampling_strategy="group_by_length",
-            average_tokens_across_devices=False,  # the loss is a mean over rows; transformers would multiply it by the number of processes
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_f1_macro",
-            logging_steps=10,
-            report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available(),
-            seed=settings.seed,
-        )
         trainer = Trainer(
             model=model,
             args=config,
@@ -191,26 +195,15 @@ def main(settings: Settings) -> None:
             compute_loss_func=loss,
             compute_metrics=compute_metrics,
         )
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+        log = arguments.fit(trainer, settings, run)
 
         if not run.is_main:
             return  # one process saves and reports
         ids = {name: index for index, name in enumerate(names)}
         mapping = {"id_to_label": {str(index): name for name, index in ids.items()}, "label_to_id": ids}
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        if settings.lora_r:
-            trained.save_pretrained(settings.output_dir / "adapter")
-            tokenizer.save_pretrained(settings.output_dir / "adapter")
-            write_json(settings.output_dir / "adapter" / "label_mapping.json", mapping)
-            trained = trained.merge_and_unload(safe_merge=True)
-        trained.save_pretrained(settings.output_dir)
-        tokenizer.save_pretrained(settings.output_dir)
-        write_json(settings.output_dir / "label_mapping.json", mapping)
-        log = trainer.state.log_history
-        write_json(settings.output_dir / "log_history.json", log)
-        curves = {"loss": "training loss", "eval_loss": "validation loss", "eval_f1_macro": "validation macro-F1"}
-        plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
-        del model, trained, trainer
+        arguments.save_merged(trainer, tokenizer, settings, mapping)
+        arguments.save_log(log, settings, run, eval_f1_macro="validation macro-F1")
+        del model, trainer
 
         # --- the report, of the folder as it was saved
         classifier, tokenizer = load_classifier(str(settings.output_dir), settings.dtype, len(names))
@@ -226,8 +219,8 @@ def main(settings: Settings) -> None:
                 print(f"{names[row.argmax()]} {row.max():.3f}  {text!r}")
         for name in ("eval_accuracy", "eval_f1_macro", "eval_f1_weighted", "eval_per_class_f1"):
             run.figure(name, report[name])
-        example = classifier_text(*styles.DEMO[0]).replace("\n", "\\n")
-        run.finish(f"python scripts/61_classify_style.py --model {show_path(settings.output_dir)} --text $'{example}'")
+        example = classifier_text(*styles.DEMO[0])
+        run.finish(next_command("61_classify_style", model=settings.output_dir, text=example))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from common.settings import read_settings, resolve_model, show_path
+from common.settings import read_settings
+
+LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
+LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
 
 
 @dataclass
@@ -42,8 +46,8 @@ class Settings:
     # --- preference
     beta: float = 0.1
     """strength of the pull to the reference"""
-    loss_types: tuple[str, ...] = ("sigmoid",)
-    """trl's names: sigmoid, ipo, hinge, apo_zero, sft, ...; several are added up"""
+    loss_types: tuple[LossType, ...] = ("sigmoid",)
+    """trl's names; several are added up"""
     loss_weights: tuple[float, ...] = (1.0,)
     """one for each of loss_types"""
     label_smoothing: float = 0.0
@@ -57,7 +61,7 @@ class Settings:
     lora_dropout: float = 0.0
     """on the input of the update"""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers"""
+    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -103,78 +107,36 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import read_jsonl, write_json
-    from common.models import chat_dataset, load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.preflight.checks import require_clean_files
-    from common.runs import begin_run, set_seed
+    from trl import DPOConfig
 
-    model_path = resolve_model(settings.model, settings.task)
-    tokenizer = load_tokenizer(model_path)
-    require_context(model_path, settings.max_length)
+    from common.models import chat_dataset, load_model
+    from common.runs import begin_run, set_seed
+    from common.training import arguments
+
     # before an earlier run's files are touched
-    require_clean_files(settings, tokenizer, "preference", settings.train_file, settings.val_file)
-    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
+    train, val = arguments.read_rows(settings, "preference")
+    config = arguments.trainer_arguments(
+        DPOConfig,
+        settings,
+        rows=len(train),
+        max_length=settings.max_length,
+        beta=settings.beta,
+        loss_type=list(settings.loss_types),
+        loss_weights=list(settings.loss_weights),
+        label_smoothing=settings.label_smoothing,
+        train_sampling_strategy="batch_rebalance",
+        logging_steps=5,
+    )
+    lora = arguments.lora_config(settings, model_path)
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "40_train_dpo", ignore=("report_to",)
     ) as run:
-        from peft import LoraConfig
-        from transformers import EarlyStoppingCallback
-        from trl import DPOConfig
-
-        from common.evaluation.plots import plot_learning_curve
-        from common.training.probes import StopProbe, stop_rate
         from common.training.trl_cpu import LeanDPOTrainer
 
         set_seed(settings.seed)
-        train, val = read_jsonl(settings.train_file, "preference"), read_jsonl(settings.val_file, "preference")
-        val = val[: settings.eval_rows or None]
         model = load_model(model_path, tokenizer, settings.dtype)
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
-
-        config = DPOConfig(
-            output_dir=str(settings.output_dir),
-            max_length=settings.max_length,
-            beta=settings.beta,
-            loss_type=list(settings.loss_types),
-            loss_weights=list(settings.loss_weights),
-            label_smoothing=settings.label_smoothing,
-            num_train_epochs=settings.epochs,
-            max_steps=settings.max_steps,
-            learning_rate=settings.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_share,
-            weight_decay=settings.weight_decay,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            train_sampling_strategy="batch_rebalance",
-            bf16=str(model.dtype) == "torch.bfloat16",
-            use_cpu=model.device.type == "cpu",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            eval_strategy="steps",
-            eval_on_start=True,  # the log-probabilities of the reference, to compare with
-            eval_steps=settings.eval_steps,
-            save_steps=settings.eval_steps,
-            save_total_limit=2,
-            load_best_model_at_end=True,
-            restore_callback_states_from_checkpoint=True,  # a resumed run remembers how long it has been patient
-            metric_for_best_model="eval_loss",
-            logging_steps=5,
-            report_to=settings.report_to,
-            dataloader_pin_memory=model.device.type == "cuda",
-            seed=settings.seed,
-        )
-        lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets),
-            task_type="CAUSAL_LM",
-        )
-        probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
-        callbacks = []
-        if settings.patience:
-            callbacks.append(EarlyStoppingCallback(settings.patience))
         trainer = LeanDPOTrainer(
             model=model,
             args=config,
@@ -182,45 +144,26 @@ def main(settings: Settings) -> None:
             eval_dataset=chat_dataset(val, ("prompt", "chosen", "rejected"), settings.enable_thinking),
             processing_class=tokenizer,
             peft_config=lora,
-            callbacks=callbacks,
         )
-        if settings.probe_count:
-            trainer.add_callback(StopProbe(trainer, tokenizer, val, settings.probe_count, *probe))
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+        arguments.watch_stops(trainer, tokenizer, val, settings)
+        log = arguments.fit(trainer, settings, run)
 
-        trainer.save_model(str(settings.output_dir))
-        log = trainer.state.log_history
-        if run.is_main:
-            write_json(settings.output_dir / "log_history.json", log)
-            curves = {"loss": "training loss", "eval_loss": "validation loss"}
-            plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
-        evaluations = [entry for entry in log if "eval_loss" in entry]
-        # the adapter kept is the best of those after the first evaluation, which is that of the untrained model
-        first, best = evaluations[0], min(evaluations[1:] or evaluations, key=lambda entry: entry["eval_loss"])
+        arguments.save_adapter(trainer, settings)
+        arguments.save_log(log, settings, run)
+        first, best = arguments.first_and_kept(trainer)  # the first is that of the reference
         change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
-        stopped, samples = stop_rate(trainer.model, tokenizer, val, 4 * max(settings.probe_count, 1), *probe)
         print(
-            f"validation loss {first['eval_loss']:.4f} -> {best['eval_loss']:.4f}, pairs ranked right "
-            f"{best['eval_rewards/accuracies']:.1%}; {stopped:.1%} of {len(samples)} final samples stopped"
+            f"pairs ranked right {best['eval_rewards/accuracies']:.1%}; log-probability of an answer: "
+            f"chosen {change['chosen']:+.2f} nats, rejected {change['rejected']:+.2f}"
         )
-        print(f"log-probability of an answer: chosen {change['chosen']:+.2f} nats, rejected {change['rejected']:+.2f}")
         if max(change.values()) < 0:
             print(
                 "warning: chosen and rejected answers both became less likely; fix: a larger --beta, a lower --lr, "
                 "or --loss-types sigmoid sft --loss-weights 1 0.1"
             )
-        run.figure("steps", trainer.state.global_step)
-        run.figure("eval_loss", best["eval_loss"])
-        run.figure("accuracy", best["eval_rewards/accuracies"])
-        run.figure("margin", best["eval_rewards/margins"])
-        run.figure("chosen_logps_change", change["chosen"])
-        run.figure("rejected_logps_change", change["rejected"])
-        run.figure("stopped", stopped)
-        run.figure("samples", samples[:2])
-        folder = show_path(settings.output_dir)
-        run.finish(
-            f"python scripts/22_merge_adapter.py --task {settings.task} --adapter {folder} --output-dir {folder}_merged"
-        )
+        figures = {"accuracy": best["eval_rewards/accuracies"], "margin": best["eval_rewards/margins"]}
+        figures |= {f"{side}_logps_change": nats for side, nats in change.items()}
+        arguments.finish_adapter(run, trainer, tokenizer, val, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,10 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
         _exit_unknown(unknown, [field.name for field in fields(cls)])
 
     given = {_flag_to_name(word) for word in argv if word.startswith("--")}
+    for name, hint in get_type_hints(cls, include_extras=True).items():  # a flag's older name
+        for mark in getattr(hint, "__metadata__", ()):
+            if given & {_flag_to_name(alias) for alias in getattr(mark, "aliases", None) or ()}:
+                given.add(name)
     # Strings first: a path may refer to one of them.
     strings = {f.name: _fill(getattr(settings, f.name), {"task": getattr(settings, "task", None)}) for f in fields(cls)}
     settings = replace(settings, **strings)

@@ -65,7 +65,8 @@ def sft_words(prepared: Path, output: Path) -> list:
         "--probe-count",
         8,
     ]
-    return [*files, *short, "--lora-dropout", 0.05, "--report-to", "none", "--output-dir", output]
+    short += ["--lora-dropout", 0.05, "--report-to", "none", "--dtype", "float32"]
+    return [*files, *short, "--output-dir", output]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, SCRIPTS
 
 BASE = ROOT / "data" / "tiny_qwen3"
-SHORT_LORA = ["--lora-r", 8, "--lora-alpha", 16, "--report-to", "none"]
+SHORT_LORA = ["--lora-r", 8, "--lora-alpha", 16, "--report-to", "none", "--dtype", "float32"]
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

@@ -43,6 +43,8 @@ def batches(tmp_path, monkeypatch):
     import torch
     import transformers
 
+    from common.settings import UserError
+
     def run(name: str, rows: list[dict], **settings) -> list[dict]:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
@@ -60,7 +62,8 @@ def batches(tmp_path, monkeypatch):
                   "model": str(ROOT / "data/tiny_qwen3"), "batch_size": 3, "accumulation": 1, "eval_rows": 1,
                   "eval_steps": max(1, len(rows) // 3), "probe_tokens": 2, "dtype": "float32"}  # fmt: skip
         more = {"report_to": "none", "probe_count": 0, "patience": 0} if name.startswith("20") else {"probe_count": 1}
-        module.main(module.Settings(**(common | more | settings)))
+        with pytest.raises(UserError, match="nothing was learned"):
+            module.main(module.Settings(**(common | more | settings)))
         return seen
 
     return run

@@ -1,0 +1,330 @@
+"""What the training stages share, built from a stage's own settings: checked inputs, LoRA, the Trainer's arguments, the run, its end.
+
+`settings` is the dataclass at the top of a stage. A stage passes what belongs to its algorithm beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from common.settings import UserError, default_settings, next_command, resolve_model, settings_errors
+
+MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
+
+# setting -> argument of transformers' Trainer, for the settings that a stage has
+ARGUMENTS = {
+    "epochs": "num_train_epochs",
+    "max_steps": "max_steps",
+    "lr": "learning_rate",
+    "weight_decay": "weight_decay",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "report_to": "report_to",
+    "seed": "seed",
+}
+
+
+def check_inputs(settings, schema: str) -> tuple[str, object, dict]:
+    """(model path, tokenizer, inputs of the run record), after the checks that come before an earlier run's files are touched.
+
+    Raises UserError for rows that stage 19 calls errors, and where max_length is more than the model reads.
+    """
+    from common.models import load_tokenizer, require_context
+    from common.preflight.checks import require_clean_files
+
+    model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
+    rows = (settings.train_file, settings.val_file)
+    require_clean_files(settings, tokenizer, schema, *rows)
+    return model_path, tokenizer, {"model": model_path, "train_file": rows[0], "val_file": rows[1]}
+
+
+def read_rows(settings, schema: str) -> tuple[list[dict], list[dict]]:
+    """(training rows, validation rows), as many as the settings max_train and eval_rows use; 0 is all."""
+    from common.jsonl import read_jsonl
+
+    train = read_jsonl(settings.train_file, schema)[: getattr(settings, "max_train", 0) or None]
+    return train, read_jsonl(settings.val_file, schema)[: settings.eval_rows or None]
+
+
+def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more):
+    """peft's LoraConfig. Raises UserError for a rank below 1 and for a word of lora_targets that names no layer of the model."""
+    from peft import LoraConfig
+
+    if settings.lora_r < 1:
+        raise UserError(f"--lora-r {settings.lora_r}: an adapter needs a rank; fix: 1 or more")
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
+        lora_dropout=settings.lora_dropout,
+        target_modules=check_targets(settings.lora_targets, model_path),
+        task_type=task_type,
+        **more,
+    )
+
+
+def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
+    """`targets` as peft takes them. Each word must be the last part of a layer's name; the word all-linear stands alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if tuple(targets) == ("all-linear",):
+        return "all-linear"
+    with torch.device("meta"):  # names and shapes, no weights
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path, trust_remote_code=False))
+    names = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
+    names = [name for name in names if model.get_submodule(name).weight.dim() == 2]  # norms cannot be adapted
+    last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    for word in targets:
+        if not any(f".{name}".endswith(f".{word}") for name in names):
+            near = get_close_matches(word, last, n=3, cutoff=0.5) or last
+            raise UserError(
+                f"--lora-targets: {model_path} has no layer {word}; fix: {', '.join(near)}, or all-linear alone"
+            )
+    if not targets:
+        raise UserError(f"--lora-targets names no layer; fix: some of {', '.join(last)}, or all-linear")
+    return list(targets)
+
+
+def trainer_arguments(cls, settings, rows: int = 0, **more):
+    """A Config of trl or TrainingArguments: every setting that Trainer knows, and `more` from the stage.
+
+    rows: training rows, for the size of a batch (fit_batch); 0 keeps it as it is set.
+    """
+    import torch
+
+    from common.models import resolve_dtype
+
+    if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # not cpu:1, which no checkpoint can be loaded to
+    batch_size, accumulation = fit_batch(settings, rows)
+    values = {argument: getattr(settings, name) for name, argument in ARGUMENTS.items() if hasattr(settings, name)}
+    values |= {
+        "output_dir": str(settings.output_dir),
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "lr_scheduler_type": "cosine",
+        "bf16": resolve_dtype(settings.dtype) == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # it would show an average where the loss is not a number
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # a resumed run remembers how long it has been patient
+    }
+    if hasattr(settings, "eval_steps"):
+        values |= {"save_steps": settings.eval_steps}
+    if hasattr(settings, "eval_rows"):
+        values |= {
+            "per_device_eval_batch_size": settings.batch_size,
+            "eval_strategy": "steps",
+            "eval_steps": settings.eval_steps,
+            "eval_on_start": True,  # what the untrained adapter does, to compare with
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+        }
+    with settings_errors(settings):
+        return cls(**values | more)
+
+
+def fit_batch(settings, rows: int) -> tuple[int, int]:
+    """(batch_size, accumulation): as set, or smaller where both are the defaults and `rows` would make fewer than MIN_STEPS steps."""
+    chosen = (settings.batch_size, getattr(settings, "accumulation", 1))
+    defaults = default_settings(settings)
+    is_default = chosen == (defaults["batch_size"], defaults.get("accumulation", 1))
+    if not is_default or not rows or getattr(settings, "max_steps", -1) > 0:
+        return chosen
+    step = int(rows * settings.epochs / MIN_STEPS / int(os.environ.get("WORLD_SIZE", "1")))
+    if step >= chosen[0] * chosen[1]:
+        return chosen
+    batch_size = max(1, min(chosen[0], step))
+    accumulation = max(1, step // batch_size)
+    print(
+        f"{rows} rows are few: --batch-size {batch_size} --accumulation {accumulation}, so that there are steps enough"
+    )
+    return batch_size, accumulation
+
+
+class Ended(Exception):
+    """The checkpoint is that of a run's last step: nothing is left to train."""
+
+
+class Guard(TrainerCallback):
+    """Ends a run whose numbers are no numbers, keeps what a resumed run needs to equal an undisturbed one, deletes pickles."""
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            raise Ended
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if not math.isfinite(value := (logs or {}).get(name, 0.0)):
+                self.stop(state.global_step, f"{name} is {value}")
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            control.should_log = True  # a resumed run counts its losses from here
+            if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+                self.stop(state.global_step, "a weight is not a finite number")
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args, state, control, **kwargs):
+        delete_pickle(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def stop(self, step: int, reason: str):
+        raise UserError(
+            f"step {step}: {reason}; the checkpoints from before it are kept; fix: a lower --lr (now {self.settings.lr:g}), "
+            "--dtype float32, or the rows of this step, if it comes at the same step again"
+        )
+
+
+def delete_pickle(folder: Path) -> None:
+    """Trainer writes its arguments as a pickle. They stand in run.json, and a pickle can run code when it is read."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+
+
+def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
+    """Every evaluation samples and shows how many answers stop (common/training/probes.py)."""
+    from common.training.probes import StopProbe
+
+    if settings.probe_count:
+        probe = (settings.probe_count, settings.probe_tokens, settings.seed, settings.enable_thinking)
+        trainer.add_callback(StopProbe(trainer, tokenizer, val, *probe))
+
+
+def fit(trainer, settings, run, chance: float = math.inf) -> list[dict]:
+    """Train, or go on from the newest checkpoint; returns the log. The best weights are loaded where the arguments say so.
+
+    chance: the loss of a model that guesses, named where training does not end below it.
+
+    Raises UserError for a run that learned nothing, before anything is saved.
+    """
+    from transformers import EarlyStoppingCallback
+
+    from common.models import newest_checkpoint
+
+    if getattr(settings, "patience", 0):
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
+    trainer.add_callback(Guard(settings))
+    args = trainer.args
+    steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+    args.warmup_steps = min(int(settings.warmup_share * steps), steps - 1)  # transformers rounds up: one step at rate 0
+    if steps < MIN_STEPS and args.max_steps < 0:
+        epochs = math.ceil(settings.epochs * MIN_STEPS / steps)
+        print(
+            f"notice: {steps} optimizer steps are few; fix: --epochs {epochs}, or a smaller --batch-size and --accumulation"
+        )
+    run.figure("batch_size", args.per_device_train_batch_size)
+    run.figure("accumulation", args.gradient_accumulation_steps)
+    checkpoint = newest_checkpoint(settings.output_dir) if run.resuming else None
+    args.eval_on_start = args.eval_on_start and checkpoint is None
+    if checkpoint and hasattr(trainer, "_total_train_tokens"):  # trl 1.16 counts from 0 again
+        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+        counts = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry]
+        trainer._total_train_tokens = counts[-1] if counts else 0
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Ended:
+        trainer.is_in_train = False
+        if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()  # transformers 5.17; as train() does at its end
+    run.figure("steps", trainer.state.global_step)
+    log = [
+        entry for entry in trainer.state.log_history if "train_runtime" not in entry
+    ]  # of one process, not of the run
+    require_learned(trainer.model, [entry["eval_loss"] for entry in log if "eval_loss" in entry], chance)
+    if args.load_best_model_at_end:
+        first, kept = (entry["eval_loss"] for entry in first_and_kept(trainer))
+        print(f"validation loss {first:.4f} -> {kept:.4f}")
+        run.figure("eval_loss", kept)
+    run.figure("train_loss", [entry["loss"] for entry in log if "loss" in entry][-1])
+    return log
+
+
+def first_and_kept(trainer) -> list[dict]:
+    """The evaluations of the untrained model and of the weights that were kept."""
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return [entry for step in (0, trainer.state.best_global_step) for entry in evaluations if entry["step"] == step]
+
+
+def require_learned(model, losses: list[float], chance: float = math.inf) -> None:
+    """Raises UserError where the adapter is what it was before training, or no evaluation differs from the first."""
+    fix = "fix: more steps (--epochs, a smaller --batch-size), or a larger --lr"
+    matrices = [value for name, value in model.named_parameters() if "lora_B" in name]
+    if matrices and not any(value.any() for value in matrices):
+        raise UserError(f"nothing was learned: every B matrix of the adapter is 0; {fix}")
+    if len(losses) > 1 and len(set(losses)) == 1:
+        raise UserError(f"nothing was learned: the validation loss stayed at {losses[0]:.4f}; {fix}")
+    if losses and min(losses[1:] or losses) > chance - 0.05:
+        print(
+            f"warning: the validation loss is that of a model that guesses ({chance:.2f}); fix: a lower --lr, other rows"
+        )
+
+
+def save_log(log: list[dict], settings, run, **curves: str) -> None:
+    """log_history.json and learning_curve.png; curves: name in the log = name in the picture, beside the losses."""
+    from common.evaluation.plots import plot_learning_curve
+    from common.jsonl import write_json
+
+    if run.is_main:
+        write_json(settings.output_dir / "log_history.json", log)
+        curves = {"loss": "training loss", "eval_loss": "validation loss"} | curves
+        plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
+
+
+def save_adapter(trainer, settings) -> None:
+    """The adapter and the tokenizer. The figures that follow are of the model in memory: its weights are those of the file."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    trainer.save_model(str(settings.output_dir))
+    delete_pickle(settings.output_dir)
+    if trainer.args.world_size == 1:
+        saved = load_file(settings.output_dir / "adapter_model.safetensors")
+        held = get_peft_model_state_dict(trainer.model)
+        if saved.keys() != held.keys() or not all(torch.equal(saved[name], held[name].cpu()) for name in saved):
+            raise RuntimeError("the saved adapter is not the trained one")
+
+
+def save_merged(trainer, tokenizer, settings, mapping: dict | None = None) -> None:
+    """A classifier with its head at the folder's root, the adapter beside it in adapter/ where there is one.
+
+    mapping: content of label_mapping.json, for a classifier with named labels.
+    """
+    from common.jsonl import write_json
+
+    model, folders = trainer.accelerator.unwrap_model(trainer.model).eval(), [settings.output_dir]
+    if settings.lora_r:
+        folders.append(settings.output_dir / "adapter")
+        model.save_pretrained(folders[1])
+        model = model.merge_and_unload(safe_merge=True)
+    model.save_pretrained(settings.output_dir)
+    for folder in folders:
+        tokenizer.save_pretrained(folder)
+        if mapping:
+            write_json(folder / "label_mapping.json", mapping)
+
+
+def finish_adapter(run, trainer, tokenizer, val: list[dict], settings, **figures) -> None:
+    """Sample from the trained model, record `figures` and what the samples show, name the next stage."""
+    from common.training.probes import stop_rate
+
+    count = 4 * max(settings.probe_count, 1)
+    probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
+    stopped, samples = stop_rate(trainer.model, tokenizer, val, count, *probe)
+    print(f"{stopped:.1%} of {len(samples)} final samples stopped")
+    for name, value in {**figures, "stopped": stopped, "samples": samples[:2]}.items():
+        run.figure(name, value)
+    folder = settings.output_dir
+    merged = folder.with_name(f"{folder.name}_merged")
+    run.finish(next_command("22_merge_adapter", task=settings.task, adapter=folder, output_dir=merged))
