@@ -12,13 +12,12 @@ the only difference.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, read_settings
 
 
 @dataclass
@@ -55,14 +54,11 @@ class Settings:
 NEAR_COPY = "near-copy of a held-out poem (shared run of 10 characters)"
 
 
-def row_id(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
-
-
 def main(settings: Settings) -> None:
-    from common.jsonl import write_json, write_jsonl
+    from common.jsonl import write_json
     from common.runs import begin_run
     from tasks import poems as task
+    from tasks.base import answer, check_command, text_id, write_splits
     from tasks.poems import corpus as verse_corpus
     from tasks.poems.faults import preference_pairs
 
@@ -90,13 +86,11 @@ def main(settings: Settings) -> None:
 
         report = {"read": len(records), "dropped": dropped, "splits": {}}
         for split, poems in splits.items():
-            poems.sort(
-                key=lambda poem: row_id(poem.key)
-            )  # an order that comes from the text: the first n are a fair sample
+            poems.sort(key=lambda poem: text_id(poem.key))  # decided by the text: the first n are a fair sample
             themes = {poem.key: task.themes_of(poem.title, poem.text, settings.themes) for poem in poems}
 
             def prompt_of(poem, themes=themes) -> dict:
-                meta = {"id": row_id(poem.key), "form": poem.form, "themes": themes[poem.key]}
+                meta = {"id": text_id(poem.key), "form": poem.form, "themes": themes[poem.key]}
                 meta |= {"title": poem.title, "author": poem.author}
                 return {"prompt": task.messages(meta), "meta": meta}
 
@@ -117,33 +111,30 @@ def main(settings: Settings) -> None:
             prompts = poems[: settings.max_prompts or None] if split == "train" else poems
 
             files = {
-                "sft": [{**prompt_of(p), "completion": [{"role": "assistant", "content": p.text}]} for p in sft],
+                "sft": [{**prompt_of(p), "completion": answer(p.text)} for p in sft],
                 "prompts": [
                     # the reference is what a poet wrote: for side-by-side pages, never a training target
                     {**(row := prompt_of(p)), "meta": {**row["meta"], "reference": p.text}} for p in prompts
                 ],
                 "pref": [
-                    {"prompt": (row := prompt_of(p))["prompt"], "chosen": [{"role": "assistant", "content": p.text}],
-                     "rejected": [{"role": "assistant", "content": rejected}], "meta": {**row["meta"], "kind": kind}}
+                    {"prompt": (row := prompt_of(p))["prompt"], "chosen": answer(p.text), "rejected": answer(rejected),
+                     "meta": {**row["meta"], "kind": kind}}
                     for p, rejected, kind in pairs
                 ],
             }  # fmt: skip
-            for name, rows in files.items():
-                if rows:
-                    write_jsonl(settings.output_dir / f"{name}_{split}.jsonl", rows)
+            counts = write_splits({split: files}, settings.output_dir)[split]
             report["splits"][split] = {
-                **{name: len(rows) for name, rows in files.items()},
+                **counts,
                 "forms": Counter(p.form for p in sft),
                 "not among sft for a rare character": rare,
                 "pair kinds": Counter(kind for _, _, kind in pairs),
                 "pairs skipped": skipped,
             }
             left_out = f" ({rare} poems not among sft for a rare character)" if rare else ""
-            print(f"{split}: " + ", ".join(f"{len(rows)} {name}" for name, rows in files.items()) + left_out)
+            print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + left_out)
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)
-        files = f"--train-file {show_path(settings.output_dir)}/sft_train.jsonl --val-file {show_path(settings.output_dir)}/sft_val.jsonl"
-        run.finish(f"python scripts/19_check_data.py {files}")
+        run.finish(check_command(settings.output_dir))
 
 
 if __name__ == "__main__":

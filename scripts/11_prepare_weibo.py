@@ -13,9 +13,7 @@ Run     python scripts/11_prepare_weibo.py
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,24 +85,20 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-def prompt_row(task, settings: Settings, row: dict) -> tuple[list[dict], str]:
+def prompt_row(settings: Settings, row: dict) -> tuple[list[dict], str]:
     """The chat messages of a post and its thread, and the post's own id."""
+    from tasks.base import text_id
+    from tasks.weibo import messages
+    from tasks.weibo.cleaning import cut
+
     meta = {
-        "post": task.cut(row["post_text"], settings.max_post),
-        "root": task.cut(row["root"], settings.max_thread),
+        "post": cut(row["post_text"], settings.max_post),
+        "root": cut(row["root"], settings.max_thread),
         "root_is_bot": row["root_is_bot"],
-        "parent": task.cut(row["parent"], settings.max_thread),
+        "parent": cut(row["parent"], settings.max_thread),
         "parent_is_bot": row["parent_is_bot"],
     }
-    return task.messages(meta), text_id(row["post_text"])
-
-
-def text_id(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()[:12]
-
-
-def answer(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": text}]
+    return messages(meta), text_id(row["post_text"])
 
 
 def select(con, query: str) -> Iterator[dict]:
@@ -113,26 +107,23 @@ def select(con, query: str) -> Iterator[dict]:
         yield from batch.to_pylist()
 
 
-def sft_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
+def sft_rows(con, settings: Settings, split: str) -> Iterator[dict]:
+    from tasks.base import answer
+
     columns = "id, text, is_reply, likes, post_text, root, root_is_bot, parent, parent_is_bot"
     for row in select(con, f"SELECT {columns} FROM kept WHERE split = '{split}' ORDER BY id, n"):
-        prompt, post = prompt_row(task, settings, row)
-        meta = {
-            "id": row["id"],
-            "post": post,
-            "reply": row["is_reply"],
-            "to_bot": row["parent_is_bot"],
-            "likes": row["likes"],
-        }
+        prompt, post = prompt_row(settings, row)
+        meta = {"id": row["id"], "post": post, "reply": row["is_reply"], "to_bot": row["parent_is_bot"]}
+        meta["likes"] = row["likes"]
         yield {"prompt": prompt, "completion": answer(row["text"]), "meta": meta}
 
 
-def pref_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
-    for row in select(
-        con,
-        f"SELECT * FROM pair WHERE split = '{split}' ORDER BY sha256(chosen || chr(10) || rejected), source, post_text",
-    ):
-        prompt, post = prompt_row(task, settings, row)
+def pref_rows(con, settings: Settings, split: str) -> Iterator[dict]:
+    from tasks.base import answer, text_id
+
+    order = "sha256(chosen || chr(10) || rejected), source, post_text"
+    for row in select(con, f"SELECT * FROM pair WHERE split = '{split}' ORDER BY {order}"):
+        prompt, post = prompt_row(settings, row)
         meta = {
             "id": text_id(row["chosen"], row["rejected"], post),
             "post": post,
@@ -143,18 +134,16 @@ def pref_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
         yield {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"]), "meta": meta}
 
 
-def prompt_rows(con, task, settings: Settings, split: str) -> Iterator[dict]:
+def prompt_rows(con, settings: Settings, split: str) -> Iterator[dict]:
     """One prompt a post; the reference is its best liked human comment, where it has one: never a target here."""
     limit = f"LIMIT {settings.max_prompts}" if settings.max_prompts else ""
     query = f"""SELECT min(p.text) AS post_text, '' AS root, false AS root_is_bot, '' AS parent, false AS parent_is_bot,
         min_by(k.text, (-coalesce(k.likes, 0), k.id)) AS reference FROM post p LEFT JOIN kept k ON k.post = p.n AND NOT k.is_reply
         WHERE p.split = '{split}' AND p.reason IS NULL GROUP BY p.key ORDER BY sha256(p.key) {limit}"""
     for row in select(con, query):
-        prompt, post = prompt_row(task, settings, row)
-        yield {
-            "prompt": prompt,
-            "meta": {"id": post, "post": post, "reply": False, "to_bot": False, "reference": row["reference"]},
-        }
+        prompt, post = prompt_row(settings, row)
+        meta = {"id": post, "post": post, "reply": False, "to_bot": False, "reference": row["reference"]}
+        yield {"prompt": prompt, "meta": meta}
 
 
 def print_counts(name: str, counts: dict, indent: str = "") -> None:
@@ -171,9 +160,9 @@ def main(settings: Settings) -> None:
 
     from tqdm import tqdm
 
-    from common.jsonl import write_json, write_jsonl
+    from common.jsonl import write_json
     from common.runs import begin_run
-    from tasks import weibo as task
+    from tasks.base import SPLITS, check_command, write_splits
     from tasks.weibo import arrays as weibo_arrays
     from tasks.weibo import corpus as weibo_corpus
 
@@ -211,15 +200,16 @@ def main(settings: Settings) -> None:
         inputs = {f"{name} {show_path(path)}": path for name, paths in files.items() for path in paths}
         with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "11_prepare_weibo", resumable=False,
                        ignore=("scratch_dir", "memory_gib", "workers")) as run:  # fmt: skip
-            report["splits"] = {}
-            for split in ("train", "val", "test"):
-                counts: Counter = Counter()
-                for name, rows in (("sft", sft_rows), ("pref", pref_rows), ("prompts", prompt_rows)):
-                    bar = tqdm(
-                        rows(con, task, settings, split), f"{name}_{split}", unit=" rows", mininterval=1, leave=False
-                    )
-                    counts[name] = write_jsonl(settings.output_dir / f"{name}_{split}.jsonl", bar)
-                report["splits"][split] = counts
+
+            def progress(name: str, split: str, rows) -> Iterator[dict]:
+                bar = tqdm(desc=f"{name}_{split}", unit=" rows", mininterval=1, leave=False)
+                for row in rows(con, settings, split):
+                    yield row
+                    bar.update()
+
+            kinds = {"sft": sft_rows, "pref": pref_rows, "prompts": prompt_rows}
+            files = {split: {name: progress(name, split, rows) for name, rows in kinds.items()} for split in SPLITS}
+            report["splits"] = write_splits(files, settings.output_dir)
             pairs = con.execute("""SELECT source, split, count(*), round(avg((length(chosen) > length(rejected))::INT), 3)
                 FROM pair GROUP BY ALL ORDER BY ALL""").fetchall()
             for source, split, count, longer in pairs:
@@ -231,12 +221,9 @@ def main(settings: Settings) -> None:
                 print_counts(f"pairs by {source}", {"": counts})
             write_json(settings.output_dir / "report.json", report)
             run.figure("report", report)
-            run.figure(
-                "seconds_in_all", round(time.perf_counter() - started, 1)
-            )  # the record's own begins with the writing
-            folder = show_path(settings.output_dir)
-            data = f"--train-file {folder}/sft_train.jsonl --val-file {folder}/sft_val.jsonl"
-            run.finish(f"python scripts/19_check_data.py --task weibo {data}")
+            # the record's own time begins with the writing
+            run.figure("seconds_in_all", round(time.perf_counter() - started, 1))
+            run.finish(check_command(settings.output_dir, task="weibo"))
         con.close()
 
 

@@ -11,7 +11,6 @@ Run     python scripts/12_prepare_styles.py
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,6 @@ class Settings:
 FAR = 0.05  # a label's share in a split and in all rows should not lie further apart
 
 
-def row_id(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
-
-
 def distinct_rows(rows: list[dict], path: Path) -> tuple[list[dict], int]:
     """Rows with distinct inputs, and how many were dropped. Raises UserError where one input has two labels."""
     labels: dict[str, str] = {}
@@ -81,9 +76,10 @@ def distinct_rows(rows: list[dict], path: Path) -> tuple[list[dict], int]:
 
 def main(settings: Settings) -> None:
     from common.evaluation.tables import markdown_table
-    from common.jsonl import write_json, write_jsonl
+    from common.jsonl import write_json
     from common.runs import begin_run
     from tasks import styles as task
+    from tasks.base import SPLITS, answer, text_id, write_splits
     from tasks.styles.variants import augmented, balanced
 
     if settings.val_share <= 0 or settings.test_share < 0 or settings.val_share + settings.test_share >= 1:
@@ -97,8 +93,8 @@ def main(settings: Settings) -> None:
         raise UserError(f"--target-style {settings.target_style}: unknown; fix: one of {', '.join(names)}")
     rows, duplicates = distinct_rows(task.read_rows(settings.data, labels, whole_text=False), settings.data)
 
-    splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
-    for row in sorted(rows, key=lambda row: row_id(row["input"])):
+    splits: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for row in sorted(rows, key=lambda row: text_id(row["input"])):
         row = {key: row[key] for key in ("input", "label", "label_english")} | {
             "metadata": dict(row.get("metadata", {}))
         }
@@ -129,21 +125,17 @@ def main(settings: Settings) -> None:
 
             def asked(question: str, row: dict, style: str) -> dict:
                 ask_for = style if settings.name_style else ""
-                meta = {
-                    "id": row_id(f"{question} {ask_for}"),
-                    "scene": str(row["metadata"].get("scene", "")),
-                    "style": style,
-                }
+                scene = str(row["metadata"].get("scene", ""))
+                meta = {"id": text_id(f"{question} {ask_for}"), "scene": scene, "style": style}
                 return {"prompt": task.messages({"question": question, "ask_for": ask_for}), "meta": meta}
 
             def said(row: dict) -> list[dict]:
-                return [{"role": "assistant", "content": task.answer_of(row["input"])}]
+                return answer(task.answer_of(row["input"]))
 
             files: dict[str, list[dict]] = {"style": styled, "sft": [], "pref": [], "prompts": []}
             for row in held:
-                files["sft"].append(
-                    {**asked(task.question_of(row["input"]), row, row["label"]), "completion": said(row)}
-                )
+                prompt = asked(task.question_of(row["input"]), row, row["label"])
+                files["sft"].append({**prompt, "completion": said(row)})
             for question, by_label in answers.items():
                 prompt = asked(question, next(iter(by_label.values())), target)
                 golden = by_label.get(target)
@@ -155,11 +147,8 @@ def main(settings: Settings) -> None:
                         files["pref"].append(
                             {"prompt": prompt["prompt"], "chosen": said(golden), "rejected": said(row), "meta": meta}
                         )
-            for name, written in files.items():
-                if written:
-                    write_jsonl(settings.output_dir / f"{name}_{split}.jsonl", written)
             report["splits"][split] = {
-                **{name: len(written) for name, written in files.items()},
+                **write_splits({split: files}, settings.output_dir)[split],
                 "questions": len(answers),
                 "labels": {name: sum(row["label"] == name for row in held) for name in names},
                 "labels written": {name: sum(row["label"] == name for row in styled) for name in names},

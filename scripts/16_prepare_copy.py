@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, read_settings
 
 
 @dataclass
@@ -86,10 +86,11 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import write_json, write_jsonl
+    from common.jsonl import write_json
     from common.runs import begin_run
     from tasks import copywriting as task
-    from tasks.copywriting.rows import SPLITS, meta_of, read_copies, read_products
+    from tasks.base import SPLITS, answer, check_command, write_splits
+    from tasks.copywriting.rows import meta_of, read_copies, read_products
 
     products = read_products(settings.products_file)
     golden = {row["id"]: row for row in read_copies(settings.golden_file, products)}
@@ -98,11 +99,7 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"{settings.golden_file}: no copy of a training product; fix: let stage 13 write --splits train val"
         )
-    inputs = {
-        "golden_file": settings.golden_file,
-        "rejected_file": settings.rejected_file,
-        "products_file": settings.products_file,
-    }
+    inputs = {name: getattr(settings, name) for name in ("golden_file", "rejected_file", "products_file")}
     inputs["prompts"] = Path(task.__file__)
     report, csv_file = settings.output_dir / "prepare.json", settings.output_dir / "pairs.csv"
     also = tuple(settings.output_dir / name for name in FILES) + (csv_file,)
@@ -122,29 +119,24 @@ def main(settings: Settings) -> None:
                     reference = {"reference": copies[0]["copy"]} if copies else {}
                     files["prompts"].append({"prompt": prompt, "meta": {"id": id, **meta, **reference}})
                     for row in copies:
-                        answer = [{"role": "assistant", "content": row["copy"]}]
-                        files["sft"].append({"prompt": prompt, "completion": answer, "meta": {"id": row["id"], **meta}})
+                        about = {"id": row["id"], **meta}
+                        files["sft"].append({"prompt": prompt, "completion": answer(row["copy"]), "meta": about})
                         bad = rejected.get(row["id"], {})
-                        sheet.append(
-                            dict(zip(COLUMNS, (split, product["id"], product["name"], kind, prompt[-1]["content"], row["copy"],
-                                               bad.get("rejected", ""), bad.get("kind", ""), bad.get("change") or ""), strict=True))
-                        )  # fmt: skip
+                        line = [split, product["id"], product["name"], kind, prompt[-1]["content"], row["copy"]]
+                        line += [bad.get("rejected", ""), bad.get("kind", ""), bad.get("change") or ""]
+                        sheet.append(dict(zip(COLUMNS, line, strict=True)))
                         if bad:
-                            worse = [{"role": "assistant", "content": bad["rejected"]}]
-                            about = {"id": row["id"], **meta, "kind": bad.get("kind"), "strategy": bad.get("strategy")}
-                            files["pref"].append({"prompt": prompt, "chosen": answer, "rejected": worse, "meta": about})
+                            sides = {"chosen": answer(row["copy"]), "rejected": answer(bad["rejected"])}
+                            about = {**about, "kind": bad.get("kind"), "strategy": bad.get("strategy")}
+                            files["pref"].append({"prompt": prompt, **sides, "meta": about})
                             kinds[bad.get("kind")] += 1
-            for name, rows in files.items():
-                if rows:
-                    write_jsonl(settings.output_dir / f"{name}_{split}.jsonl", rows)
-            counts[split] = {name: len(rows) for name, rows in files.items()} | {"kinds of rejected": kinds}
-            print(f"{split}: " + ", ".join(f"{len(rows)} {name}" for name, rows in files.items()))
+            written = write_splits({split: files}, settings.output_dir)[split]
+            counts[split] = {**written, "kinds of rejected": kinds}
+            print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in written.items()))
         write_csv(csv_file, sheet)
         write_json(report, counts)
         run.figure("splits", counts)
-        folder = show_path(settings.output_dir)
-        files = f"--train-file {folder}/sft_train.jsonl --val-file {folder}/sft_val.jsonl"
-        run.finish(f"python scripts/19_check_data.py --task copywriting --max-length 1024 {files}")
+        run.finish(check_command(settings.output_dir, task="copywriting", max_length=1024))
 
 
 if __name__ == "__main__":

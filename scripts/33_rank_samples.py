@@ -18,7 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings
+from tasks.base import answer, load_task
 
 
 @dataclass
@@ -92,13 +93,10 @@ def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[
             dropped["near-duplicates"] += 1
         else:
             meta = {key: value for key, value in best["meta"].items() if key not in ("kind", "source")}
-            meta |= {
-                "kind": "onpolicy",
-                "chosen_score": round(best["total"], 6),
-                "rejected_score": round(worst["total"], 6),
-            }
-            chosen, rejected = ([{"role": "assistant", "content": side["completion"]}] for side in (best, worst))
-            pairs.append({"prompt": best["prompt"], "chosen": chosen, "rejected": rejected, "meta": meta})
+            scores = {"chosen_score": round(best["total"], 6), "rejected_score": round(worst["total"], 6)}
+            meta |= {"kind": "onpolicy", **scores}
+            sides = {"chosen": answer(best["completion"]), "rejected": answer(worst["completion"])}
+            pairs.append({"prompt": best["prompt"], **sides, "meta": meta})
     return pairs
 
 
@@ -106,7 +104,6 @@ def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_jsonl
     from common.runs import begin_run
     from common.training.rewards import load_rewards, score, total
-    from tasks.base import load_task
 
     task = load_task(settings.task)
     settings = task.fill_in(settings)
@@ -145,12 +142,10 @@ def main(settings: Settings) -> None:
                 )
             write_jsonl(file, pairs)
         pairs = splits["train"] + splits["val"]
-        sides = {
-            side: sum(pair["meta"][f"{side}_score"] for pair in pairs) / len(pairs) for side in ("chosen", "rejected")
-        }
-        lengths = {
-            side: sum(len(pair[side][0]["content"]) for pair in pairs) / len(pairs) for side in ("chosen", "rejected")
-        }
+        sides, lengths = {}, {}
+        for side in ("chosen", "rejected"):
+            sides[side] = sum(pair["meta"][f"{side}_score"] for pair in pairs) / len(pairs)
+            lengths[side] = sum(len(pair[side][0]["content"]) for pair in pairs) / len(pairs)
         print(
             f"{len(rows)} samples of {len(prompts)} prompts -> {len(splits['train'])} training and {len(splits['val'])} validation pairs"
         )
@@ -161,9 +156,7 @@ def main(settings: Settings) -> None:
         run.figure("dropped", dict(dropped))
         run.figure("mean_reward", sides)
         run.figure("mean_length", lengths)
-        run.finish(
-            f"python scripts/40_train_dpo.py --task {settings.task} --train-file {show_path(files[0])} --val-file {show_path(files[1])}"
-        )
+        run.finish(next_command("40_train_dpo", task=settings.task, train_file=files[0], val_file=files[1]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
-from common.settings import UserError, show_path
+from common.settings import UserError, next_command, show_path
 
 Measure = Callable[..., list[float | None]]
 SPLITS = ("train", "val", "test")
@@ -142,9 +142,9 @@ def _fault(export: str, value, kind) -> str | None:
         arguments = ("completions",) if export == "SET_METRICS" else ("prompts", "completions", "meta", "**_")
         try:
             if export == "SET_METRICS":
-                inspect.signature(function).bind([])
+                inspect.signature(function, follow_wrapped=False).bind([])
             else:
-                inspect.signature(function).bind([], [], [], conversations=[])
+                inspect.signature(function, follow_wrapped=False).bind([], [], [], conversations=[])
         except TypeError:
             return f"{export}[{name!r}] takes other arguments; fix: def {name}({', '.join(arguments)})"
     return None
@@ -176,3 +176,9 @@ def write_splits(splits: dict[str, dict[str, Iterable[dict]]], output_dir: Path)
         }
         for split, files in splits.items()
     }
+
+
+def check_command(output_dir: Path, **flags) -> str:
+    """The command of stage 19 for the SFT files that were written."""
+    files = {f"{split}_file": output_dir / f"sft_{split}.jsonl" for split in ("train", "val")}
+    return next_command("19_check_data", **flags, **files)

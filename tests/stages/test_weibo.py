@@ -110,7 +110,7 @@ def test_every_reply_row_has_its_parent(prepared, sample):
             "\n罗伯特：" if row["meta"]["to_bot"] else "\n网友："
         )
         assert speaker and parent
-        assert any(weibo.cut(text, 80) == parent for text in parents[row["completion"][0]["content"]])
+        assert any(weibo_text.cut(text, 80) == parent for text in parents[row["completion"][0]["content"]])
 
 
 def test_no_post_stands_in_two_splits(prepared):

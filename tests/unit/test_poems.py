@@ -47,8 +47,6 @@ def test_a_copied_poem_is_a_near_copy_and_a_fresh_one_is_not():
     copied = poems.training_poems()[7].text
     assert one(poems.near_copy, copied) == 1.0 and one(poems.overall, copied) == 0.0
     assert one(poems.near_copy, "猫狗电脑手机牌，车站咖啡店外排。") == 0.0
-    length, run = poems.longest_shared_run("手机" + verse_corpus.han_only(copied)[:12] + "电脑")
-    assert length >= 12 and run in "手机" + verse_corpus.han_only(copied)[:12] + "电脑"
 
 
 def test_held_out_poems_are_no_near_copies_of_training_poems():

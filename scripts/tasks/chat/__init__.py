@@ -1,21 +1,15 @@
 """Chat in the user's own data: how a row becomes messages, and what its answer was asked to be. Metrics and rewards are one.
 
-Every metric or reward is f(prompts, completions, meta) -> one float or None a completion. completions are plain strings; meta holds
-what the prompt asked for in numbers, null or [] where it asked nothing: {"max_characters": 30, "must_include": ["雨伞"], "sentences": 2,
-"list_items": null}. None means that the measure does not apply. What is right in content no rule can tell: that is for a reward model
-(stage 30) or a judge (stage 71).
+meta holds what the prompt asked for in numbers, null or [] where it asked nothing: {"max_characters": 30, "must_include": ["雨伞"],
+"sentences": 2, "list_items": null}. What is right in content no rule can tell: that is for a reward model (stage 30) or a judge (stage 71).
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 
-from tasks.text_metrics import zero_for_none
+from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, no_space, passes, per_text, zero_for_none
 
-FILES = ()  # the figures of this module depend on itself alone
-
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 SENTENCE_ENDS = re.compile("[。！？!?]+[”’」』）)]*")
 RUN = 4  # characters: a run of so many that stands twice is a repetition
 
@@ -34,11 +28,11 @@ def messages(row: dict) -> list[dict]:
     return [*turns, {"role": "user", "content": content}]
 
 
-# --- what was asked in numbers: shares where a part may be right, so that a policy can climb; pass rates are what is published
+# --- what was asked in numbers: shares, so that a partly right answer earns more than a wrong one; pass rates are what is published
 
 
 def count_characters(text: str) -> int:
-    return len(re.sub(r"\s", "", text))
+    return len(no_space(text))
 
 
 def count_sentences(text: str) -> int:
@@ -52,13 +46,11 @@ def count_items(text: str) -> int:
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
-def length(prompts, completions, meta, **_) -> list[float | None]:
+@per_text
+def length(text: str, meta: dict) -> float | None:
     """1 within max_characters, limit / length beyond, 0 for an empty text; white space is not counted."""
-    values = []
-    for text, m in zip(completions, meta, strict=True):
-        limit, count = m.get("max_characters"), count_characters(text)
-        values.append(None if limit is None else min(1.0, limit / count) if count else 0.0)
-    return values
+    limit, count = meta.get("max_characters"), count_characters(text)
+    return None if limit is None else min(1.0, limit / count) if count else 0.0
 
 
 def wanted_strings(meta: dict) -> list[str]:
@@ -67,68 +59,47 @@ def wanted_strings(meta: dict) -> list[str]:
     return [asked] if isinstance(asked, str) else asked
 
 
-def include(prompts, completions, meta, **_) -> list[float | None]:
+@per_text
+def include(text: str, meta: dict) -> float | None:
     """Share of the strings in must_include that occur; None where none is asked."""
-    asked = [wanted_strings(m) for m in meta]
-    return [
-        sum(part in text for part in parts) / len(parts) if parts else None
-        for text, parts in zip(completions, asked, strict=True)
-    ]
+    wanted = wanted_strings(meta)
+    return sum(part in text for part in wanted) / len(wanted) if wanted else None
 
 
 def _near(key: str, count):
-    def measure(prompts, completions, meta, **_) -> list[float | None]:
-        values = []
-        for text, m in zip(completions, meta, strict=True):
-            asked = m.get(key)
-            values.append(None if asked is None else max(0.0, 1 - abs(count(text) - asked) / max(1, asked)))
-        return values
+    """1 where the text has the number that meta[key] asks for, less by the share it is off, at least 0."""
 
-    measure.__doc__ = (
-        f"1 where the text has the number of {key} that was asked, less by the share it is off, at least 0."
-    )
-    return measure
+    def nearness(text: str, meta: dict) -> float | None:
+        asked = meta.get(key)
+        return None if asked is None else max(0.0, 1 - abs(count(text) - asked) / max(1, asked))
+
+    return per_text(nearness)
 
 
 sentences, list_items = _near("sentences", count_sentences), _near("list_items", count_items)
-
-
-def follows(prompts, completions, meta, **_) -> list[float | None]:
-    """Mean of length, include, sentences and list_items over those that were asked; None where nothing was."""
-    columns = [part(prompts, completions, meta) for part in (length, include, sentences, list_items)]
-    rows = ([value for value in parts if value is not None] for parts in zip(*columns, strict=True))
-    return [sum(known) / len(known) if known else None for known in rows]
-
-
-def _passes(part):
-    def measure(prompts, completions, meta, **_) -> list[float | None]:
-        return [None if value is None else float(value == 1) for value in part(prompts, completions, meta)]
-
-    measure.__doc__ = f"1 where {part.__name__} is met in full, else 0."
-    return measure
+follows = mean_of(length, include, sentences, list_items)  # None where nothing was asked
 
 
 # --- of any answer
 
 
-def no_repeat(prompts, completions, meta, **_) -> list[float | None]:
+@per_text
+def no_repeat(text: str, meta: dict) -> float | None:
     """1 minus the share of 4-character runs that stand in the text before; None for a text shorter than one run."""
-    values = []
-    for text in completions:
-        runs = [text[i : i + RUN] for i in range(len(text) - RUN + 1)]
-        values.append(len(set(runs)) / len(runs) if runs else None)
-    return values
+    return distinct_share(text, RUN)
 
 
-def closed(prompts, completions, meta, **_) -> list[float]:
+@per_text
+def closed(text: str, meta: dict) -> float:
     """1 where the text ends as a sentence or a list does, 0 where it breaks off or is empty."""
-    return [float(bool(re.search(r"[。！？!?…”’」』）)]\s*$", text)) or count_items(text) > 1) for text in completions]
+    return float(bool(re.search(r"[。！？!?…”’」』）)]\s*$", text)) or count_items(text) > 1)
 
 
-def chinese(prompts, completions, meta, **_) -> list[float | None]:
+@per_text
+def chinese(text: str, meta: dict) -> float | None:
     """Share of Han characters among letters of any script; digits and punctuation are left out; None where there is none."""
-    letters = ["".join(char for char in text if char.isalpha()) for text in completions]
-    return [len(HAN.findall(text)) / len(text) if text else None for text in letters]
+    letters = "".join(filter(str.isalpha, text))
+    return len(han_only(letters)) / len(letters) if letters else None
 
 
 REWARDS = {
@@ -138,19 +109,12 @@ REWARDS = {
 DEFAULT_REWARDS = ("no_repeat", "closed")  # the others need numbers in meta, which a user's rows seldom have
 WATCHED_REWARDS = ("follows", "chinese")
 METRICS = {
-    "length": _passes(length), "include": _passes(include), "sentences": _passes(sentences), "list_items": _passes(list_items),
-    "follows": follows, "all_followed": _passes(follows), "no_repeat": no_repeat, "closed": closed, "chinese": chinese,
+    "length": passes(length), "include": passes(include), "sentences": passes(sentences), "list_items": passes(list_items),
+    "follows": follows, "all_followed": passes(follows), "no_repeat": no_repeat, "closed": closed, "chinese": chinese,
 }  # fmt: skip
 
 
-def distinct_2(completions: list[str]) -> float:
-    """Distinct pairs of Han characters over all pairs of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3)."""
-    keys = ["".join(HAN.findall(text)) for text in completions]
-    pairs = Counter(key[i : i + 2] for key in keys for i in range(len(key) - 1))
-    return len(pairs) / max(1, pairs.total())
-
-
-SET_METRICS = {"distinct_2": distinct_2}  # of a whole set of texts, not of one
+SET_METRICS = {"distinct_2": distinct(2, han_only)}
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:

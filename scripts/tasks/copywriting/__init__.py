@@ -1,8 +1,7 @@
 """Brand copy for 原素方程: how a product becomes an instruction, and what makes a copy good. Metrics and rewards are the same functions.
 
-Every metric or reward is f(prompts, completions, meta) -> one float or None a completion. completions are plain strings, meta holds
-what was asked for: {"product_id": "p01", "copy_type": "paid_ad_fab"}, and "product" (a row like those of products.jsonl) where the
-product is not one of the shipped ones. None means that the measure does not apply.
+meta holds what was asked for: {"product_id": "p01", "copy_type": "paid_ad_fab"}, and "product" (a row like those of products.jsonl)
+where the product is not one of the shipped ones.
 
 The rules stand for what data/copywriting/brand_guide.md says and a pattern can see. They know words, numbers and order, not whether a
 sentence is well made or a scene is alive: that is what scripts/71_judge.py asks a judge.
@@ -12,14 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from common.settings import ROOT
+from tasks import text_metrics
 from tasks.copywriting import facts as copy_facts
 from tasks.copywriting.facts import Statement, find
+from tasks.text_metrics import distinct, distinct_share, mean_of, no_space, per_text, ratio_to_range
 
 DATA = ROOT / "data" / "copywriting"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
@@ -147,7 +147,7 @@ def messages(row: dict) -> list[dict]:
 
 def characters(text: str) -> int:
     """Length as the brand guide counts it: without white space."""
-    return len(re.sub(r"\s", "", text))
+    return len(no_space(text))
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
@@ -311,36 +311,26 @@ def problems(text: str, meta: dict) -> list[Problem]:
 # --- metrics and rewards
 
 
-def _per_text(measure):
-    """Turn f(text, meta) -> float | None into a metric over columns."""
-
-    def metric(prompts, completions, meta, **_) -> list[float | None]:
-        return [measure(text, m) for text, m in zip(completions, meta, strict=True)]
-
-    metric.__doc__ = measure.__doc__
-    return metric
-
-
-@_per_text
+@per_text
 def clean(text: str, meta: dict) -> float:
     """1 where `problems` finds nothing, else 0: what stage 14 lets pass."""
     return float(not problems(text, meta))
 
 
-@_per_text
+@per_text
 def allowed(text: str, meta: dict) -> float:
     """1 without any forbidden word, else 0."""
     return float(not any(problem.kind == "forbidden_word" for problem in problems(text, meta)))
 
 
-@_per_text
+@per_text
 def encouraged(text: str, meta: dict) -> float:
     """1 with one to six encouraged words, 0 with none; more is stacking and falls by a quarter each."""
     count = len(find(ENCOURAGED, text))
     return 0.0 if not count else max(0.0, 1.0 - 0.25 * max(0, count - 6))
 
 
-@_per_text
+@per_text
 def structure(text: str, meta: dict) -> float:
     """Share of the parts that the copy type asks for and that stand in their place; the call of an ad is one of them."""
     slots = [ok for _, ok in structure_slots(text, meta)]
@@ -349,20 +339,20 @@ def structure(text: str, meta: dict) -> float:
     return sum(slots) / len(slots)
 
 
-@_per_text
+@per_text
 def call(text: str, meta: dict) -> float | None:
     """1 where an ad ends in a call to action, else 0; None for what is no ad."""
     return float(_has_call(text)) if copy_type_of(meta).family == "ad" else None
 
 
-@_per_text
+@per_text
 def facts_true(text: str, meta: dict) -> float | None:
     """Share of the checkable statements that the product sheet confirms; None where the text makes none."""
     found = statements(text, product_of(meta))
     return sum(statement.true for statement in found) / len(found) if found else None
 
 
-@_per_text
+@per_text
 def facts_stated(text: str, meta: dict) -> float:
     """How much of the sheet is there, 0..1: a third each for the full name, an ingredient, two confirmed statements."""
     product = product_of(meta)
@@ -371,7 +361,7 @@ def facts_stated(text: str, meta: dict) -> float:
     return (float(product["name"] in text) + float(ingredient) + min(2, confirmed) / 2) / 3
 
 
-@_per_text
+@per_text
 def facts(text: str, meta: dict) -> float:
     """Facts present times facts right, 0..1: silence earns nothing, and each false statement costs its share."""
     found = statements(text, product_of(meta))
@@ -379,7 +369,7 @@ def facts(text: str, meta: dict) -> float:
     return facts_stated([], [text], [meta])[0] * right
 
 
-@_per_text
+@per_text
 def calm(text: str, meta: dict) -> float:
     """1 minus the exclamation marks per sentence, at least 0; 0 for a text without a sentence, which is no copy: as a reward None
     would let an empty answer pass."""
@@ -387,56 +377,39 @@ def calm(text: str, meta: dict) -> float:
     return max(0.0, 1.0 - len(re.findall("[！!]", text)) / len(spans)) if spans else 0.0
 
 
-@_per_text
+@per_text
 def length(text: str, meta: dict) -> float:
     """1 inside the type's range of characters; below it the share of the least, above it the share of the most."""
-    kind, count = copy_type_of(meta), characters(text)
-    return min(1.0, count / kind.low, kind.high / max(count, 1))
+    kind = copy_type_of(meta)
+    return ratio_to_range(characters(text), kind.low, kind.high)
 
 
-@_per_text
+@per_text
 def persona(text: str, meta: dict) -> float | None:
     """1 where somebody speaks, is spoken to or is quoted, else 0; None for what is no social post."""
     return float(bool(VOICE.search(text))) if copy_type_of(meta).family == "social" else None
 
 
-@_per_text
+@per_text
 def no_repeat(text: str, meta: dict) -> float:
     """Share of distinct runs of four characters; 0 for a text shorter than that."""
-    text = re.sub(r"\s", "", text)
-    grams = [text[i : i + 4] for i in range(len(text) - 3)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return distinct_share(no_space(text), 4) or 0.0
 
 
-@cache
-def _golden_runs() -> frozenset[str]:
+def _golden_copies() -> list[str]:
     rows = (json.loads(line) for line in FILES[1].read_text(encoding="utf-8").splitlines() if line.strip())
-    texts = (row["copy"] for row in rows if products()[row["product_id"]]["split"] == "train")
-    return frozenset(run for text in texts for run in _runs(text))
+    return [row["copy"] for row in rows if products()[row["product_id"]]["split"] == "train"]
 
 
-def _runs(text: str) -> set[str]:
-    text = re.sub(r"\s", "", text)
-    return {text[i : i + SHARED_RUN] for i in range(len(text) - SHARED_RUN + 1)}
-
-
-@_per_text
-def near_copy(text: str, meta: dict) -> float:
-    """1 where the text shares a run of 20 characters with a golden copy of a training product."""
-    return float(not _golden_runs().isdisjoint(_runs(text)))
-
-
+# 1 where the text shares a run of 20 characters with a golden copy of a training product
+near_copy = text_metrics.near_copy(_golden_copies, SHARED_RUN, no_space)
 PARTS = (allowed, encouraged, structure, facts, calm, length, persona, no_repeat)
 
 
 def overall(prompts, completions, meta, **_) -> list[float | None]:
     """Mean of the parts that apply: words, structure, facts, calm, length, persona, no repetition; 0 without a sentence."""
-    columns = [part(prompts, completions, meta) for part in PARTS]
-    values = []
-    for text, parts in zip(completions, zip(*columns, strict=True), strict=True):
-        known = [part for part in parts if part is not None]
-        values.append(sum(known) / len(known) if sentences(text) else 0.0)
-    return values
+    values = mean_of(*PARTS)(prompts, completions, meta)
+    return [value if sentences(text) else 0.0 for text, value in zip(completions, values, strict=True)]
 
 
 REWARDS = {
@@ -452,18 +425,9 @@ METRICS = {
 }  # fmt: skip
 
 
-def _mean_of(*parts):
-    def measure(prompts, completions, meta, **_) -> list[float | None]:
-        rows = zip(*(part(prompts, completions, meta) for part in parts), strict=True)
-        known = [[value for value in row if value is not None] for row in rows]
-        return [sum(row) / len(row) if row else None for row in known]
-
-    return measure
-
-
 # What stage 71 shows with --judge rules: the judge prompts' dimensions as far as rules can see them (可读性 they cannot).
 JUDGE = {
-    "指令遵循": _mean_of(structure, length), "事实准确": facts, "品牌语气": _mean_of(allowed, calm, encouraged), "人格叙事": persona,
+    "指令遵循": mean_of(structure, length), "事实准确": facts, "品牌语气": mean_of(allowed, calm, encouraged), "人格叙事": persona,
     "结构": structure, "行动号召": call, "信息完整": facts_stated,
 }  # fmt: skip
 
@@ -473,17 +437,7 @@ def judge_prompt(meta: dict) -> str:
     return copy_type_of(meta).family
 
 
-def _distinct(n: int):
-    def measure(completions: list[str]) -> float:
-        """Distinct n-grams of characters over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3)."""
-        texts = [re.sub(r"\s", "", text) for text in completions]
-        grams = Counter(text[i : i + n] for text in texts for i in range(len(text) - n + 1))
-        return len(grams) / max(1, grams.total())
-
-    return measure
-
-
-SET_METRICS = {"distinct_2": _distinct(2), "distinct_4": _distinct(4)}  # of a whole set of texts, not of one
+SET_METRICS = {"distinct_2": distinct(2, no_space), "distinct_4": distinct(4, no_space)}
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:

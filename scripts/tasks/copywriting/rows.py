@@ -10,6 +10,7 @@ from common.preflight.finding import Finding
 from common.preflight.texts import API_ERROR, API_ERROR_STARTS, REFUSAL
 from common.settings import UserError
 from tasks import copywriting as task
+from tasks.text_metrics import han_only
 
 SPLITS = ("train", "val", "test")
 PRODUCT = {
@@ -105,8 +106,7 @@ def usable_text(text: str, finish_reason: str) -> tuple[str, str | None]:
     if finish_reason == "length":
         return text, "cut off at max_tokens"
     letters = [char for char in text if char.isalpha()]
-    chinese = sum("\u4e00" <= char <= "\u9fff" for char in letters)
-    if not letters or chinese < 0.5 * len(letters):  # an error page, an apology in English
+    if not letters or len(han_only("".join(letters))) < 0.5 * len(letters):  # an error page, an apology in English
         return text, "not Chinese"
     if API_ERROR_STARTS.match(text) or API_ERROR.search(text[:200]):
         return text, "an error message"

@@ -5,22 +5,24 @@ Stages 00 (pretraining) and 10 (instructions) share these functions, so that a p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import lzma
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.settings import UserError
+from tasks import text_metrics
 from tasks.poems.prosody import FORM_OF_SHAPE, split_lines, to_simplified
+from tasks.text_metrics import NOT_HAN, han_only, runs
 
-NOT_HAN = re.compile(
-    "[^\u3007\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f]"
-)  # 〇 and the CJK ideographs to extension G
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHARED_RUN = 10  # two poems that share this many consecutive characters are near-copies of each other
+
+
+split_of = partial(text_metrics.split_of, val=2, test=2, percent=True)  # of a poem's characters
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,6 @@ def _record_fault(record) -> str:
     return "a lone surrogate, half of a character" if any(map(SURROGATE.search, texts)) else ""
 
 
-def han_only(text: str) -> str:
-    """The Han characters of a text, punctuation and everything else removed."""
-    return NOT_HAN.sub("", text)
-
-
 # what basic cleaning removes from inside a text, and what it cannot fix and so drops, each with the reason reported
 EDITORS_NOTE = re.compile(r"[（(][^（）()]*[）)]|[\[［【〖][^\]］】〗]*[\]］】〗]")
 DOUBLED_MARK = re.compile(r"([，。！？；、])[，。！？；、]+")  # what stands where a note was cut out
@@ -160,21 +157,14 @@ def clean(records: Iterable[dict], level: str, source: str) -> tuple[list[Poem],
     return poems, dropped
 
 
-def split_of(key: str) -> str:
-    """train, val (2 %) or test (2 %), decided by the characters alone: a grown corpus never moves a poem."""
-    bucket = int(hashlib.sha256(key.encode("utf-8")).hexdigest()[:8], 16) % 100
-    return "test" if bucket < 2 else "val" if bucket < 4 else "train"
-
-
-def runs_of(key: str, length: int = SHARED_RUN) -> Iterable[str]:
-    """Every run of `length` consecutive characters; a shorter text is one run."""
-    return (key[start : start + length] for start in range(max(1, len(key) - length + 1)))
-
-
 def without_near_copies(poems: list[Poem], others: Iterable[Poem]) -> list[Poem]:
     """The poems that share no run of SHARED_RUN characters with one of `others`."""
-    taken = {run for poem in others for run in runs_of(poem.key)}
-    return [poem for poem in poems if taken.isdisjoint(runs_of(poem.key))]
+
+    def pieces(key: str) -> list[str]:
+        return runs(key, SHARED_RUN) or [key]  # a shorter poem is compared whole
+
+    taken = {run for poem in others for run in pieces(poem.key)}
+    return [poem for poem in poems if taken.isdisjoint(pieces(poem.key))]
 
 
 def split_poems(poems: list[Poem]) -> tuple[dict[str, list[Poem]], int]:

@@ -9,9 +9,9 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from tasks.poems import corpus as verse_corpus
 from tasks.poems import prosody
 from tasks.poems.corpus import Poem
+from tasks.text_metrics import NOT_HAN
 
 
 def swap(text: str, first: int, second: int) -> str:
@@ -24,7 +24,7 @@ def by_swapping(part: str, touches: Callable[[int, int], bool]):
     """A fault made by exchanging two characters of the poem until `part` fails and the other part still passes."""
 
     def make(poem: Poem, rng: random.Random, library: dict) -> str | None:
-        spots = [i for i, char in enumerate(poem.text) if not verse_corpus.NOT_HAN.match(char)]
+        spots = [i for i, char in enumerate(poem.text) if not NOT_HAN.match(char)]
         width = prosody.FORMS[poem.form][1]
         for _ in range(40):
             a, b = rng.sample(range(len(spots)), 2)

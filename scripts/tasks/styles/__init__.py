@@ -1,14 +1,12 @@
 """Dialogue answers in five styles: labels and rows, the prompt, and what a rule can say of an answer.
 
-A row is {"input": "用户问题：…\\n回答：…", "label", "label_english", "metadata"}. The question groups rows: all answers to one
-question stand in one split. Every metric or reward is f(prompts, completions, meta) -> one float or None a completion; meta may hold
-the style that is wanted: {"style": "有帮助"}. Which style an answer really has is asked of the classifier (stage 31), not of a rule; the
-TF-IDF baseline is a second opinion that training against the classifier cannot have adapted to.
+A row is {"input": "用户问题：…\\n回答：…", "label", "label_english", "metadata"}. The question groups rows: all answers to one question
+stand in one split. meta may hold the style that is wanted: {"style": "有帮助"}. Which style an answer really has is asked of the
+classifier (stage 31), not of a rule; TF-IDF is a second opinion that training against the classifier cannot have adapted to.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -20,11 +18,11 @@ from common.jsonl import MAX_LINE_BYTES, DataError, read_array, read_json, refus
 from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from common.settings import ROOT, UserError
-from tasks import poems
-from tasks.text_metrics import zero_for_none
+from tasks import text_metrics
+from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_text, zero_for_none
 
 DATA = ROOT / "data" / "styles"
-FILES = (DATA / "labels.json", DATA / "training_data.json", Path(poems.__file__))
+FILES = (DATA / "labels.json", DATA / "training_data.json")
 INPUT = re.compile(r"用户问题：(?P<question>.*?)\n回答：(?P<answer>.*)", re.DOTALL)
 # shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all three splits
 VAL_SHARE, TEST_SHARE, SALT = 0.15, 0.15, "styles-77"
@@ -152,10 +150,8 @@ def _unreadable(row: dict, path: Path, line: int) -> Iterator[Finding]:
 
 
 def split_of(text: str, val_share: float = VAL_SHARE, test_share: float = TEST_SHARE, salt: str = SALT) -> str:
-    """train, val or test, decided by the question alone: more rows never move one."""
-    digest = hashlib.sha256(f"{salt} {question_key(text)}".encode()).hexdigest()
-    place = int(digest[:8], 16) / 2**32
-    return "val" if place < val_share else "test" if place < val_share + test_share else "train"
+    """train, val or test, decided by the question alone."""
+    return text_metrics.split_of(f"{salt} {question_key(text)}", val_share, test_share, first="val")
 
 
 # --- from a row to a prompt
@@ -170,24 +166,23 @@ def messages(row: dict) -> list[dict]:
 # --- rules
 
 
-def length(prompts, completions, meta, **_) -> list[float]:
+@per_text
+def length(text: str, meta: dict) -> float:
     """1 within 20-120 characters, falling to 0 at 0 and at 240: growing longer never pays."""
-    counts = [len(text.strip()) for text in completions]
-    return [max(0.0, min(1.0, n / SHORTEST, 2 - n / LONGEST)) for n in counts]
+    count = len(text.strip())
+    return max(0.0, min(1.0, count / SHORTEST, 2 - count / LONGEST))
 
 
-def ends_whole(prompts, completions, meta, **_) -> list[float]:
+@per_text
+def ends_whole(text: str, meta: dict) -> float:
     """1 where the answer ends with a sentence's end, else 0."""
-    return [float(bool(re.search(r"[。！？!?…～~][”」』）)\"]*$", text.strip()))) for text in completions]
+    return float(bool(re.search(r"[。！？!?…～~][”」』）)\"]*$", text.strip())))
 
 
-def no_repeat(prompts, completions, meta, **_) -> list[float | None]:
+@per_text
+def no_repeat(text: str, meta: dict) -> float | None:
     """1 minus the share of runs of four characters that repeat an earlier one; None for fewer than five characters."""
-    values = []
-    for text in completions:
-        runs = [text[i : i + 4] for i in range(len(text) - 3)]
-        values.append(len(set(runs)) / len(runs) if len(runs) > 1 else None)
-    return values
+    return distinct_share(text, 4) if len(text) > 4 else None
 
 
 @cache
@@ -196,17 +191,8 @@ def training_rows() -> tuple[dict, ...]:
     return tuple(row for row in rows if split_of(row["input"]) == "train")
 
 
-@cache
-def _training_runs() -> frozenset[str]:
-    keys = (re.sub(r"[\W_]+", "", answer_of(row["input"])) for row in training_rows())
-    return frozenset(key[i : i + SHARED_RUN] for key in keys for i in range(len(key) - SHARED_RUN + 1))
-
-
-def near_copy(prompts, completions, meta, **_) -> list[float]:
-    """1 where the text shares a run of ten characters with an answer of the training split."""
-    keys = [re.sub(r"[\W_]+", "", text) for text in completions]
-    runs = _training_runs()
-    return [float(any(key[i : i + SHARED_RUN] in runs for i in range(len(key) - SHARED_RUN + 1))) for key in keys]
+# 1 where the text shares a run of ten characters with an answer of the training split
+near_copy = text_metrics.near_copy(lambda: (answer_of(row["input"]) for row in training_rows()), SHARED_RUN, split_key)
 
 
 @cache
@@ -230,10 +216,9 @@ def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
 
 def overall(prompts, completions, meta, **_) -> list[float]:
     """整体质量, as far as rules see it: mean of length, ends_whole and no_repeat; 0 for a near-copy. Style is not in it."""
-    columns = [measure(prompts, completions, meta) for measure in (length, ends_whole, no_repeat)]
-    copied = near_copy(prompts, completions, meta)
-    rows = ([part or 0.0 for part in parts] for parts in zip(*columns, strict=True))
-    return [0.0 if copy else sum(parts) / len(parts) for parts, copy in zip(rows, copied, strict=True)]
+    parts = (mean_of(length, ends_whole, zero_for_none(no_repeat)), near_copy)
+    columns = (part(prompts, completions, meta) for part in parts)
+    return [0.0 if copied else value for value, copied in zip(*columns, strict=True)]
 
 
 REWARDS = {
@@ -246,7 +231,7 @@ METRICS = {
     "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "near_copy": near_copy, "tfidf_style": tfidf_style,
     "整体质量": overall,
 }  # fmt: skip
-SET_METRICS = poems.SET_METRICS  # distinct-1 and -2 over Han characters, the same for every task
+SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, han_only)}
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:

@@ -1,7 +1,6 @@
 """Comments on Weibo posts: how a post becomes a prompt, and what makes an answer one that people there would write.
 
-Every metric or reward is f(prompts, completions, meta) -> one float or None a completion, over plain strings; prompts hold the post and
-its thread, so that meta is not needed. None means that the measure does not apply; an empty answer scores 0 where a text could score 1.
+The prompt holds the post and its thread, so that meta is not needed. An empty answer scores 0 where a text could score 1.
 Whether a comment is any good is for people, likes and reward models to say: these rules only say whether it has the outer form of one.
 """
 
@@ -15,8 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from common.settings import ROOT
+from tasks.text_metrics import distinct, distinct_share, mean_of, per_text, ratio_to_range
 from tasks.weibo import cleaning as weibo_text
-from tasks.weibo.cleaning import cut  # noqa: F401 (stage 11 shortens what it shows in a prompt)
 
 DATA = ROOT / "data" / "weibo"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
@@ -68,91 +67,71 @@ def human_range() -> tuple[int, int]:
 # --- rewards: 1 is as people write, 0 is not
 
 
-def _each(measure):
-    """A measure of one text as one of many."""
-
-    def measures(prompts, completions, meta, **_) -> list[float | None]:
-        return [measure(text, prompt) for text, prompt in zip(completions, prompts, strict=True)]
-
-    measures.__doc__ = measure.__doc__
-    return measures
-
-
-def _length(text: str, prompt: str) -> float:
+@per_text
+def length(text: str, meta: dict) -> float:
     """1 within the human range of lengths; outside, the ratio to its nearer end."""
-    low, high = human_range()
-    size = weibo_text.characters(text.strip())
-    return min(1.0, size / low, high / max(size, 1))
+    return ratio_to_range(weibo_text.characters(text.strip()), *human_range())
 
 
-def _no_copy(text: str, prompt: str) -> float:
+def no_copy(prompts, completions, meta, conversations=None, **_) -> list[float]:
     """1 minus the share of characters in runs of 8 or more that the post, the thread or the instruction has too."""
-    return 1 - weibo_text.copied_characters(text, prompt, COPIED_RUN) / len(text) if text else 0.0
+    sources = ["\n".join(turn["content"] for turn in turns) for turns in conversations] if conversations else prompts
+    return [
+        1 - weibo_text.copied_characters(text, source, COPIED_RUN) / len(text) if text else 0.0
+        for text, source in zip(completions, sources, strict=True)
+    ]
 
 
 STRETCH = re.compile(r"(\[[^\[\]]{1,8}\]|.)\1{2,}", re.DOTALL)
 
 
-def _no_repeat(text: str, prompt: str) -> float:
+@per_text
+def no_repeat(text: str, meta: dict) -> float:
     """Distinct groups of three characters over all such groups. Laughter and rows of one emoji count as three: people write those."""
     text = STRETCH.sub(r"\1\1\1", text.strip())
-    if len(text) < 6:
-        return float(bool(text))
-    groups = weibo_text.shingles(text)
-    return len(set(groups)) / len(groups)
+    return float(bool(text)) if len(text) < 6 else distinct_share(text, 3)
 
 
-def _no_personal(text: str, prompt: str) -> float:
+@per_text
+def no_personal(text: str, meta: dict) -> float:
     """0 where a text holds a telephone number, an account, an address, an identity number, or names a user; else 1."""
     return float(not weibo_text.has_personal(text) and "@" not in text)
 
 
-def _no_assistant(text: str, prompt: str) -> float:
+@per_text
+def no_assistant(text: str, meta: dict) -> float:
     """0 where a text speaks as an assistant or as the platform's own bot does; else 1."""
     return float(not weibo_text.ASSISTANT.search(text))
 
 
-def _clean(text: str, prompt: str) -> float:
+@per_text
+def clean(text: str, meta: dict) -> float:
     """1 where cleaning finds nothing to remove: no URL, forward chain, zero-width character, HTML, advertisement, half an emoji."""
     text = text.strip()
     whole = not weibo_text.HALF_CHARACTER.search(text) and not weibo_text.ADVERT.search(text)
     return float(bool(text) and whole and weibo_text.clean(text) == text)
 
 
-def _emoji(text: str, prompt: str) -> float:
+@per_text
+def emoji(text: str, meta: dict) -> float:
     """1 where a text has an emoji. To compare with people's rate: more is not better."""
     return float(weibo_text.has_emoji(text))
 
 
-length, no_copy, no_repeat = _each(_length), _each(_no_copy), _each(_no_repeat)
-no_personal, no_assistant, clean, emoji = _each(_no_personal), _each(_no_assistant), _each(_clean), _each(_emoji)
-
-
-def overall(prompts, completions, meta, **_) -> list[float]:
+def overall(prompts, completions, meta, **known) -> list[float]:
     """The mean of length, no_copy and no_repeat; 0 where no_personal, no_assistant or clean fails."""
-    graded = zip(*(measure(prompts, completions, meta) for measure in (length, no_copy, no_repeat)), strict=True)
-    gates = zip(*(measure(prompts, completions, meta) for measure in (no_personal, no_assistant, clean)), strict=True)
-    return [sum(values) / 3 * min(passes) for values, passes in zip(graded, gates, strict=True)]
+    parts = (mean_of(length, no_copy, no_repeat), *GATES.values())
+    columns = (part(prompts, completions, meta, **known) for part in parts)
+    return [value * min(gates) for value, *gates in zip(*columns, strict=True)]
 
 
-REWARDS = {"length": length, "no_copy": no_copy, "no_repeat": no_repeat, "no_personal": no_personal, "no_assistant": no_assistant,
-           "clean": clean, "overall": overall}  # fmt: skip
+GATES = {"no_personal": no_personal, "no_assistant": no_assistant, "clean": clean}
+REWARDS = {"length": length, "no_copy": no_copy, "no_repeat": no_repeat, **GATES, "overall": overall}
 DEFAULT_REWARDS = ("length", "no_copy", "no_repeat", "clean", "no_assistant", "no_personal")
 METRICS = REWARDS | {"emoji": emoji}
 
 
 # --- of a whole set of texts
-
-
-def _distinct(n: int):
-    def measure(completions: list[str]) -> float:
-        """Distinct n-grams of characters over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3). It falls as texts
-        are added: compare sets of one size only."""
-        keys = [weibo_text.key(text) for text in completions]
-        grams = Counter(key[i : i + n] for key in keys for i in range(len(key) - n + 1))
-        return len(grams) / max(1, grams.total())
-
-    return measure
 
 
 def _distance(first: Iterable, second: Iterable) -> float:
@@ -184,8 +163,12 @@ def punctuation_distance(completions: list[str]) -> float:
     return _distance(_marks(completions), _marks(human_comments(held_out=True)))
 
 
-SET_METRICS = {"distinct_1": _distinct(1), "distinct_2": _distinct(2), "length_distance": length_distance,
-               "punctuation_distance": punctuation_distance}  # fmt: skip
+SET_METRICS = {
+    "distinct_1": distinct(1, weibo_text.key),
+    "distinct_2": distinct(2, weibo_text.key),
+    "length_distance": length_distance,
+    "punctuation_distance": punctuation_distance,
+}
 
 FAULTS = (
     ("personal data: fault", weibo_text.PERSONAL),

@@ -6,9 +6,10 @@ clean(clean(text)) == clean(text).
 
 from __future__ import annotations
 
-import hashlib
 import html
 import re
+
+from tasks import text_metrics
 
 BOT_ID = "79f6c7ffc7270a3a7d3136245ab0f8ac"  # 评论罗伯特 in the CommentR Interaction Dataset
 BOT_NAMES = ("评论罗伯特", "罗伯特")
@@ -110,12 +111,8 @@ def key(text: str) -> str:
 
 
 def split_of(text_key: str, percent: int = HELD_OUT) -> str:
-    """train, val or test, decided by the post's characters alone: a grown corpus never moves a post.
-
-    The buckets are those of verse_corpus.split_of, which holds out 2 percent.
-    """
-    bucket = int(hashlib.sha256(text_key.encode("utf-8")).hexdigest()[:8], 16) % 100
-    return "test" if bucket < percent else "val" if bucket < 2 * percent else "train"
+    """train, val or test, decided by the post's characters alone."""
+    return text_metrics.split_of(text_key, percent, percent, percent=True)
 
 
 # --- measures that cleaning, rewards and metrics share
@@ -131,7 +128,7 @@ def has_emoji(text: str) -> bool:
 
 
 def shingles(text_key: str, size: int = 3) -> list[str]:
-    return [text_key[start : start + size] for start in range(max(1, len(text_key) - size + 1))]
+    return text_metrics.runs(text_key, size) or [text_key]
 
 
 def copied_characters(text: str, source: str, run: int) -> int:
@@ -148,7 +145,7 @@ def copied_characters(text: str, source: str, run: int) -> int:
     return covered
 
 
-HAN_PAIR = re.compile("[\u3400-\u9fff]{2}")
+HAN_PAIR = re.compile(f"[{text_metrics.HAN}]{{2}}")
 # words that say nothing about a topic; a pair of characters shared by post and comment counts only without them
 EMPTY_BIGRAMS = frozenset(
     re.findall(
