@@ -235,7 +235,10 @@ def plain(folder: Path, output: Path, settings) -> int:
             rows.append(c)
     with open(output, "w", encoding="utf-8") as file:
         for c in rows:
-            post, parent = task.cut(c["post"]["text"], settings.max_post), task.cut(c["parent"], settings.max_thread)
+            post, parent = (
+                weibo_text.cut(c["post"]["text"], settings.max_post),
+                weibo_text.cut(c["parent"], settings.max_thread),
+            )
             answer = [{"role": "assistant", "content": c["text"]}]
             row = {"prompt": task.messages({"post": post, "parent": parent}), "completion": answer}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

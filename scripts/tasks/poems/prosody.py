@@ -88,6 +88,11 @@ def rhyme_table() -> RhymeTable:
     return RhymeTable([name for name, _ in data["groups"]], level, masks, tones, data["traditional"])
 
 
+def tone_of(character: str) -> str | None:
+    """平 or 仄, by 平水韵; None for a character that is read in both, or that the table lacks."""
+    return {LEVEL: "平", OBLIQUE: "仄"}.get(rhyme_table().tones.get(character))
+
+
 @cache
 def _opencc() -> Any:
     import opencc
