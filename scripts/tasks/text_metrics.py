@@ -65,6 +65,11 @@ def per_text(function: Callable) -> Callable:
     return measure
 
 
+def named(*functions: Callable) -> dict[str, Callable]:
+    """Functions under their own names, as METRICS and REWARDS hold them."""
+    return {function.__name__: function for function in functions}
+
+
 def mean_of(*parts: Callable, all_known: bool = False) -> Callable:
     """The mean of the parts that apply, None where none does. all_known: None where any does not."""
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from common.settings import ROOT
 from tasks import text_metrics
 from tasks.copywriting import facts as copy_facts
-from tasks.copywriting.facts import Statement, find
-from tasks.text_metrics import distinct, distinct_share, mean_of, no_space, per_text, ratio_to_range
+from tasks.copywriting.facts import Statement, find, words
+from tasks.text_metrics import distinct, distinct_share, mean_of, named, no_space, per_text, ratio_to_range
 
 DATA = ROOT / "data" / "copywriting"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
@@ -30,28 +30,12 @@ ENCOURAGED = ["屏障", "修护", "科学", "精简", "配方", "浓度", "源�
 FORBIDDEN = ["神器", "逆天", "奇迹", "秒杀", "绝绝子", "yyds", "家人们"]  # the seven of the brand guide
 # words of the same kind, and what a cosmetic may not say: brand guide, parts 4, 6 and 7
 SAME_KIND = ["种草", "闭眼入", "无限回购", "吊打", "黑科技", "智商税", "烂脸", "救命", "天花板", "手慢无", "最后一天"]
-MEDICAL = [
-    "治疗", "治愈", "消炎", "抗炎", "杀菌", "抗菌", "脱敏", "抗敏", "处方药", "处方级", "药用", "医用", "药妆", "医学护肤", "械字号",
-    "疗效", "根治", "湿疹", "皮炎", "痤疮", "医生推荐", "医院推荐",
-]  # fmt: skip
-ABSOLUTE = [
-    "唯一",
-    "顶级",
-    "完美",
-    "百分之百",
-    "彻底",
-    "永久",
-    "无副作用",
-    "零刺激",
-    "全网第一",
-    "销量第一",
-    "行业第一",
-    "第一品牌",
-]
-CALLS = [
-    "点击", "查看", "了解", "领取", "下单", "购物车", "收藏", "进店", "搜索", "预约", "试用", "选购", "咨询", "订阅", "关注", "购买",
-    "入手",
-]  # fmt: skip
+MEDICAL = words(
+    "治疗 治愈 消炎 抗炎 杀菌 抗菌 脱敏 抗敏 处方药 处方级 药用 医用 药妆 医学护肤 械字号 疗效 根治 湿疹 皮炎 痤疮 "
+    "医生推荐 医院推荐"
+)
+ABSOLUTE = words("唯一 顶级 完美 百分之百 彻底 永久 无副作用 零刺激 全网第一 销量第一 行业第一 第一品牌")
+CALLS = words("点击 查看 了解 领取 下单 购物车 收藏 进店 搜索 预约 试用 选购 咨询 订阅 关注 购买 入手")
 SHARED_RUN = 20  # characters in a row that make a near-copy of a golden text; no two golden texts share as many
 
 
@@ -184,79 +168,77 @@ def statements(text: str, product: dict) -> list[Statement]:
     return copy_facts.statements(_blank(text, "markdown"), product, known_ingredients())
 
 
-# --- structure: one slot a part, so that a policy can climb
+# --- structure: one slot a part, so that a partly right text earns more than a wrong one
 
 
 def structure_slots(text: str, meta: dict) -> list[tuple[str, bool]]:
     """(part, is it there and in its place?) for the parts that the copy type asks for."""
-    product, kind = product_of(meta), meta["copy_type"]
-    spans = sentences(text)
-    first = text[slice(*spans[0])] if spans else ""
-    at = text.find(product["name"])
+    product, spans = product_of(meta), sentences(text)
+    first, last = (text[slice(*spans[place])] if spans else "" for place in (0, -1))
+    head, at = text[:70], text.find(product["name"])
     named = at >= 0
-    ingredient = any(item["name"] in text for item in product["ingredients"])
-    evidence = any(s.true for s in statements(text, product)) or ingredient
-    head = text[:70]
-    if kind == "paid_ad_fab":
-        return [
-            ("首句出现成分", any(item["name"] in first for item in product["ingredients"])),
+    late = named and product["name"] not in first
+    before, after = re.search("之前|以前|过去|曾|从前", text), re.search("现在|如今|眼下|今[年天]", text)
+    paragraphs = [part for part in text.split("\n") if part.strip()] or [""]
+    confirmed = [text[s.start : s.end] for s in statements(text, product) if s.true]
+
+    def has(pattern: str, part: str = text) -> bool:
+        return bool(re.search(pattern, part))
+
+    def ingredient(part: str = text) -> bool:
+        return any(item["name"] in part for item in product["ingredients"])
+
+    slots = {
+        "paid_ad_fab": [
+            ("首句出现成分", ingredient(first)),
             ("特性之后有优势与利益", len(spans) >= 3),
             ("点出产品名", named),
-        ]
-    if kind == "paid_ad_pas":
-        return [
+        ],
+        "paid_ad_pas": [
             ("先说问题，首句不出现产品", bool(first) and product["name"] not in first and BRAND not in first),
-            ("问题之后才有产品", named and sum(end <= at for _, end in spans) >= 1),
-            ("用成分解决", any(item["name"] in text[max(at, 0) :] for item in product["ingredients"]) and named),
-        ]
-    if kind == "paid_ad_bab":
-        before, after = re.search("之前|以前|过去|曾|从前", text), re.search("现在|如今|眼下|今[年天]", text)
-        return [
+            ("问题之后才有产品", named and any(end <= at for _, end in spans)),
+            ("用成分解决", named and ingredient(text[at:])),
+        ],
+        "paid_ad_bab": [
             ("说出之前", bool(before)),
             ("之后在之前的后面", bool(before and after and before.start() < after.start())),
             ("桥梁在最后，点出产品名", bool(named and after and after.start() < at)),
-        ]
-    if kind == "paid_ad_cta":
-        last = text[slice(*spans[-1])] if spans else ""
-        return [
+        ],
+        "paid_ad_cta": [
             ("有理由", len(spans) >= 2),
-            ("有证据", evidence),
+            ("有证据", bool(confirmed) or ingredient()),
             ("点出产品名", named),
             ("行动号召够短", 0 < len(last) <= 40),
-        ]
-    if kind == "social_media_review":
-        fit = re.search("适合|合适|的人|可以|值得|会喜欢|肤质|皮[会值合要]|不必|够用", text)
-        return [("成分或浓度", ingredient), ("适合谁、不适合谁", bool(fit)), ("点出产品名", named)]
-    if kind == "social_media_educational":
-        why = re.search("[？?]|为什么|因为|所以|会|就", text)
-        return [
-            ("现象与原因", bool(why)),
-            ("成分如何对应", ingredient),
-            ("产品不在第一句", named and product["name"] not in first),
-        ]
-    if kind == "social_media_myth_busting":
-        return [
-            ("先摆出一个说法", bool(re.search("[“「『]|说|信|以为|听|问", head))),
-            ("产品在说法之后", named and product["name"] not in first),
-            ("有事实", evidence),
-        ]
-    if kind == "social_media_storytelling":
-        return [
-            ("有人物", bool(re.search("[他她我]|妈|爸", text))),
-            ("开头有时间或地点", bool(re.search("[天年月日早晚夜点冬夏春秋周里上那]", head))),
-            ("产品后出现", named and product["name"] not in first),
-        ]
-    paragraphs = [part for part in text.split("\n") if part.strip()]
-    return [
-        ("二到四段", 2 <= len(paragraphs) <= 4),
-        ("品牌名与产品名", BRAND in text and named),
-        ("成分与浓度", any(s.true and "%" in text[s.start : s.end] for s in statements(text, product))),
-        ("适用人群", bool(re.search("适合|写给|准备|适用|面向|而写|的人|肤质", text))),
-        (
-            "末段有规格",
-            bool(paragraphs) and (product["volume"] in paragraphs[-1] or str(product["price_yuan"]) in paragraphs[-1]),
-        ),
-    ]
+        ],
+        "social_media_review": [
+            ("成分或浓度", ingredient()),
+            ("适合谁、不适合谁", has("适合|合适|的人|可以|值得|会喜欢|肤质|皮[会值合要]|不必|够用")),
+            ("点出产品名", named),
+        ],
+        "social_media_educational": [
+            ("现象与原因", has("[？?]|为什么|因为|所以|会|就")),
+            ("成分如何对应", ingredient()),
+            ("产品不在第一句", late),
+        ],
+        "social_media_myth_busting": [
+            ("先摆出一个说法", has("[“「『]|说|信|以为|听|问", head)),
+            ("产品在说法之后", late),
+            ("有事实", bool(confirmed) or ingredient()),
+        ],
+        "social_media_storytelling": [
+            ("有人物", has("[他她我]|妈|爸")),
+            ("开头有时间或地点", has("[天年月日早晚夜点冬夏春秋周里上那]", head)),
+            ("产品后出现", late),
+        ],
+        "ecommerce_long_form": [
+            ("二到四段", 2 <= len(paragraphs) <= 4),
+            ("品牌名与产品名", BRAND in text and named),
+            ("成分与浓度", any("%" in part for part in confirmed)),
+            ("适用人群", has("适合|写给|准备|适用|面向|而写|的人|肤质")),
+            ("末段有规格", any(str(product[key]) in paragraphs[-1] for key in ("volume", "price_yuan"))),
+        ],
+    }
+    return slots[meta["copy_type"]]
 
 
 # --- problems: what a cleaning round has to fix
@@ -288,8 +270,8 @@ def problems(text: str, meta: dict) -> list[Problem]:
     ]
     if text.count("？") + text.count("?") > 2:
         found.append(Problem("punctuation", None, "问号多于两个"))
-    words = (("禁用词", FORBIDDEN), ("同类禁用词", SAME_KIND), ("医疗用语", MEDICAL), ("绝对化用语", ABSOLUTE))
-    for label, listed in words:
+    lists = (("禁用词", FORBIDDEN), ("同类禁用词", SAME_KIND), ("医疗用语", MEDICAL), ("绝对化用语", ABSOLUTE))
+    for label, listed in lists:
         found += [
             Problem("forbidden_word", (start, end), f"{label}：{word}") for start, end, word in find(listed, text)
         ]
@@ -412,24 +394,21 @@ def overall(prompts, completions, meta, **_) -> list[float | None]:
     return [value if sentences(text) else 0.0 for text, value in zip(completions, values, strict=True)]
 
 
-REWARDS = {
-    "allowed": allowed, "encouraged": encouraged, "structure": structure, "facts": facts, "calm": calm, "length": length,
-    "no_repeat": no_repeat, "clean": clean, "overall": overall,
-}  # fmt: skip
+REWARDS = named(allowed, encouraged, structure, facts, calm, length, no_repeat, clean, overall)
 DEFAULT_REWARDS = ("facts:2", "structure", "allowed", "length", "calm", "no_repeat:0.5")
 WATCHED_REWARDS = ("clean", "encouraged")
-METRICS = {
-    "clean": clean, "allowed": allowed, "encouraged": encouraged, "structure": structure, "call": call, "facts_true": facts_true,
-    "facts_stated": facts_stated, "calm": calm, "length": length, "persona": persona, "no_repeat": no_repeat,
-    "near_copy": near_copy, "overall": overall,
-}  # fmt: skip
-
-
+METRICS = named(clean, allowed, encouraged, structure, call, facts_true, facts_stated, calm, length, persona, no_repeat)
+METRICS |= {"near_copy": near_copy, "overall": overall}
 # What stage 71 shows with --judge rules: the judge prompts' dimensions as far as rules can see them (可读性 they cannot).
 JUDGE = {
-    "指令遵循": mean_of(structure, length), "事实准确": facts, "品牌语气": mean_of(allowed, calm, encouraged), "人格叙事": persona,
-    "结构": structure, "行动号召": call, "信息完整": facts_stated,
-}  # fmt: skip
+    "指令遵循": mean_of(structure, length),
+    "事实准确": facts,
+    "品牌语气": mean_of(allowed, calm, encouraged),
+    "人格叙事": persona,
+    "结构": structure,
+    "行动号召": call,
+    "信息完整": facts_stated,
+}
 
 
 def judge_prompt(meta: dict) -> str:

@@ -9,6 +9,11 @@ import re
 from typing import NamedTuple
 
 
+def words(text: str) -> list[str]:
+    """A list of words, written in one string."""
+    return text.split()
+
+
 def find(words: list[str], text: str) -> list[tuple[int, int, str]]:
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     return [(*match.span(), match.group()) for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []
@@ -33,17 +38,8 @@ NUMBER = re.compile(
 )
 WEEKLY = re.compile(r"每周(?:使用)?([一二两三四五六七])(?:到([一二两三四五六七]))?次")
 CHINESE = str.maketrans("一二两三四五六七八九", "1223456789")
-OFTEN_ABSENT = {
-    "香精",
-    "色素",
-    "乙醇",
-    "酒精",
-    "皂基",
-    "硅油",
-    "矿物油",
-    "防腐剂",
-    "激素",
-}  # what copy likes to call absent
+# ingredients that ads often claim are absent
+OFTEN_ABSENT = words("香精 色素 乙醇 酒精 皂基 硅油 矿物油 防腐剂 激素")
 WITHOUT = re.compile(r"不含([^，。；！？\n]{1,20})")
 
 

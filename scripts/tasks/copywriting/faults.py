@@ -10,21 +10,23 @@ import random
 import re
 
 from tasks import copywriting as task
+from tasks.copywriting.facts import words
 
 KINDS = ("weak", "exaggerated", "false")
 # kinds of problems (tasks/copywriting) that show the fault; a shuffled text need not show any
 SHOWN_BY = {"weak": (), "exaggerated": ("forbidden_word", "exclamation"), "false": ("fact",)}
 
-HYPE = [
-    "绝绝子", "真的逆天了", "见证奇迹的时刻", "护肤界的神器", "家人们闭眼入", "秒杀一众大牌", "效果百分之百有效", "用它一次就年轻十岁",
-    "全网第一的口碑摆在这里", "彻底告别所有肌肤问题", "完美到挑不出一点毛病", "这就是护肤品的天花板", "永久锁住你的年轻状态，越用越美",
-    "不买真的会后悔一辈子，赶紧冲", "第二天醒来整张脸都在发光，太夸张了", "姐妹们看我的脸就知道它有多逆天，回购一百次都不够",
-]  # fmt: skip
+HYPE = words(
+    "绝绝子 真的逆天了 见证奇迹的时刻 护肤界的神器 家人们闭眼入 秒杀一众大牌 效果百分之百有效 用它一次就年轻十岁 "
+    "全网第一的口碑摆在这里 彻底告别所有肌肤问题 完美到挑不出一点毛病 这就是护肤品的天花板 "
+    "永久锁住你的年轻状态，越用越美 不买真的会后悔一辈子，赶紧冲 第二天醒来整张脸都在发光，太夸张了 "
+    "姐妹们看我的脸就知道它有多逆天，回购一百次都不够"
+)
 VAGUE = ["多种成分", "有效成分", "优质成分", "精选成分"]
-EMPTY = [
-    "效果很不错", "大家都说好", "用了都喜欢", "质量值得信赖", "性价比也很高", "是护肤的好选择", "使用感受非常舒服", "日常护肤都可以使用",
-    "无论什么肤质都可以放心使用", "品质有保证，口碑一直很好",
-]  # fmt: skip
+EMPTY = words(
+    "效果很不错 大家都说好 用了都喜欢 质量值得信赖 性价比也很高 是护肤的好选择 使用感受非常舒服 日常护肤都可以使用 "
+    "无论什么肤质都可以放心使用 品质有保证，口碑一直很好"
+)
 NAME = "\ufffc"  # stands for the product's name while other words are replaced: they may be part of it
 TOTAL = {"30ml": "50ml", "50ml": "30ml", "100g": "150g", "50g": "30g", "150ml": "120ml"}
 
@@ -34,7 +36,7 @@ def clauses(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"[^，。！？；：、\n“”]+", text)]
 
 
-# ------------------------------------------------------------------------------------------------------------ weak
+# --- weak
 
 
 def other_type(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
@@ -90,7 +92,7 @@ def vague(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] 
     return text, "no ingredient, no concentration"
 
 
-# ----------------------------------------------------------------------------------------------------- exaggerated
+# --- exaggerated
 
 
 def exaggerated(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
@@ -116,7 +118,7 @@ def exaggerated(row: dict, golden: list[dict], rng: random.Random) -> tuple[str,
     return text, "、".join(reversed(done))
 
 
-# ----------------------------------------------------------------------------------------------------------- false
+# --- false
 
 
 def false(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from common.settings import ROOT
-from tasks.text_metrics import distinct, distinct_share, mean_of, per_text, ratio_to_range
+from tasks.text_metrics import distinct, distinct_share, mean_of, named, per_text, ratio_to_range
 from tasks.weibo import cleaning as weibo_text
 
 DATA = ROOT / "data" / "weibo"
@@ -120,13 +120,13 @@ def emoji(text: str, meta: dict) -> float:
 
 def overall(prompts, completions, meta, **known) -> list[float]:
     """The mean of length, no_copy and no_repeat; 0 where no_personal, no_assistant or clean fails."""
-    parts = (mean_of(length, no_copy, no_repeat), *GATES.values())
+    parts = (mean_of(length, no_copy, no_repeat), *GATES)
     columns = (part(prompts, completions, meta, **known) for part in parts)
     return [value * min(gates) for value, *gates in zip(*columns, strict=True)]
 
 
-GATES = {"no_personal": no_personal, "no_assistant": no_assistant, "clean": clean}
-REWARDS = {"length": length, "no_copy": no_copy, "no_repeat": no_repeat, **GATES, "overall": overall}
+GATES = (no_personal, no_assistant, clean)
+REWARDS = named(length, no_copy, no_repeat, *GATES, overall)
 DEFAULT_REWARDS = ("length", "no_copy", "no_repeat", "clean", "no_assistant", "no_personal")
 METRICS = REWARDS | {"emoji": emoji}
 
