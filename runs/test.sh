@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint and tests in .venv: tests/unit and tests/stages. --all adds tests/slow (kills, several processes, servers) with
-# what a browser and vLLM need, installed here where apt-get and pip can; without them such tests are skipped visibly.
+# what a browser, llama.cpp and vLLM need, installed here where apt-get and pip can; without them such tests are skipped visibly.
 # Further words go to pytest: bash runs/test.sh -k merge
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -16,6 +16,7 @@ for word in "$@"; do
     { apt-get update -qq && apt-get install -y -qq chromium fonts-noto-cjk; } >/dev/null ||
       echo "notice: Chromium could not be installed here, the test that needs it is skipped"
   fi
+  install requirements-gguf.txt
   bash runs/setup_vllm.sh || echo "notice: vLLM could not be installed here, the tests that need it are skipped"
 done
 ruff check .
