@@ -13,11 +13,12 @@ Run     python scripts/17_prepare_chat.py
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path
 
 SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
 
@@ -34,7 +35,11 @@ class Settings:
     keep: tuple[str, ...] = ("category",)
     """further columns that go into meta"""
     skip_bad: bool = False
-    """leave faulty rows out and count them, instead of stopping"""
+    """leave faulty rows out and count them, instead of stopping; also those that stages 19 and 20 refuse"""
+    model: str = "data/tiny_qwen3"
+    """with --skip-bad: whose tokenizer and chat template the rows have to fit"""
+    max_length: int = 512
+    """with --skip-bad: tokens, prompt and answer, as in the training stage"""
 
     # --- splits: by a hash of the question, so that a grown file moves no row
     val_share: float = 0.1
@@ -132,8 +137,40 @@ def split_rows(rows: list[dict], settings: Settings) -> tuple[dict[str, list[dic
     return splits, +dropped
 
 
+def drop_refused(splits: dict[str, list[dict]], kind: str, settings: Settings, tokenizer, origins: dict) -> list:
+    """Leave out the rows that the training stages would refuse; one finding for each, at its place in the source."""
+    from common.preflight.checks import drop_refused
+    from common.preflight.data import Data, File
+    from common.preflight.files import CHECKS
+    from tasks.chat.rows import SCHEMAS
+
+    held_out = splits["val"] + splits["test"]
+    files = [
+        File(name, Path(name), list(enumerate(part, start=1)))
+        for name, part in (("train", splits["train"]), ("val", held_out))
+    ]
+    known = {file.name: dict(file.rows) for file in files}
+    findings = drop_refused(Data(files, SCHEMAS[kind], tokenizer, settings.max_length), CHECKS)
+    left = {id(row) for file in files for _, row in file.rows}
+    for part in splits.values():
+        part[:] = [row for row in part if id(row) in left]
+
+    def source(name: str, line: int) -> tuple[Path, int]:
+        return origins[id(known[name][line])]
+
+    def with_source(found):  # the checks number the rows that they were given
+        name = str(found.file)
+        reason = re.sub(
+            r"(train )?line (\d+)", lambda m: "{}:{}".format(*source(m[1] and "train" or name, int(m[2]))), found.reason
+        )
+        return replace(found, reason=reason).at(*source(name, found.line))
+
+    return list(map(with_source, findings))
+
+
 def main(settings: Settings) -> None:
     from common.jsonl import DataError, write_json, write_jsonl
+    from common.models import load_tokenizer
     from common.runs import begin_run
 
     if min(settings.val_share, settings.test_share) < 0 or settings.val_share + settings.test_share >= 1:
@@ -141,15 +178,17 @@ def main(settings: Settings) -> None:
     if not settings.files:
         raise UserError("--files names no file; fix: --files mine.json")
     renames = read_renames(settings.rename)
-    rows, problems, report = [], [], {"files": {}, "dropped": {}, "splits": {}}
+    rows, problems, report, origins = [], [], {"files": {}, "dropped": {}, "splits": {}}, {}
     for path in settings.files:  # before an earlier run's files are touched
         converted, faults, facts = read_file(path, settings, renames)
         rows += converted
+        origins |= {id(row.row): (path, row.line) for row in converted}
         problems += faults
         report["files"][show_path(path)] = facts
     fatal = [problem for problem in problems if problem.line == 0 or not settings.skip_bad]
     if fatal or not rows:
         raise DataError(fatal or problems)
+    tokenizer = load_tokenizer(resolve_model(settings.model, settings.task)) if settings.skip_bad else None
 
     inputs = {f"file {number}": path for number, path in enumerate(settings.files, start=1)}
     with begin_run(
@@ -160,14 +199,13 @@ def main(settings: Settings) -> None:
             for column, where in facts["unknown columns"].items():
                 place = f"in {where['rows']} rows, first at line {where['first line']}"
                 print(f"  unknown column {column!r} {place}: left out; --keep {column} carries it into meta")
-        report["dropped"]["faulty"] = Counter(problem.reason for problem in problems)
-        for problem in problems[:20]:
-            print(f"  left out: {problem}")
         for kind in ("sft", "pref", "prompts"):
             of_kind = [row.row for row in rows if row.kind == kind]
             if not of_kind:
                 continue
             splits, report["dropped"][kind] = split_rows(of_kind, settings)
+            if settings.skip_bad:
+                problems += drop_refused(splits, kind, settings, tokenizer, origins)
             report["splits"][kind] = {split: len(part) for split, part in splits.items()}
             for split, part in splits.items():
                 if part:
@@ -175,14 +213,24 @@ def main(settings: Settings) -> None:
                 elif {"train": 1, "val": settings.val_share, "test": settings.test_share}[split]:
                     print(f"warning: no {kind} row fell into {split}: {len(of_kind)} rows are few, or raise its share")
             print(f"{kind}: " + ", ".join(f"{count} {split}" for split, count in report["splits"][kind].items()))
+        for problem in problems[:20]:
+            print(f"  left out: {problem}")
+        report["dropped"]["faulty"] = Counter(
+            re.sub(r"\S+:\d+|\(likeness.*", "...", problem.reason) for problem in problems
+        )
         for kind, reasons in report["dropped"].items():
             for reason, count in reasons.items():
                 print(f"  dropped {count:5d}  {kind}: {reason}")
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)
-        folder, kind = show_path(settings.output_dir), next(iter(report["splits"]))
-        files = f"--train-file {folder}/{kind}_train.jsonl --val-file {folder}/{kind}_val.jsonl"
-        run.finish(f"python scripts/19_check_data.py --task {settings.task} {files}")
+        kind, counts = next(iter(report["splits"].items()))
+        files = {
+            split: settings.output_dir / f"{kind}_{split}.jsonl" if counts[split] else None
+            for split in ("train", "val")
+        }
+        flags = {"task": settings.task, "train_file": files["train"], "val_file": files["val"]}
+        flags |= {name: getattr(settings, name) for name in ("model", "max_length") if settings.skip_bad}
+        run.finish(next_command("19_check_data", **flags))
 
 
 if __name__ == "__main__":

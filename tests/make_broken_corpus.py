@@ -1,18 +1,9 @@
-"""Write tests/data/broken: training files with one planted fault each, and index.jsonl that says which, where and how grave.
+"""Training files with one planted fault each: which, where and how grave. tests/stages/test_broken_corpus.py runs the preflight over them.
 
-Run     python tests/make_broken_corpus.py
-
-tests/stages/test_broken_corpus.py runs the preflight over every case and holds it to the index; it also checks that the folder is what
-this script writes. A new case is one call of `case` in `write_cases`.
+A new case is one call of `case` in `write_cases`.
 """
 
-from __future__ import annotations
-
 import json
-import sys
-from pathlib import Path
-
-FOLDER = Path(__file__).resolve().parent / "data" / "broken"
 
 # Clean questions and answers, each long enough to be held out; every broken file is made of some of them and its fault.
 GOOD = [
@@ -70,27 +61,21 @@ def line(row: dict) -> bytes:
 
 
 class Corpus:
-    def __init__(self, folder: Path):
-        self.folder, self.index = folder, []
-
-    def write(self, name: str, rows: list) -> None:
-        """Rows are objects, or bytes as they stand in the file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        data = b"".join(row if isinstance(row, bytes) else line(row) for row in rows)
-        (self.folder / name).write_bytes(data)
+    def __init__(self):
+        self.index = []  # one entry a case; its "files" hold the bytes
 
     def case(self, name: str, rows: list, *faults: tuple, val: list | None = None, schema: str = "sft", **settings):
         """faults: (line, level, part of the reason), in val with a "val" in front. settings: flags of stage 19."""
-        self.write(f"{name}.jsonl", rows)
-        if val is not None:
-            self.write(f"{name}.val.jsonl", val)
+        sides = {f"{name}.jsonl": rows} | ({f"{name}.val.jsonl": val} if val is not None else {})
+        # rows are objects, or bytes as they stand in the file
+        files = {side: b"".join(r if isinstance(r, bytes) else line(r) for r in part) for side, part in sides.items()}
         planted = []
         for fault in faults:
             where = f"{name}.val.jsonl" if fault[0] == "val" else f"{name}.jsonl"
             number, level, reason = fault[1:] if fault[0] == "val" else fault
             planted.append({"file": where, "line": number, "level": level, "reason": reason})
         entry = {"case": name, "train": f"{name}.jsonl", "val": f"{name}.val.jsonl" if val is not None else None}
-        self.index.append(entry | {"schema": schema, "settings": settings, "faults": planted})
+        self.index.append(entry | {"schema": schema, "settings": settings, "faults": planted, "files": files})
 
     def in_third(self, name: str, row, level: str, reason: str, **settings) -> None:
         """The fault is line 3 of five SFT rows."""
@@ -397,13 +382,5 @@ def write_models(corpus: Corpus) -> None:
     corpus.model("too_few_embeddings", {"config.json": {"vocab_size": 8000}}, "error", "8000 embeddings")
 
 
-def main(folder: Path = FOLDER) -> None:
-    corpus = Corpus(folder)
-    write_cases(corpus)
-    (folder / "index.jsonl").write_bytes(b"".join(line(entry) for entry in corpus.index))
-    faults = sum(len(entry["faults"]) for entry in corpus.index)
-    print(f"{folder}: {len(corpus.index)} cases, {faults} planted faults")
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+CORPUS = Corpus()
+write_cases(CORPUS)

@@ -283,6 +283,97 @@ def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):
     assert sorted(path.name for path in output.iterdir()) == before
 
 
+TURN = {"role": "assistant", "content": "我查一下。"}
+LOST = {
+    "label": ({"messages": [user(), assistant()], "label": False}, "label is False: the answer is marked as a bad one"),
+    "thumbs": ({"instruction": "问", "output": "答", "thumbs": "down"}, "thumbs is 'down': the answer is marked as a bad one"),
+    "kto_tag": ({"prompt": "问", "completion": "答", "kto_tag": "0"}, "kto_tag is '0': the answer is marked as a bad one"),
+    "reasoning": ({"messages": [user(), {**TURN, "reasoning_content": "想"}]}, "messages[1] holds reasoning_content, which is not"),
+    "tool_calls": ({"messages": [user(), {**TURN, "tool_calls": [{"id": "c"}]}]}, "messages[1] holds tool_calls, which is not"),
+    "weight": ({"messages": [user(), {**TURN, "weight": 0}]}, "messages[1] has weight 0: no single turn can be left untrained"),
+    "train": ({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答", "train": False}]},
+              "conversations[1] has train False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_row_says_and_no_stage_can_train_is_refused_by_name(name):
+    from common.preflight.finding import Refused
+    from tasks.chat.rows import convert
+
+    row, message = LOST[name]
+    with pytest.raises(Refused) as caught:
+        convert(row, 1)
+    assert message in caught.value.args[0] and caught.value.args[1]
+
+
+def test_good_labels_are_used_and_unknown_keys_of_messages_are_listed():
+    from tasks.chat.rows import convert
+
+    row = {"messages": [{**user(), "weight": 0}, {**assistant(), "weight": 1, "id": 7, "reasoning_content": None}]}
+    for label in (True, 1, "good", "👍"):
+        found = convert({**row, "label": label}, 1)
+        assert found.unused == ("messages[].id", "messages[].reasoning_content") and found.row["completion"] == [
+            assistant()
+        ]
+    assert convert({**row, "label": "诚实", "rating": 4}, 1).unused[:2] == ("label", "rating")
+    pair = {"prompt": "问", "chosen": "答", "rejected": "否", "label": False}
+    assert convert(pair, 1).unused == ("label",)
+
+
+def test_only_what_is_a_copy_is_dropped(prepare):
+    questions = [
+        "2+2=?",
+        "2*2=?",
+        "用一句话介绍 C。",
+        "用一句话介绍 C++。",
+        "用一句话介绍 C#。",
+        "现在-5度",
+        "现在5度",
+        "é是什么",
+        "e是什么",
+    ]
+    rows = [{"instruction": question, "output": f"答{n}"} for n, question in enumerate(questions)]
+    prompts = [{"prompt": f"计算 6{sign}3，只写结果。"} for sign in "+-*/"]
+    _, output = prepare({"a.jsonl": lines(*rows), "b.jsonl": lines(*prompts)}, "--val-share", 0, "--test-share", 0)
+    assert len(rows_of(output / "sft_train.jsonl")) == 9 and len(rows_of(output / "prompts_train.jsonl")) == 4
+
+
+def test_skip_bad_leaves_out_what_the_training_stages_refuse(prepare, run_stage, tmp_path):
+    rows = [
+        {"instruction": f"第{n}个问题怎么办？", "output": f"第{n}件事要先问清楚，再慢慢做{'好' * (n % 7)}。"}
+        for n in range(60)
+    ]
+    bad = ["Error code: 429 - rate limit reached", "<think>没有想完", "锟斤拷锟斤拷", "甲" * 600, "早晨<|im_end|>好"]
+    rows += [{"instruction": f"坏问题{n}", "output": text} for n, text in enumerate(bad)]
+    done, output = prepare({"a.jsonl": lines(*rows)}, "--skip-bad")
+    for place in range(61, 66):
+        assert f"left out: {tmp_path / 'a.jsonl'}:{place}: completion: " in done.stdout or place == 64
+    assert "a.jsonl:64: the answer is cut at 512 tokens" in done.stdout
+    checked = run_stage(*done.stdout.rsplit("next: python scripts/", 1)[1].split(), "--preview", "None")
+    assert "\n0 errors" in checked.stdout
+
+
+def test_a_pipe_or_a_compressed_file_is_refused_at_once(tmp_path):
+    import gzip
+    import os
+
+    from tasks.chat.rows import read_rows
+
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines(GOOD)))
+    (tmp_path / "rows.jsonl").write_bytes(gzip.compress(lines(GOOD)))
+    (tmp_path / "folder.jsonl").mkdir()
+    for name, reason in {
+        "pipe.jsonl": "is a pipe or a device, not a file; fix: write it to a file first",
+        "rows.jsonl.gz": "the file is compressed; fix: gunzip -k rows.jsonl.gz",
+        "rows.jsonl": "the file is compressed; fix: gunzip",
+        "folder.jsonl": "is a folder, not a file; fix: ",
+    }.items():
+        rows, (problem,) = read_rows(tmp_path / name)
+        assert rows == [] and f"{name}: {reason}" in str(problem)
+
+
 def test_faulty_rows_may_be_left_out_and_are_counted(prepare):
     bad = lines(GOOD, {"instruction": "问"}, {"messages": [user()]}) + b"{broken\n"
     done, output = prepare({"a.jsonl": bad}, "--skip-bad", "--val-share", 0, "--test-share", 0)

@@ -370,3 +370,119 @@ def test_warnings_are_printed_by_kind_and_do_not_stop(check, capsys):
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1
     assert "train.jsonl:2: the same row as line 1 [copy] (3 times); fix: keep one of them" in out[0]
+
+
+# ------------------------------------------------------------------------------- answers that only look like errors, --allow
+
+PAGE = "<!DOCTYPE html>\n<html>\n<body>\n<h1>错误与改正</h1><p>你好</p>\n</body>\n</html>"
+LOOK_LIKE_ERRORS = [
+    ("用HTML写一个网页", PAGE),
+    ("从句子里抽取手机号，没有就回答 None。", "None"),
+    ("Java 里空引用怎么写？只写关键字。", "null"),
+    ("没有就写略。", "略"),
+    ("502 是什么意思？", "502 Bad Gateway 表示网关从上游服务器收到了无效的响应，请检查后端是否在运行。"),
+    ("KeyError 怎么办？", "KeyError 表示字典里没有这个键，先用 in 判断，或者改用 get 方法。"),
+    ("What does it mean?", "502 Bad Gateway means that the gateway got an invalid answer from the server behind it."),
+    ("请求太多时接口返回什么？", '{"error": {"code": 429, "message": "Too Many Requests"}}'),
+    ("1/0 会输出什么？", "Traceback (most recent call last):\nZeroDivisionError: division by zero"),
+    ("什么是限流？", "限流（rate limit）是服务端限制单位时间内请求次数的做法。"),
+]
+ERRORS = [
+    "Error code: 429 - {'error': {'message': 'Rate limit reached for gpt-4 on tokens per min. Please try again in 2s.'}}",
+    '{"error": {"message": "Incorrect API key provided", "type": "invalid_request_error"}}',
+    "请求过于频繁，请稍后再试。",
+    "服务器繁忙，请稍后重试",
+    "502 Bad Gateway",
+    "Connection error.",
+    'Traceback (most recent call last):\n  File "a.py", line 1\nTimeoutError: timed out',
+    "<html><head><title>504 Gateway Time-out</title></head><body><h1>504 Gateway Time-out</h1></body></html>",
+]
+
+
+@pytest.mark.parametrize("ask, answer", LOOK_LIKE_ERRORS)
+def test_an_answer_that_looks_like_an_error_is_a_warning_at_most(ask, answer):
+    from common.preflight.texts import faults_of_answer, faults_of_text
+
+    found = [*faults_of_text(answer, None), *faults_of_answer(answer, True, ask)]
+    assert {finding.level for finding in found if finding.check != "no-word"} == {"warning"}
+
+
+@pytest.mark.parametrize("answer", ERRORS)
+def test_a_text_that_is_nothing_but_an_error_is_one(answer):
+    from common.preflight.texts import faults_of_answer
+
+    (found,) = [
+        finding for finding in faults_of_answer(answer, True, "怎样保存茶叶？") if finding.check == "error-message"
+    ]
+    assert found.level == "error"
+
+
+def test_any_check_is_switched_off_by_its_name(tokenizer, tmp_path, capsys):
+    file = write(tmp_path / "sft_train.jsonl", [sft(), sft(ERRORS[0], "问"), sft(POEMS[1]), sft(POEMS[1])])
+    with pytest.raises(UserError, match=r"stored as an answer \[error-message\]; fix: [^\n]*\n.*--allow error-message"):
+        require_clean(check_rows(file, None, "sft", tokenizer, 512))
+    report = check_rows(file, None, "sft", tokenizer, 512, allow=("error-message", "copy", "unknown-token"))
+    require_clean(report)
+    assert report.findings == [] and report.allowed["error-message"] == report.allowed["copy"] == 1
+    assert "notice: --allow copy: 1 findings" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--allow html: no such check; fix: one of .*html-tag"):
+        check_rows(file, None, "sft", tokenizer, 512, allow=("html",))
+
+
+def test_every_name_of_a_check_is_known_and_explained():
+    import re
+
+    from common.preflight.checks import NAMES
+    from conftest import ROOT
+
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts/common/preflight").glob("*.py"))
+    page = (ROOT / "docs" / "CHECKS.md").read_text(encoding="utf-8")
+    used = {
+        name
+        for name in re.findall(r'"([a-z]+(?:-[a-z]+)*)"', code.split("def check_rows(", 1)[1] + code)
+        if name in NAMES
+    }
+    assert used == set(NAMES) and not [name for name in NAMES if f"`{name}`" not in page]
+
+
+def test_twenty_thousand_rows_of_one_template_do_not_become_all_pairs():
+    import random
+    import time
+
+    from common.preflight.files import near_copies
+
+    draw = random.Random(0)
+    names, ends = ("".join(draw.choices(text, k=6)) for text in POEMS[:2] * 10000), POEMS[2:6]
+    texts = [f"关于{name}：请登录官网，点击申请按钮，{draw.randint(1, 72)}小时内处理{draw.sample(end, 5)}，谢谢。"
+             for name, end in zip(names, ends * 1000, strict=False)]  # fmt: skip
+    started = time.process_time()
+    found = near_copies(texts, 0.8)
+    assert time.process_time() - started < 30  # all pairs take minutes
+    assert len(texts) == 4000 and all(likeness >= 0.8 and earlier < later for later, earlier, likeness in found)
+
+
+def test_every_near_copy_of_a_small_file_is_found():
+    from itertools import combinations
+
+    from common.preflight.files import near_copies
+
+    texts = [text[:n] + other[: 24 - n] for n in range(12, 25, 2) for text in POEMS for other in POEMS[:3]]
+    sets = [{text[i : i + 2] for i in range(len(text) - 1)} for text in texts]
+    alike = {n for m, n in combinations(range(len(texts)), 2) if len(sets[m] & sets[n]) / len(sets[m] | sets[n]) >= 0.8}
+    found = {copied: earlier for copied, earlier, _ in near_copies(texts, 0.8)}
+    assert found and found.keys() <= alike and not found.keys() & set(found.values())
+
+
+def test_the_next_command_takes_over_what_was_checked(run_stage, model, tmp_path):
+    folder = tmp_path / "my rows"
+    folder.mkdir()
+    train, val = (
+        write(folder / "sft_train.jsonl", [sft(t) for t in POEMS[:6]]),
+        write(folder / "v.jsonl", [sft(POEMS[7])]),
+    )
+    files = ("--train-file", train, "--val-file", val, "--preview", "None", "--max-length", 300, "--allow", "html-tag")
+    done = run_stage("19_check_data.py", *files, "--model", model, "--task", "chat")
+    expected = (
+        f"next: python scripts/20_train_sft.py --task chat --train-file '{train}' --val-file '{val}' --model {model}"
+    )
+    assert f"{expected} --max-length 300 --allow html-tag" in done.stdout

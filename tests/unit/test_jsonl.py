@@ -1,7 +1,9 @@
 """A JSONL file is read whole or not at all, and every fault is named with its line and its fix."""
 
+import gzip
 import json
 import math
+import os
 
 import pytest
 
@@ -9,6 +11,7 @@ from common.jsonl import (
     DataError,
     JsonlAppender,
     count_lines,
+    read_array,
     read_json,
     read_jsonl,
     scan_jsonl,
@@ -208,6 +211,33 @@ def test_json_is_as_strict_as_a_line(tmp_path, raw, reason):
     path.write_text(raw, encoding="utf-8")
     with pytest.raises(DataError, match=f"a.json: .*{reason}.*; fix: "):
         read_json(path)
+
+
+def test_no_reader_waits_for_a_pipe_or_reads_a_compressed_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "packed").write_bytes(gzip.compress(LINE))
+    for reader in (read_json, read_jsonl):
+        with pytest.raises(DataError, match="pipe: is a pipe or a device, not a file; fix: write it to a file first"):
+            reader(tmp_path / "pipe")
+        with pytest.raises(DataError, match="packed: the file is compressed; fix: gunzip -k packed"):
+            reader(tmp_path / "packed")
+    assert "is a pipe" in read_array(tmp_path / "pipe")[1][0].reason
+
+
+def test_an_array_is_read_row_by_row_and_every_fault_has_its_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(
+        '\ufeff[{"a": 1},\n{"a": NaN},\n7,\n{"a": 1, "a": 2},\n{"a": ' + "1" * 5000 + '},\n{"a": "乙"}]', "utf-8"
+    )
+    rows, findings = read_array(path)
+    assert rows == [(1, {"a": 1}), (6, {"a": "乙"})]
+    assert [(found.line, found.reason[:14]) for found in findings] == [
+        (2, "NaN is not JSO"), (3, "the row is 7, "), (4, "the key 'a' st"), (5, "a number of 50")]  # fmt: skip
+    path.write_bytes('[{"a": "甲"},\n{"a": "乙"}]'.encode("gbk"))
+    assert (
+        str(read_array(path)[1][0])
+        == f"{path}:1: not UTF-8, probably gbk; fix: iconv -f GB18030 -t UTF-8 a.json > new.json"
+    )
 
 
 def test_sha256_is_the_usual_one(tmp_path):

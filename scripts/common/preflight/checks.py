@@ -66,15 +66,36 @@ def check_rows(
     name = show_path(tokenizer.name_or_path or "tokenizer")
     faults = check_tokenizer(tokenizer, talks=schema != "style", enable_thinking=enable_thinking)
     findings += [found.at(name, 0) for found in faults]
-    # Without a chat template nothing can be counted.
-    if schema == "style" or tokenizer.chat_template:
-        for file in files:
-            findings += measure(file, data)
-    for check in (*CHECKS, *more_checks):
-        findings += check(data)
+    findings += _findings(data, more_checks)
     allowed = Counter(found.check for found in findings if found.check in allow)
     findings = [found for found in findings if found.check not in allow]
     return Report(schema, findings, {file.name: figures(file, data) for file in files}, data.measures, dict(allowed))
+
+
+def _findings(data: Data, more_checks: Sequence[Check]) -> list[Finding]:
+    findings = []
+    # Without a chat template nothing can be counted.
+    if data.schema == "style" or data.tokenizer.chat_template:
+        for file in data.files:
+            findings += measure(file, data)
+    for check in (*CHECKS, *more_checks):
+        findings += check(data)
+    return findings
+
+
+def drop_refused(data: Data, more_checks: Sequence[Check] = ()) -> list[Finding]:
+    """Take the rows with errors out of the files, until there are none left, and return the errors."""
+    dropped = []
+    while True:
+        for file in data.files:
+            file.lengths = []
+        errors = [found for found in _findings(data, more_checks) if found.level == "error" and found.line]
+        if not errors:
+            return dropped
+        dropped += {error.place: error for error in reversed(errors)}.values()  # the first of each row
+        for file in data.files:
+            lines = {error.line for error in errors if error.file == show_path(file.path)}
+            file.rows = [(line, row) for line, row in file.rows if line not in lines]
 
 
 def require_clean_files(settings, tokenizer, schema: str, train_file: Path, val_file: Path | None = None) -> None:

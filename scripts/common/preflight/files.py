@@ -5,7 +5,7 @@ Each is a function (Data) -> findings, named in CHECKS; figures go into `data.me
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from common.comparing import comparable
@@ -16,7 +16,8 @@ from common.preflight.rows import bare
 NEAR = 0.8  # Jaccard similarity of the pairs of characters: 1 of 20 characters changed is .81
 MIN_CHARACTERS = 20  # shorter texts may be alike by chance
 BANDS, BAND = 32, 8  # hashes of MinHash in all, and in one band
-ALL_PAIRS, MAX_SHARED, MAX_COMPARED = 500, 64, 20  # see near_copies
+ALL_PAIRS, MAX_SHARED, MAX_COMPARED = 500, 64, 20  # texts: see near_copies
+CHUNK = 2000  # texts hashed at once
 MAX_NEAR_SHARE = 0.02  # up to this share of near-copies in a file is a note, more a warning
 MIN_PAIRS = 50  # fewer say nothing about a baseline
 LENGTH_TELLS, SURFACE_TELLS = 0.8, 0.9  # accuracy from which a baseline of pairs is a finding
@@ -54,7 +55,7 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
             if len(text) >= MIN_CHARACTERS:
                 texts.setdefault(text.lower(), (file, line))
     places = list(texts.values())
-    pairs = near_copies([{text[i : i + 2] for i in range(len(text) - 1)} for text in texts], NEAR)
+    pairs = near_copies(list(texts), NEAR)
     within = Counter(places[copy][0].name for copy, earlier, _ in pairs if places[copy][0] is places[earlier][0])
     for copy, earlier, likeness in pairs:
         (file, line), (other, other_line) = places[copy], places[earlier]
@@ -68,39 +69,51 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
             yield file.finding("near-copy", "error", line, reason, fix)
 
 
-def near_copies(sets: list[set], threshold: float) -> list[tuple[int, int, float]]:
-    """(index, earlier index, Jaccard similarity) of every set that is like an earlier one which is itself no copy of another.
+def near_copies(texts: list[str], threshold: float) -> list[tuple[int, int, float]]:
+    """(index, earlier index, likeness) of every text that is like an earlier one which is itself no copy of another.
 
-    MinHash estimates (Broder 1997) only choose what is compared exactly. Up to ALL_PAIRS sets are estimated against all others;
-    beyond, against those that share a band of BAND hashes: of two sets of similarity .8, 997 of 1000 do. A band's list ends at
-    MAX_SHARED sets, so that rows of one template do not become all pairs again.
+    Likeness is the Jaccard similarity of the pairs of neighbouring characters. MinHash (Broder 1997) only chooses what is compared
+    exactly. Up to ALL_PAIRS texts are estimated against all others; beyond, against those that share a band of BAND hashes: of two
+    texts of likeness .8, 997 of 1000 do. A band's list ends at MAX_SHARED texts, so that rows of one template do not become all pairs.
     """
     import numpy as np
     from rensa import RMinHash
 
-    digests = np.array(RMinHash.digests_from_token_sets(sets, BANDS * BAND, 1), dtype=np.uint32).reshape(
-        -1, BANDS * BAND
-    )
-    bands: list[dict[bytes, list[int]]] = [{} for _ in range(BANDS)]
+    def pairs_of(text: str) -> set[str]:
+        return {text[i : i + 2] for i in range(len(text) - 1)}
+
+    digests = np.empty((len(texts), BANDS * BAND), dtype=np.uint32)
+    for start in range(0, len(texts), CHUNK):  # the sets of all texts at once are gigabytes
+        sets = [pairs_of(text) for text in texts[start : start + CHUNK]]
+        rows = RMinHash.digests_from_token_sets(sets, BANDS * BAND, 1)
+        digests[start : start + CHUNK] = np.array(rows, dtype=np.uint32).reshape(len(sets), -1)
+    bands = np.zeros((len(texts), BANDS), dtype=np.uint64)
+    for column in range(BAND):  # wraps around at 2**64, as a hash does
+        bands = bands * np.uint64(0x9E3779B97F4A7C15) + digests[:, column::BAND]
+    for n in range(BANDS):  # a number for each band that several texts share, 0 for the others
+        _, number, count = np.unique(bands[:, n], return_inverse=True, return_counts=True)
+        bands[:, n] = np.where(count[number] > 1, number * BANDS + n + 1, 0)
+
+    lists: dict[int, list[int]] = defaultdict(list)
     kept: list[int] = []
     found = []
-    for i, members in enumerate(sets):
-        buckets = [band.setdefault(digests[i, n * BAND : (n + 1) * BAND].tobytes(), []) for n, band in enumerate(bands)]
-        others = kept if len(kept) <= ALL_PAIRS else list(set().union(*buckets))
+    for i, text in enumerate(texts):
+        shared = [lists[band] for band in bands[i].tolist() if band]
+        others = kept if len(kept) <= ALL_PAIRS else list(set().union(*shared))
         best = (0.0, 0)
         if others:
-            alike = (digests[others] == digests[i]).mean(axis=1)
-            likely = np.flatnonzero(alike >= threshold - 0.1)
-            for j in (others[n] for n in likely[np.argsort(-alike[likely])][:MAX_COMPARED]):
-                shared = len(members & sets[j])
-                best = max(best, (shared / (len(members) + len(sets[j]) - shared), -j))
+            estimate = (digests[others] == digests[i]).mean(axis=1)
+            likely = np.flatnonzero(estimate >= threshold - 0.1)
+            for j in (others[n] for n in likely[np.argsort(-estimate[likely])][:MAX_COMPARED]):
+                one, other = pairs_of(text), pairs_of(texts[j])
+                best = max(best, (len(one & other) / len(one | other), -j))
         if best[0] >= threshold:
             found.append((i, -best[1], best[0]))
             continue  # not kept: a thousand copies of one text stay a thousand comparisons
         kept.append(i)
-        for bucket in buckets:
-            if len(bucket) < MAX_SHARED:
-                bucket.append(i)
+        for others in shared:
+            if len(others) < MAX_SHARED:
+                others.append(i)
     return found
 
 
