@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings, show_path
 
 ARCHITECTURES = ("gemma3", "qwen2", "qwen3", "llama")
 
@@ -129,7 +129,7 @@ def main(settings: Settings) -> None:
                 f"the weights do not compute what llama.cpp computes: mean KL {figures['kl_mean']:.3f} over {settings.max_kl}; "
                 "fix: take a file of another quantisation, and report this one"
             )
-        run.finish(f"python scripts/20_train_sft.py --model {show_path(settings.output_dir)}")
+        run.finish(next_command("20_train_sft", model=settings.output_dir))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings
 
 
 @dataclass
@@ -174,12 +174,11 @@ def main(settings: Settings) -> None:
                       "fix: another --split-salt")  # fmt: skip
         for split, counts in report["splits"].items():
             print(f"{split}: " + ", ".join(f"{counts[name]} {name}" for name in ("style", "sft", "pref", "prompts")))
-        folder, labels_file = show_path(settings.output_dir), show_path(settings.labels)
-        run.finish(
-            "python scripts/31_train_style_classifier.py"
-            f" --train_file {folder}/style_train.jsonl --validation_file {folder}/style_val.jsonl"
-            + (f" --labels_file {labels_file}" if labels_file != str(Settings.labels) else "")
-        )
+        files = {
+            name: settings.output_dir / f"style_{split}.jsonl"
+            for name, split in (("train_file", "train"), ("validation_file", "val"))
+        }
+        run.finish(next_command("31_train_style_classifier", **files, labels_file=settings.labels))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings, show_path
 
 MISSING = "not in the shipped set"
 
@@ -176,7 +176,7 @@ def write_copies(settings: Settings, run, wanted: list[tuple], texts: list[tuple
     write_jsonl(settings.output_file, rows)
     run.figure("copies", len(rows))
     run.figure("left_out", left_out)
-    run.finish(f"python scripts/14_clean_copy.py --copies-file {show_path(settings.output_file)}")
+    run.finish(next_command("14_clean_copy", copies_file=settings.output_file))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings, show_path
 
 
 @dataclass
@@ -226,7 +226,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
     print(f"{len(passed)} of {len(rows)} copies pass, {len(texts)} are left out ({show_path(rejects_file)})")
     run.figure("passed", len(passed))
     run.figure("left_out", len(texts))
-    run.finish(f"python scripts/15_write_rejected.py --golden-file {show_path(settings.output_file)}")
+    run.finish(next_command("15_write_rejected", golden_file=settings.output_file))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, show_path
+from common.settings import UserError, next_command, read_settings
 
 
 @dataclass
@@ -228,8 +228,8 @@ def write_rejected(settings, run, rows, kinds, shares, requests, answers) -> Non
     run.figure("strategies", Counter(f"{r['kind']}: {r['strategy']}" for r in rejected.values()))
     run.figure("fallbacks", fallbacks)
     run.figure("leakage", leakage)
-    files = f"--golden-file {show_path(settings.golden_file)} --rejected-file {show_path(settings.output_file)}"
-    run.finish(f"python scripts/16_prepare_copy.py {files}")
+    files = {"golden_file": settings.golden_file, "rejected_file": settings.output_file}
+    run.finish(next_command("16_prepare_copy", **files))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common.evaluation import reward_card
 from common.evaluation.reward_card import Judged
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -227,8 +227,8 @@ def main(settings: Settings) -> None:
         run.figure("length_correlation", figures["length_correlation"])
         run.figure("verdict", reward_card.headline(figures["groups"]))
         print(f"card: {card}")
-        following = "33_rank_samples.py" if is_reward else "61_classify_style.py"
-        run.finish(f"python scripts/{following} --task {settings.task}")
+        following = "33_rank_samples" if is_reward else "61_classify_style"
+        run.finish(next_command(following, task=settings.task))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 
@@ -193,7 +193,7 @@ def main(settings: Settings) -> None:
         print(f"{len(output.done)} rows in {output_file}, {speed:.0f} tokens/s")
         run.figure("rows", len(output.done))
         run.figure("tokens_per_second", speed)
-        run.finish(f"python scripts/70_score.py --task {settings.task} --generations {show_path(output_file)}")
+        run.finish(next_command("70_score", task=settings.task, generations=output_file))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model
 
 
 @dataclass
@@ -143,7 +143,7 @@ def main(settings: Settings) -> None:
         print(", ".join(f"{label} {count} ({count / len(rows):.1%})" for label, count in counts.most_common()))
         run.figure("predicted", counts)
         sheet = settings.input_file if settings.input_file.suffix == ".jsonl" else output  # stage 73 reads JSONL
-        run.finish(f"python scripts/73_human_sheet.py --kind style --generations {show_path(sheet)}")
+        run.finish(next_command("73_human_sheet", kind="style", generations=sheet))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, resolve_model
+from common.settings import UserError, next_command, read_settings, resolve_model
 
 
 @dataclass
@@ -184,7 +184,7 @@ def main(settings: Settings) -> None:
             run.figure("prompts", len({row["prompt_id"] for row in rows}))
             run.finish()
     print_table(tables)
-    print(f"next: python scripts/72_compare.py --task {settings.task}")
+    print(f"next: {next_command('72_compare', task=settings.task)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.judging.replies import LETTERS
-from common.settings import ROOT, UserError, read_settings, show_path
+from common.settings import ROOT, UserError, next_command, read_settings, show_path
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 
@@ -338,7 +338,7 @@ def main(settings: Settings) -> None:
             run.figure("comparison", comparison)
             run.figure("stop_rates", stops)
             print(report)
-            run.finish(f"python scripts/72_compare.py --task {settings.task}")
+            run.finish(next_command("72_compare", task=settings.task))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from common.settings import ROOT, UserError, read_settings, show_path
+from common.settings import ROOT, UserError, next_command, read_settings, show_path
 
 
 @dataclass
@@ -141,10 +141,9 @@ def write_sheet(settings: Settings) -> None:
         print(
             f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}"
         )
-        where = "" if output == usual else f" --output {show_path(output)}"
-        run.finish(
-            f"python scripts/73_human_sheet.py --task {settings.task} --kind {settings.kind} --read FILLED.csv ...{where}"
-        )
+        where = {} if output == usual else {"output": output}
+        read = ["FILLED.csv", "..."]
+        run.finish(next_command("73_human_sheet", task=settings.task, kind=settings.kind, read=read, **where))
 
 
 def read_back(settings: Settings) -> None:
@@ -175,7 +174,7 @@ def read_back(settings: Settings) -> None:
         print(markdown_table(["run", what, "answers"], rows))
     if settings.report:
         write_json(settings.report, report)
-    print(f"next: python scripts/72_compare.py --task {settings.task}")
+    print(f"next: {next_command('72_compare', task=settings.task)}")
 
 
 def main(settings: Settings) -> None:
