@@ -176,14 +176,28 @@ def check_adapter(adapter: str, model: str) -> None:
 
 
 def newest_checkpoint(output_dir: Path) -> str | None:
-    """The newest whole checkpoint-N folder: the Trainer writes trainer_state.json last, so one that parses marks a whole one."""
+    """The newest whole checkpoint-N folder whose weights are finite numbers. The Trainer writes trainer_state.json last, so one that
+    parses marks a whole one."""
     for folder in sorted(output_dir.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(folder)
         except (OSError, json.JSONDecodeError):
             print(f"{folder.name} is not whole, going back to the one before")
+            continue
+        if weights_are_finite(folder):
+            return str(folder)
+        print(f"{folder.name} holds weights that are no finite numbers, going back to the one before")
     return None
+
+
+def weights_are_finite(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if not all(file.get_tensor(name).isfinite().all() for name in file.keys()):  # noqa: SIM118  no dict
+                return False
+    return True
 
 
 def chat_dataset(rows: list[dict], columns: tuple[str, ...], enable_thinking: bool):

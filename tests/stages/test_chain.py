@@ -278,6 +278,23 @@ def test_training_stops_on_bad_rows_and_keeps_what_is_there(name, trained, prepa
     assert sorted(path.name for path in trained.iterdir()) == before, "an earlier run is not lost to a bad file"
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(prepared, tmp_path):
+    words = [
+        "--train-file",
+        prepared / "sft_train.jsonl",
+        "--val-file",
+        prepared / "sft_val.jsonl",
+        "--dtype",
+        "float32",
+    ]
+    words += ["--max-steps", 2, "--batch-size", 2, "--accumulation", 1, "--eval-rows", 2, "--probe-count", 0]
+    words += ["--lr", 1e25, "--report-to", "none", "--output-dir", tmp_path / "sft"]
+    done = stage("20_train_sft.py", *words, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "fix: a lower --lr (now 1e+25)" in done.stderr
+    assert record_of(tmp_path / "sft")["status"] == "failed" and not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_bfloat16_trains_on_a_cpu(prepared, tmp_path):
     """Slow without bf16 units, but it must not fail: auto picks it on CPUs that have them."""
     few = tmp_path / "few.jsonl"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.models import align_stop_tokens, load_model, load_tokenizer, newest_checkpoint, turn_end
@@ -101,6 +102,9 @@ def test_newest_checkpoint_is_the_newest_whole_one(tmp_path):
         (folder / "trainer_state.json").write_text(state, encoding="utf-8")
     (tmp_path / "checkpoint-200").mkdir()
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-40")
+    for step, value in ((5, 1.0), (40, float("nan"))):
+        save_file({"lora_B": torch.tensor([1.0, value])}, tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5"), "no run goes on from weights that are NaN"
 
 
 def test_the_seed_decides_the_order_of_rows(tokenizer, tmp_path):

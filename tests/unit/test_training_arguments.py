@@ -1,0 +1,89 @@
+"""What training stages build from their settings, and what ends a run as an error."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from common.schemas import validate_row
+from common.settings import UserError
+from common.training import arguments
+from conftest import ROOT
+
+BASE = str(ROOT / "data" / "tiny_qwen3")
+
+
+@dataclass
+class Settings:
+    epochs: float = 1.0
+    max_steps: int = -1
+    batch_size: int = 32
+    accumulation: int = 2
+    lr: float = 1e-3
+
+
+@pytest.mark.parametrize(
+    "rows, expected", [(20, (1, 1)), (60, (3, 1)), (200, (10, 1)), (800, (32, 1)), (6000, (32, 2))]
+)
+def test_few_rows_make_the_default_batch_smaller(rows, expected):
+    assert arguments.fit_batch(Settings(), rows) == expected
+    steps = math.ceil(rows / (expected[0] * expected[1]))
+    assert steps >= arguments.MIN_STEPS
+
+
+def test_a_batch_that_was_named_and_counted_steps_stay():
+    assert arguments.fit_batch(Settings(batch_size=16), 20) == (16, 2)
+    assert arguments.fit_batch(Settings(max_steps=3), 20) == (32, 2)
+
+
+def test_a_wrong_word_among_the_targets_is_named_with_the_nearest():
+    assert arguments.check_targets(("q_proj", "mlp.up_proj"), BASE) == ["q_proj", "mlp.up_proj"]
+    assert arguments.check_targets(("all-linear",), BASE) == "all-linear"
+    for words in (("q_proj", "k_porj"), ("q_proj", "all-linear"), ("norm",), ("mlp",), ()):
+        with pytest.raises(UserError, match="lora-targets.*fix: "):
+            arguments.check_targets(words, BASE)
+    with pytest.raises(UserError, match="no layer k_porj; fix: k_proj"):
+        arguments.check_targets(("k_porj",), BASE)
+
+
+def test_an_adapter_of_zeros_and_a_loss_that_stayed_are_errors(capsys):
+    adapter = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2), "lora_B": torch.nn.Linear(2, 2, bias=False)})
+    with torch.no_grad():
+        adapter["lora_B"].weight.zero_()
+    with pytest.raises(UserError, match="every B matrix of the adapter is 0"):
+        arguments.require_learned(adapter, [2.0, 1.0])
+    with torch.no_grad():
+        adapter["lora_B"].weight[0, 0] = 1e-9
+    arguments.require_learned(adapter, [2.0, 1.0])
+    with pytest.raises(UserError, match="the validation loss stayed at 2.0000"):
+        arguments.require_learned(adapter, [2.0, 2.0, 2.0])
+    assert "guesses" not in capsys.readouterr().out
+    arguments.require_learned(adapter, [3.0, 9.06], chance=math.log(8512))
+    assert "that of a model that guesses (9.05)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_ends_the_run(name, value):
+    from transformers import TrainerControl, TrainerState
+
+    guard, state = arguments.Guard(Settings()), TrainerState(global_step=7)
+    guard.on_log(None, state, TrainerControl(), logs={name: 1.0, "reward/std": math.nan})
+    with pytest.raises(UserError, match=f"step 7: {name} is .*fix: a lower --lr .now 0.001."):
+        guard.on_log(None, state, TrainerControl(), logs={name: value})
+
+
+def test_a_pair_with_a_user_turn_inside_an_answer_is_refused_by_name():
+    def turns(*texts):
+        return [{"role": ("assistant", "user")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    row = {
+        "prompt": [{"role": "user", "content": "我失眠。"}],
+        "chosen": turns("多久了？"),
+        "rejected": turns("喝酒。"),
+    }
+    assert not validate_row(row, "preference")
+    for key in ("chosen", "rejected"):
+        found = validate_row({**row, key: turns("多久了？", "两周。", "去看门诊。")}, "preference")
+        assert [f"{key}[1] is a user turn" in finding.reason for finding in found] == [True]
