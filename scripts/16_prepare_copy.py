@@ -45,26 +45,19 @@ COLUMNS = ("split", "product_id", "product", "copy_type", "prompt", "chosen", "r
 
 def read_rejected(path: Path, golden: dict[str, dict]) -> dict[str, dict]:
     """id of the golden copy -> its rejected one. Raises DataError or UserError."""
-    from common.jsonl import DataError, read_jsonl
-    from common.preflight.finding import Finding
+    from tasks.copywriting.rows import rows_by_id
 
-    rejected, problems = {}, []
-    for number, row in enumerate(read_jsonl(path), start=1):
+    def fault(row: dict) -> tuple[str, str] | None:
         text = row.get("rejected")
         if row.get("id") not in golden:
-            found = f"id {row.get('id')!r} is none of the golden copies", "run stage 15 on the same --golden-file"
-        elif row["id"] in rejected:
-            found = f"the id {row['id']} stands twice", "keep one of them"
-        elif not isinstance(text, str) or not text.strip():
-            found = "rejected is empty or no text", "run stage 15 again"
-        elif text.strip() == golden[row["id"]]["copy"].strip():
-            found = "rejected is the golden copy itself", "run stage 15 again"
-        else:
-            rejected[row["id"]] = row
-            continue
-        problems.append(Finding(path, number, *found))
-    if problems:
-        raise DataError(problems)
+            return f"id {row.get('id')!r} is none of the golden copies", "run stage 15 on the same --golden-file"
+        if not isinstance(text, str) or not text.strip():
+            return "rejected is empty or no text", "run stage 15 again"
+        if text.strip() == golden[row["id"]]["copy"].strip():
+            return "rejected is the golden copy itself", "run stage 15 again"
+        return None
+
+    rejected = rows_by_id(path, fault)
     if missing := len(golden) - len(rejected):
         print(f"notice: {path}: {missing} golden copies have no rejected one: they give SFT rows and no pair")
     return rejected

@@ -1,12 +1,15 @@
 """Rules for brand copy: every golden copy is clean, every planted defect is named, and measures rank as they should."""
 
+import json
+
 import pytest
 
 from common.evaluation.scoring import measure_texts
-from common.jsonl import read_jsonl
+from common.jsonl import DataError, read_jsonl
 from conftest import ROOT
 from tasks import copywriting
 from tasks.base import load_task
+from tasks.copywriting.rows import read_copies
 
 GOLDEN = read_jsonl(ROOT / "data/copywriting/golden.jsonl")
 META = [{"product_id": row["product_id"], "copy_type": row["copy_type"]} for row in GOLDEN]
@@ -233,3 +236,26 @@ def test_a_text_that_says_nothing_false_does_not_count_as_a_false_one():
     meta = {"product_id": product["id"], "copy_type": "paid_ad_fab"}
     assert "fact" in {problem.kind for problem in copywriting.problems("这是一瓶精华。", meta)}, "the name is missing"
     assert not copy_faults.shows("false", "这是一瓶精华。", meta)
+
+
+def test_a_faulty_copy_is_named_with_its_line(tmp_path):
+    path, good = tmp_path / "copies.jsonl", {key: GOLDEN[0][key] for key in ("product_id", "copy_type", "copy")}
+    rows = [
+        good,
+        good,
+        {**good, "id": 7},
+        {**good, "copy_type": ["x"]},
+        {**good, "product_id": {}},
+        {**good, "copy": " "},
+    ]
+    path.write_text(
+        "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
+    )  # empty lines count
+    with pytest.raises(DataError) as error:
+        read_copies(path, copywriting.products())
+    told = [(finding.line, finding.reason) for finding in error.value.findings]
+    assert [line for line, _ in told] == [3, 5, 7, 9, 11]
+    for (_, reason), part in zip(
+        told, ("stands twice", "is no text", "copy_type", "product_id", "copy is empty"), strict=True
+    ):
+        assert part in reason

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from common.jsonl import DataError, read_jsonl
+from common.jsonl import DataError, scan_jsonl
 from common.preflight.finding import Finding
 from common.preflight.texts import API_ERROR, API_ERROR_STARTS, REFUSAL
 from common.settings import UserError
 from tasks import copywriting as task
+from tasks.base import SPLITS
 from tasks.text_metrics import han_only
 
-SPLITS = ("train", "val", "test")
 PRODUCT = {
     "id": str, "name": str, "category": str, "ingredients": list, "effects": list, "audience": str, "may_claim": list,
     "must_not_claim": list, "volume": str, "price_yuan": int, "split": str,
@@ -23,53 +24,60 @@ SORRY = re.compile(
 )
 
 
+def rows_by_id(path: Path, fault: Callable[[dict], tuple[str, str] | None]) -> dict[str, dict]:
+    """id -> row of a JSONL file; fault(row) says what is wrong with a row and how to fix it. Raises DataError naming every faulty line."""
+    rows, problems = {}, []
+    for line, row, findings in scan_jsonl(path):
+        problems += [finding for finding in findings if finding.level == "error"]
+        if row is None:
+            continue
+        if not isinstance(row.get("id", ""), str):
+            found = f"id {str(row['id'])[:30]} is no text", "write a text"
+        elif not (found := fault(row)) and row["id"] in rows:
+            found = f"the id {row['id']} stands twice", "keep one of them, or give each an id of its own"
+        if found:
+            problems.append(Finding(path, line, *found))
+        else:
+            rows[row["id"]] = row
+    if not rows and not problems:
+        problems.append(Finding(path, 0, "no row in it", "run the stage that writes it again, or name another file"))
+    if problems:
+        raise DataError(problems)
+    return rows
+
+
 def read_products(path: Path) -> dict[str, dict]:
     """id -> product sheet, in file order. Raises DataError naming every faulty line."""
-    products, problems = {}, []
-    for number, row in enumerate(read_jsonl(path), start=1):
+
+    def fault(row: dict) -> tuple[str, str] | None:
         wrong = [name for name, kind in PRODUCT.items() if not isinstance(row.get(name), kind) or row[name] == ""]
         if wrong:
             reason = f"missing or of the wrong type: {', '.join(wrong)}"
         elif row["split"] not in SPLITS:
             reason = f"split {row['split']!r}"
-        elif row["id"] in products:
-            reason = f"the id {row['id']} stands twice"
-        elif any(not (isinstance(i, dict) and i.get("name") and i.get("concentration")) for i in row["ingredients"]):
-            reason = "an ingredient without name or concentration"
+        elif all(isinstance(i, dict) and i.get("name") and i.get("concentration") for i in row["ingredients"]):
+            return None
         else:
-            products[row["id"]] = row
-            continue
-        problems.append(Finding(path, number, reason, "see data/copywriting/README.md for the fields"))
-    if not products and not problems:
-        problems.append(Finding(path, 0, "no product in it", "see data/copywriting/README.md for the fields"))
-    if problems:
-        raise DataError(problems)
-    return products
+            reason = "an ingredient without name or concentration"
+        return reason, "see data/copywriting/README.md for the fields"
+
+    return rows_by_id(path, fault)
 
 
 def read_copies(path: Path, products: dict[str, dict]) -> list[dict]:
     """Rows with product_id, copy_type and copy, each with an `id` (product/type#sample). Raises DataError."""
-    rows, problems, seen = [], [], set()
-    for number, row in enumerate(read_jsonl(path), start=1):
-        row = {"id": f"{row.get('product_id')}/{row.get('copy_type')}#0", **row}
-        if row.get("product_id") not in products:
-            found = f"product_id {row.get('product_id')!r} is not among the products", "name its --products-file"
-        elif row.get("copy_type") not in task.COPY_TYPES:
-            found = f"copy_type {row.get('copy_type')!r}", f"one of {', '.join(task.COPY_TYPES)}"
-        elif not isinstance(row.get("copy"), str) or not row["copy"].strip():
-            found = "copy is empty or no text", "remove the line"
-        elif row["id"] in seen:
-            found = f"the id {row['id']} stands twice", "keep one of them, or give each an id of its own"
-        else:
-            seen.add(row["id"])
-            rows.append(row)
-            continue
-        problems.append(Finding(path, number, *found))
-    if not rows and not problems:
-        problems.append(Finding(path, 0, "no copy in it", "run the stage that writes it again"))
-    if problems:
-        raise DataError(problems)
-    return rows
+
+    def fault(row: dict) -> tuple[str, str] | None:
+        row.setdefault("id", f"{row.get('product_id')}/{row.get('copy_type')}#0")
+        if not isinstance(row.get("product_id"), str) or row["product_id"] not in products:
+            return f"product_id {row.get('product_id')!r} is not among the products", "name its --products-file"
+        if not isinstance(row.get("copy_type"), str) or row["copy_type"] not in task.COPY_TYPES:
+            return f"copy_type {row.get('copy_type')!r}", f"one of {', '.join(task.COPY_TYPES)}"
+        if not isinstance(row.get("copy"), str) or not row["copy"].strip():
+            return "copy is empty or no text", "remove the line"
+        return None
+
+    return [{"id": id, **row} for id, row in rows_by_id(path, fault).items()]
 
 
 def meta_of(product: dict, copy_type: str) -> dict:

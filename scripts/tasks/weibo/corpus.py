@@ -59,40 +59,43 @@ def _bands(keys: list[str]):
     return bands
 
 
+def _as_columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
+    """Rows as columns, and the column `bands` of their keys."""
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {**columns, "bands": _bands(columns["key"])}
+
+
+POST_COLUMNS = ("text", "key", "split", "half", "bot_words", "quotes_bot", "verdict")
+COMMENT_COLUMNS = ("text", "key", "fault", "calls", "quotes_bot", "characters", "emoji", "verdict", "parent_text")
+
+
 def digest_posts(columns: dict) -> dict:
     """Columns n, text, held_out (percent) of a batch of raw posts -> columns of table post_text."""
-    texts, keys, halves, bot_words, quoting = [], [], [], [], []
-    for raw in columns["text"]:
+    rows = []
+    for raw, held_out in zip(columns["text"], columns["held_out"], strict=True):
         whole = weibo_text.HALF_CHARACTER.sub("", raw)
         text = weibo_text.clean(whole)
         chain = weibo_text.quotes(whole) if "//" in whole else []
-        texts.append(text)
-        keys.append(weibo_text.key(text))
-        halves.append(len(whole) < len(raw))
-        bot_words.append(chain[0][1] if chain and chain[0][0] in weibo_text.BOT_NAMES else "")
-        quoting.append(weibo_text.quotes_bot(whole))
-    splits = list(map(weibo_text.split_of, keys, columns["held_out"]))
-    reactions = [weibo_text.verdict(text) if words else 0 for text, words in zip(texts, bot_words, strict=True)]
-    return {"n": columns["n"], "text": texts, "key": keys, "split": splits, "half": halves, "bot_words": bot_words,
-            "quotes_bot": quoting, "verdict": reactions, "bands": _bands(keys)}  # fmt: skip
+        row = {"text": text, "key": weibo_text.key(text), "half": len(whole) < len(raw)}
+        row["split"] = weibo_text.split_of(row["key"], held_out)
+        row["bot_words"] = chain[0][1] if chain and chain[0][0] in weibo_text.BOT_NAMES else ""
+        row["quotes_bot"] = weibo_text.quotes_bot(whole)
+        row["verdict"] = weibo_text.verdict(text) if row["bot_words"] else 0
+        rows.append(row)
+    return {"n": columns["n"], **_as_columns(rows, POST_COLUMNS)}
 
 
 def digest_comments(columns: dict) -> dict:
     """Columns n, text, parent_text, max_characters of a batch of raw comments -> columns of table comment_text."""
-    texts, keys, faults, calls, quoting, lengths, emoji, reactions, parents = [], [], [], [], [], [], [], [], []
+    rows = []
     for raw, raw_parent, limit in zip(columns["text"], columns["parent_text"], columns["max_characters"], strict=True):
         text = weibo_text.clean(raw)
-        texts.append(text)
-        keys.append(weibo_text.key(text))
-        faults.append(weibo_text.fault(text, limit))
-        calls.append("罗伯特" in raw)
-        quoting.append(weibo_text.quotes_bot(raw))
-        lengths.append(weibo_text.characters(text))
-        emoji.append(weibo_text.has_emoji(text))
-        reactions.append(weibo_text.verdict(text))
-        parents.append(weibo_text.HALF_CHARACTER.sub("", weibo_text.clean(raw_parent)) if raw_parent else "")
-    return {"n": columns["n"], "text": texts, "key": keys, "fault": faults, "calls": calls, "quotes_bot": quoting, "characters": lengths,
-            "emoji": emoji, "verdict": reactions, "parent_text": parents, "bands": _bands(keys)}  # fmt: skip
+        row = {"text": text, "key": weibo_text.key(text), "fault": weibo_text.fault(text, limit)}
+        row |= {"calls": "罗伯特" in raw, "quotes_bot": weibo_text.quotes_bot(raw)}
+        row |= {"characters": weibo_text.characters(text), "emoji": weibo_text.has_emoji(text)}
+        parent = weibo_text.HALF_CHARACTER.sub("", weibo_text.clean(raw_parent)) if raw_parent else ""
+        rows.append({**row, "verdict": weibo_text.verdict(text), "parent_text": parent})
+    return {"n": columns["n"], **_as_columns(rows, COMMENT_COLUMNS)}
 
 
 def _work(function, schema, batch):
