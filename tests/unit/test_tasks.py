@@ -1,5 +1,6 @@
 """The contract of a writing job: what is missing or wrong in a job's module is told in one line, with its file."""
 
+import hashlib
 import sys
 
 import pytest
@@ -8,7 +9,10 @@ import tasks
 from common.evaluation.scoring import measured
 from common.jsonl import read_jsonl
 from common.settings import UserError
+from common.training.classifiers import classifier_text
 from tasks.base import load_task, write_splits
+from tasks.poems.prosody import tone_of
+from tasks.text_metrics import distinct_share, han_only, mean_of, near_copy, ratio_to_range
 
 JOBS = ("chat", "copywriting", "poems", "styles", "weibo")
 GOOD = """
@@ -114,3 +118,55 @@ def test_splits_are_written_and_an_empty_list_gives_no_file(tmp_path):
     assert counts == {"train": {"sft": 2, "pref": 0}, "val": {"sft": 0}}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["sft_train.jsonl", "sft_val.jsonl"]
     assert read_jsonl(tmp_path / "sft_train.jsonl") == [row, row]
+
+
+# --- what jobs share
+
+
+def test_no_row_moves_between_splits():
+    """Each job's rule, written here once more."""
+    from tasks.poems.corpus import split_of as of_poem
+    from tasks.styles import split_of as of_answer
+    from tasks.weibo.cleaning import split_of as of_post
+
+    texts = [f"第{number}首" for number in range(400)]
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    buckets = [int(digest[:8], 16) % 100 for digest in digests]
+    assert [of_poem(text) for text in texts] == ["test" if b < 2 else "val" if b < 4 else "train" for b in buckets]
+    assert [of_post(text, 7) for text in texts] == ["test" if b < 7 else "val" if b < 14 else "train" for b in buckets]
+    places = [int(hashlib.sha256(f"styles-77 {text}".encode()).hexdigest()[:8], 16) / 2**32 for text in texts]
+    assert [of_answer(text) for text in texts] == [
+        "val" if p < 0.15 else "test" if p < 0.3 else "train" for p in places
+    ]
+
+
+def test_measures_made_of_parts():
+    half, none = (lambda p, c, m, **_: [0.5] * len(c)), (lambda p, c, m, **_: [None] * len(c))
+    assert mean_of(half, none)([], ["a"], [{}]) == [0.5] and mean_of(none)([], ["a"], [{}]) == [None]
+    assert mean_of(half, none, all_known=True)([], ["a"], [{}]) == [None]
+    copied = near_copy(lambda: ["床前明月光，疑是地上霜"], 5, han_only)
+    assert copied([], ["明月光疑是", "明月，光疑是", "明月光", ""], [{}] * 4) == [1, 1, 0, 0]
+    assert distinct_share("哈哈哈哈哈", 2) == 0.25 and distinct_share("哈", 2) is None
+    assert [ratio_to_range(count, 10, 20) for count in (0, 5, 10, 20, 40)] == [0, 0.5, 1, 1, 0.5]
+    assert han_only("〇㐀一𠀀a1，は") == "〇㐀一𠀀"
+
+
+def test_the_tone_of_a_character():
+    assert [tone_of(char) for char in "春月回a"] == ["平", "仄", None, None]
+
+
+def test_style_classifiers_and_weibo_see_every_turn():
+    turns = [{"role": "system", "content": "简短。"}, {"role": "user", "content": "请用“诚实”的风格回答：贵吗？"}]
+    assert (
+        classifier_text(turns[1]["content"], "贵。")
+        == "用户问题：贵吗？\n回答：贵。"
+        == classifier_text(turns[1:], "贵。")
+    )
+    later = [*turns, {"role": "assistant", "content": "贵。"}, {"role": "user", "content": "为什么？"}]
+    assert (
+        classifier_text(later, "料好。")
+        == "系统：简短。\n用户问题：贵吗？\n回答：贵。\n用户问题：为什么？\n回答：料好。"
+    )
+    post = [{"role": "user", "content": "今天的晚霞真是美得不像话"}, {"role": "assistant", "content": "是"}]
+    copy, reward = "今天的晚霞真是美得不像话", load_task("weibo").REWARDS["no_copy"]
+    assert measured(reward, [[*post, {"role": "user", "content": "再说一句"}]], [copy], [{}]) == [0.0]
