@@ -161,12 +161,13 @@ def main(settings: Settings) -> None:
     from tqdm import tqdm
 
     from common.jsonl import write_json
-    from common.runs import begin_run
+    from common.runs import begin_run, check_output
     from tasks.base import SPLITS, check_command, write_splits
     from tasks.weibo import arrays as weibo_arrays
     from tasks.weibo import corpus as weibo_corpus
 
     started = time.perf_counter()
+    check_output(settings.output_dir, "11_prepare_weibo")  # before the work, which takes long
     if settings.task != "weibo":
         raise UserError(f"--task {settings.task}: this stage prepares Weibo; fix: use the prepare stage of that task")
     if not 1 <= settings.held_out <= 40:

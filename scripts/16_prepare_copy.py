@@ -65,6 +65,8 @@ def read_rejected(path: Path, golden: dict[str, dict]) -> dict[str, dict]:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """With a byte order mark, or Excel takes UTF-8 for the local code page. Line ends inside a cell stay."""
+    from common.jsonl import write_bytes
+
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
@@ -73,9 +75,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerow(
             {key: f"'{value}" if str(value).startswith(("=", "+", "-", "@")) else value for key, value in row.items()}
         )
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(text.getvalue().encode("utf-8-sig"))
-    temporary.replace(path)
+    write_bytes(path, text.getvalue().encode("utf-8-sig"))
 
 
 def main(settings: Settings) -> None:

@@ -190,7 +190,7 @@ def judge_texts(
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import write_json
+    from common.jsonl import write_bytes, write_json
     from common.runs import begin_run
     from common.training.classifiers import load_classifier
 
@@ -217,7 +217,7 @@ def main(settings: Settings) -> None:
         figures = reward_card.measure(judged, settings.bootstrap, settings.seed, settings.wide)
         reward_card.plot(judged, figures, image)
         title = f"Report card of {show_path(path)} on {show_path(settings.val_file)}"
-        card.write_text(reward_card.markdown(title, judged, figures, image.name, settings.examples), encoding="utf-8")
+        write_bytes(card, reward_card.markdown(title, judged, figures, image.name, settings.examples).encode())
         write_json(data, {**figures, "tables": judged.tables, "notes": judged.notes, "items": judged.items})
         for name, values in figures["groups"].items():
             print(f"{name}: {values['verdict']}")

@@ -286,7 +286,7 @@ def main(settings: Settings) -> None:
     names = list(candidates)
     calls = [] if by_rules else plan_calls(task, settings, items, len(names))
 
-    from common.jsonl import write_jsonl
+    from common.jsonl import write_bytes, write_jsonl
     from common.judging import aggregate
     from common.judging import report as judge_report
     from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, read_extra
@@ -332,8 +332,8 @@ def main(settings: Settings) -> None:
             notes = [f"任务: {settings.task}{left_out}", f"候选: {shown}", f"评审: {judge}"]
             report = judge_report.report_text(notes, tables, comparison, stops, usage)
             write_jsonl(settings.output_file, judge_report.output_rows(results, calls, replies))
-            report_file.write_text(report, encoding="utf-8")
-            table_file.write_text(judge_report.csv_text(results), encoding="utf-8-sig", newline="")
+            write_bytes(report_file, report.encode())
+            write_bytes(table_file, judge_report.csv_text(results).encode("utf-8-sig"))
             run.figure("table", tables)
             run.figure("comparison", comparison)
             run.figure("stop_rates", stops)

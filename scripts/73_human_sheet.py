@@ -81,6 +81,9 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
             texts = [{"id": str(row.get("id", n)), "prompt": question_of(row["input"]), "text": answer_of(row["input"])}
                      for n, row in enumerate(rows, start=1)]  # fmt: skip
             runs[path.stem] = {row["id"]: row for row in texts}
+            if len(runs[path.stem]) < len(texts):
+                line, twice = next((n, t["id"]) for n, t in enumerate(texts, 1) if runs[path.stem][t["id"]] is not t)
+                raise UserError(f"{path}:{line}: the id {twice!r} stands in another line too; fix: keep one of them")
             continue
         for row in read_generations(path):
             prompt = conversation_text(row["prompt"])
@@ -112,7 +115,7 @@ def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dic
 
 
 def write_sheet(settings: Settings) -> None:
-    from common.jsonl import write_json
+    from common.jsonl import write_bytes, write_json
     from common.judging.human_sheet import ANSWERS, COLUMNS, cell, digest
     from common.runs import begin_run
     from tasks.styles import read_labels
@@ -136,7 +139,7 @@ def write_sheet(settings: Settings) -> None:
         table = csv.writer(file)
         table.writerow(["item", "prompt", *texts, f"{asked} ({' / '.join(allowed)})", "comment"])
         table.writerows([*line, "", ""] for line in lines)
-        output.write_bytes(file.getvalue().encode("utf-8-sig"))
+        write_bytes(output, file.getvalue().encode("utf-8-sig"))
         write_json(key_path, {"kind": settings.kind, "allowed": allowed, "sha256": digest(lines), "items": key})
         print(
             f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}"

@@ -63,6 +63,7 @@ def scan_jsonl(
         return
 
     crlf = empty = rows = faulty = 0
+    lines: dict[str, int] = {}  # id of a generation -> its line
     with open(path, "rb") as file:
         for number, (raw, size) in enumerate(_lines(file, max_line_bytes), start=1):
             crlf += raw.endswith(b"\r\n")
@@ -76,7 +77,11 @@ def scan_jsonl(
                 yield number, None, [Finding(path, number, *refused.args)]
                 continue
             rows += 1
-            yield number, row, [found.at(path, number) for found in validate_row(row, schema)] if schema else []
+            found = validate_row(row, schema) if schema else []
+            if schema == "generation" and not found and lines.setdefault(row["id"], number) != number:
+                fix = "keep one of the two; a file that two runs wrote at once: delete it and run stage 60 again"
+                found = [fault(f"the id {row['id']!r} stands in line {lines[row['id']]} already", fix)]
+            yield number, row, [finding.at(path, number) for finding in found]
 
     whole = []
     if not rows and not faulty and schema:
@@ -85,7 +90,7 @@ def scan_jsonl(
         whole.append(fault(f"{crlf} lines end in CRLF: read as LF", "sed -i 's/\\r$//' FILE", "note"))
     if empty:
         whole.append(fault(f"{empty} empty lines: left out", "sed -i '/^\\s*$/d' FILE", "note"))
-    yield 0, None, [found.at(path, 0) for found in whole]
+    yield 0, None, [finding.at(path, 0) for finding in whole]
 
 
 def unreadable(path: Path | str) -> Finding | None:

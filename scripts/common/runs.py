@@ -197,13 +197,12 @@ def begin_run(
 def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) -> Run:
     output = Path(os.path.abspath(output))
     record_path = _record_path(output)
-    if output.is_file() != (record_path.name != "run.json") and output.exists():
-        raise UserError(f"{output} is a {'file' if output.is_file() else 'folder'}; fix: name another output")
+    _refuse_other_kind(output, record_path)
     record = {
         "stage": stage,
         "status": "running",
         "settings": _as_json(asdict(settings)),
-        "files": [path.name for path in (output, *also)] if record_path.name != "run.json" else [],
+        "files": _record_files(output, record_path, also),
         "inputs": {name: describe_input(name, source) for name, source in inputs.items() if source is not None},
         "seed": getattr(settings, "seed", None),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -218,11 +217,8 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
     def look() -> dict | None:
         """The record of the run that is there, if this one may go on with it or replace it."""
         old = _read_record(record_path, stage, output)
-        if old is None and _outputs(record_path, record):
-            raise UserError(
-                f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
-                "fix: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
-            )
+        if old is None:
+            _refuse_unrecorded(output, record_path, record["files"])
         if old is not None and not overwrite:
             differences = _differences(old, record, (*NEVER_COMPARED, *ignore), record_path.parent, defaults)
             if old["status"] == "done" and not differences:
@@ -273,6 +269,15 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
             raise UserError(message) from error
         raise
     return run
+
+
+def check_output(output_dir: Path, stage: str, also: tuple[Path, ...] = ()) -> None:
+    """For a stage whose work before begin_run takes long: raise UserError at once where the output is not its own."""
+    output = Path(os.path.abspath(output_dir))
+    record_path = _record_path(output)
+    _refuse_other_kind(output, record_path)
+    if _read_record(record_path, stage, output) is None:
+        _refuse_unrecorded(output, record_path, _record_files(output, record_path, also))
 
 
 def describe_input(name: str, source: Path | str) -> dict:
@@ -474,6 +479,23 @@ def _has_progress(record_path: Path, record: dict) -> bool:
 
 
 # ------------------------------------------------------------------------------------------- may it be replaced?
+
+
+def _record_files(output: Path, record_path: Path, also: tuple[Path, ...]) -> list[str]:
+    return [path.name for path in (output, *also)] if record_path.name != "run.json" else []
+
+
+def _refuse_other_kind(output: Path, record_path: Path) -> None:
+    if output.is_file() != (record_path.name != "run.json") and output.exists():
+        raise UserError(f"{output} is a {'file' if output.is_file() else 'folder'}; fix: name another output")
+
+
+def _refuse_unrecorded(output: Path, record_path: Path, files: list[str]) -> None:
+    if _outputs(record_path, {"files": files}) and not _earlier(record_path).exists():
+        raise UserError(
+            f"{show_path(output)} is there already, without a record of the run that made it ({record_path.name}); "
+            "fix: name another output, or move it away by hand (--overwrite deletes only what a stage has written)"
+        )
 
 
 def _refuse_own_inputs(record_path: Path, record: dict, inputs: dict) -> None:

@@ -283,3 +283,10 @@ def test_rows_written_are_on_disk_before_the_next(tmp_path):
     with JsonlAppender(path, key="prompt_id") as file:
         file.write({"prompt_id": "a"})
         assert count_lines(path) == 1
+
+
+def test_a_repeated_id_among_generations_is_named_with_both_lines(tmp_path):
+    path = tmp_path / "g.jsonl"
+    write_jsonl(path, [GENERATION, GENERATION | {"id": "ab12#1", "sample": 1}, GENERATION])
+    with pytest.raises(DataError, match=r"g.jsonl:3: the id 'ab12#0' stands in line 1 already; fix: "):
+        read_jsonl(path, "generation")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.evaluation.tables import NONE, escape, interval, markdown_table, number
+from common.jsonl import write_bytes
 
 SHOWN = 2  # examples in the Markdown report; the page has all of them
 
@@ -69,7 +70,7 @@ def write_markdown(
     for example in examples[:SHOWN]:
         rows = [[item["name"], escape(item["text"]) or NONE] for item in example["cards"]]
         parts.append(f"## {escape(example['prompt'])}\n\n{markdown_table(['run', 'text'], rows, left=2)}")
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_bytes(path, ("\n\n".join(parts) + "\n").encode())
 
 
 def write_page(
@@ -92,4 +93,4 @@ def write_page(
         legend=sorted({(part["label"], part["kind"]) for part in parts}, key=lambda item: (item[1] == "fault", item)),
         examples=examples,
     )
-    path.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.jsonl import atomic_path
+
 GOLDEN, PLAIN = "#c9a227", "#4878a8"
 
 
@@ -14,6 +16,13 @@ def pyplot():
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def save_figure(figure, path: Path) -> None:
+    """As a PNG, whole or not at all."""
+    with atomic_path(path) as tmp:
+        figure.savefig(tmp, dpi=110, format="png")
+    pyplot().close(figure)
 
 
 def latin(name: str) -> str:
@@ -45,8 +54,7 @@ def plot_bars(panels: dict[str, dict[str, Sequence[float | None]]], path: Path, 
         axes.tick_params(labelsize=8)
         axes.set_yticks(range(len(runs)), [latin(run) for run in runs])
     grid[0, 0].invert_yaxis()  # the axes are shared: once turns all of them
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_boxes(values: dict[str, list[float]], path: Path, label: str) -> None:
@@ -58,8 +66,7 @@ def plot_boxes(values: dict[str, list[float]], path: Path, label: str) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"{label} (box: middle half; whiskers: 5 % to 95 % of the texts)")
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, str]) -> None:
@@ -73,8 +80,7 @@ def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, st
     axes.set_xlabel("step")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_overoptimisation(log: list[dict], path: Path) -> None:
@@ -95,5 +101,4 @@ def plot_overoptimisation(log: list[dict], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean reward of the probe")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -269,7 +269,7 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
 
 def plot(judged: Judged, figures: dict, path: Path) -> None:
     """A PNG: reliability, histogram of the scores, accuracy of every group, score against length."""
-    from common.evaluation.plots import latin, pyplot
+    from common.evaluation.plots import latin, pyplot, save_figure
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
@@ -319,8 +319,7 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
     name, (lengths, scores) = next(iter(judged.lengths.items()))
     panel.scatter(lengths, scores, s=6, alpha=0.4)
     panel.set(xlabel="characters", ylabel=latin(name), title="score and length")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def headline(groups: dict[str, dict]) -> str:

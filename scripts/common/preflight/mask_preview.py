@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.jsonl import write_bytes
 from common.preflight.checks import common_prefix
 from common.preflight.tokenizers import GENERATION_MARK
 from common.training.loss_masks import label_answer
@@ -189,5 +190,4 @@ def write_page(path: Path, title: str, notes: list[str], sections: list[dict]) -
     folder = Path(__file__).resolve().parent
     pages = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = pages.get_template("mask_preview.html").render(title=title, notes=notes, sections=sections, legend=LEGEND)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())

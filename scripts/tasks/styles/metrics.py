@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from common.evaluation.baselines import tfidf_classifier
 from common.evaluation.calibration import calibration_error, reliability
-from common.evaluation.plots import latin, pyplot
+from common.evaluation.plots import latin, pyplot, save_figure
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.evaluation.tables import interval, markdown_table
 from tasks import styles
@@ -190,8 +190,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: 
     axes.set_yticks(range(len(names)), ticks)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_reliability(confidences: Sequence[float], correct: Sequence[float], lowest: float, path: Path) -> None:
@@ -210,5 +209,4 @@ def plot_reliability(confidences: Sequence[float], correct: Sequence[float], low
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
