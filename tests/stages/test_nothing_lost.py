@@ -1,0 +1,204 @@
+"""--overwrite with settings or inputs that cannot work: one line, and the finished run is byte for byte whole.
+
+Every stage runs in this one process: its script is imported by path and its main is called. A "finished run" is a
+folder or a file with the record that Run writes, not a training.
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.jsonl import write_json, write_jsonl
+from common.settings import ROOT, UserError, file_error, read_settings
+from conftest import SCRIPTS
+
+TINY = ROOT / "data" / "tiny_qwen3"
+ANSWERS = ["春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。", "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"]
+
+
+def load_script(number: str):
+    path = next(SCRIPTS.glob(f"{number}_*.py"))
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[path.stem])
+    return sys.modules[path.stem]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A few good rows of every kind, and broken ones."""
+    folder = tmp_path_factory.mktemp("files")
+    prompts = [[{"role": "user", "content": f"写一首关于{what}的五言绝句。"}] for what in "春夏秋冬山水风月"]
+    answers = [[{"role": "assistant", "content": ANSWERS[i % 2]}] for i in range(len(prompts))]
+    metas = [{"form": "五绝", "id": str(i)} for i in range(len(prompts))]
+    rows = list(zip(prompts, answers, metas, strict=True))
+    write_jsonl(folder / "sft.jsonl", [{"prompt": p, "completion": a, "meta": m} for p, a, m in rows])
+    bad = [{"role": "assistant", "content": "不知道。"}]
+    write_jsonl(folder / "pref.jsonl", [{"prompt": p, "chosen": a, "rejected": bad, "meta": m} for p, a, m in rows])
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": p, "meta": m} for p, _, m in rows])
+    made = [
+        {"id": f"{m['id']}#0", "prompt_id": m["id"], "sample": 0, "seed": 1, "prompt": p, "completion": a[0]["content"]}
+        | {"reference": None, "model": "base", "finish_reason": "stop", "tokens": 9, "meta": m}
+        for p, a, m in rows
+    ]
+    for name in ("a", "b"):
+        write_jsonl(folder / "generations" / f"{name}.jsonl", made)
+    write_jsonl(folder / "twice" / "a.jsonl", [*made, made[0]])
+    write_jsonl(folder / "twice" / "b.jsonl", made)
+    for name in ("broken.jsonl", "broken.json"):
+        (folder / name).write_text('{"prompt": [\n', encoding="utf-8")
+    (folder / "adapter").mkdir()
+    adapter = {"base_model_name_or_path": str(TINY), "peft_type": "LORA", "r": 4, "task_type": "CAUSAL_LM"}
+    write_json(folder / "adapter" / "adapter_config.json", adapter | {"target_modules": ["q_proj"]})
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    shutil.copytree(TINY, folder / "cut")
+    (folder / "cut" / "run.json").unlink()
+    with open(folder / "cut" / "model.safetensors", "rb+") as file:
+        file.truncate(100_000)
+    return folder
+
+
+# stage: (kind of output and its flag, the flags of a run that would work)
+SFT = "--train-file sft.jsonl --val-file sft.jsonl"
+PAIRS = "--train-file pref.jsonl --val-file pref.jsonl"
+MODEL = f"--model {TINY} --dtype float32 --max-length 128"
+FOLDER, FILE = "--output-dir out", "--output-file out.jsonl"
+STAGES = {
+    "10": (FOLDER, ""),
+    "11": (FOLDER, ""),
+    "12": (FOLDER, ""),
+    "13": (FILE, "--request-log log.jsonl"),
+    "14": (FILE, "--copies-file broken.jsonl --request-log log.jsonl"),
+    "15": (FILE, "--golden-file broken.jsonl --request-log log.jsonl"),
+    "16": (FOLDER, "--golden-file broken.jsonl"),
+    "17": (FOLDER, "--files sft.jsonl"),
+    "20": (FOLDER, f"{SFT} {MODEL}"),
+    "21": (FOLDER, f"{SFT} {MODEL}"),
+    "22": (FOLDER, f"--adapter adapter --model {TINY} --probe-file sft.jsonl --dtype float32"),
+    "23": ("--output-file out.json", f"--adapter adapter --model {TINY} --merged {TINY} --rows-file sft.jsonl"),
+    "30": (FOLDER, f"{PAIRS} {MODEL}"),
+    "31": (FOLDER, f"--train-file sft.jsonl --validation-file sft.jsonl --model-name-or-path {TINY}"),
+    "32": ("--output out.md", f"--model {TINY} {PAIRS}"),
+    "33": ("--output-dir .", "--generations generations/a.jsonl"),
+    "40": (FOLDER, f"{PAIRS} {MODEL}"),
+    "50": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
+    "51": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
+    "60": (FILE, f"--prompts-file prompts.jsonl --model {TINY} --dtype float32"),
+    "61": (FILE, f"--input-file sft.jsonl --model {TINY}"),
+    "70": ("--output-dir .", "--generations generations/a.jsonl --nll-model="),
+    "71": (FILE, "--generations generations --judge some-model --request-log log.jsonl"),
+    "72": ("--output out.md", "--generations generations --scores scores --checkpoints checkpoints"),
+    "73": ("--output out.csv", "--task poems --kind rating --generations generations/a.jsonl"),
+}
+# What the file of a stage's output is called where its flag does not say so.
+NAMES = {"33": "pref_onpolicy_train.jsonl", "70": "a.jsonl", "16": "out/prepare.json"}
+TRAINING = ("20", "21", "30", "31", "40", "50", "51")
+CASES = [
+    *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40")),
+    *((number, "--eval-steps 0") for number in ("20", "21", "30", "40", "50", "51")),
+    *((number, "--warmup-share 1.5") for number in ("20", "21", "30", "31", "40", "50")),
+    *((number, "--lora-r 0") for number in ("20", "21", "30", "40", "50", "51")),
+    *((number, "--report-to neptune") for number in ("20", "30", "40", "50")),
+    *((number, "--model adapter") for number in ("20", "21", "30", "40", "50", "51", "60", "61", "32")),
+    *((number, "--model cut") for number in ("20", "21", "30", "40", "50", "51", "60", "61", "32", "22")),
+    *((number, "--train-file broken.jsonl") for number in TRAINING),
+    *((number, "--val-file broken.jsonl") for number in ("20", "21", "30", "40", "50", "51")),
+    *((number, "--lora-targets no_such_layer") for number in ("20", "30", "40", "50", "51")),
+    ("20", "--lora-targets q_proj,no_such_layer"),
+    ("31", "--model-name-or-path adapter"), ("31", "--model-name-or-path cut"),
+    ("40", "--loss-types no_such_loss"), ("40", "--beta -1"),
+    ("50", "--num-generations 3"), ("50", "--temperature 0"), ("50", "--temperature -1"), ("50", "--rewards no_such_reward"),
+    ("51", "--rewards no_such_reward"), ("51", "--batch-size 7"),
+    ("22", "--probe-file broken.jsonl"), ("22", "--adapter cut"), ("22", ""),
+    ("23", "--rows-file broken.jsonl"), ("23", ""),
+    ("60", "--prompts-file broken.jsonl"), ("60", "--temperature -1"), ("60", "--top-p 0"), ("60", "--adapter adapter"),
+    ("61", "--input-file broken.jsonl"),
+    ("10", "--corpus broken.json"), ("11", "--posts broken.json"), ("12", "--data broken.json"), ("12", "--val-share 1"),
+    ("13", "--products-file broken.jsonl"), ("13", "--model some-model"), ("13", "--golden-file broken.jsonl"),
+    ("14", ""), ("15", ""), ("16", ""), ("17", "--files broken.jsonl"), ("17", "--val-share 1"),
+    ("32", ""), ("32", "--train-file broken.jsonl"), ("33", "--generations twice/a.jsonl"), ("33", ""),
+    ("70", "--generations twice/a.jsonl"), ("70", "--bootstrap 0"), ("70", "--nll-model cut"),
+    ("71", ""), ("71", "--report-only"), ("71", "--generations twice"), ("71", "--samples 0"), ("71", "--max-cost nan"),
+    ("72", ""), ("72", "--generations twice"), ("73", "--generations twice/a.jsonl"), ("73", "--kind pair"),
+]  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def finished_run(folder: Path, number: str, stage: str) -> None:
+    """As a run leaves it: a record, results, and in a folder a checkpoint."""
+    flag, name = STAGES[number][0].split()
+    output = folder / NAMES.get(number, name)
+    record = {"stage": stage, "status": "done", "settings": {}, "inputs": {}, "figures": {}, "wall_seconds": 1.0}
+    record |= {"started": "2026-01-01T00:00:00+00:00", "processes": 1}
+    if output.suffix:
+        output.parent.mkdir(exist_ok=True)
+        output.write_text('{"id": "1"}\n', encoding="utf-8")
+        record["files"], record_path = [output.name], output.with_name(f"{output.stem}.run.json")
+    else:
+        (output / "checkpoint-5").mkdir(parents=True)
+        (output / "checkpoint-5" / "trainer_state.json").write_text("{}", encoding="utf-8")
+        (output / "adapter_model.safetensors").write_bytes(b"weights")
+        record["files"], record_path = [], output / "run.json"
+    write_json(record_path, record)
+
+
+@pytest.fixture
+def place(files, tmp_path, monkeypatch) -> Path:
+    """The folder where the user stands: the inputs lie in it."""
+    for path in files.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def refusal(number: str, flags: list[str]) -> str:
+    """What the stage says, as read_settings' hook would print it. Anything else is a traceback, and fails the test."""
+    module = load_script(number)
+    try:
+        module.main(read_settings(module.Settings, flags))
+    except UserError as error:
+        return str(error)
+    except SystemExit as error:  # tyro's, or a certificate that does not hold
+        assert error.code not in (0, None), "it ran"
+        return f"exit {error.code}"
+    except OSError as error:
+        assert file_error(error), error
+        return file_error(error)
+    raise AssertionError("it ran")
+
+
+@pytest.mark.parametrize("number, wrong", CASES, ids=lambda value: value.replace(" ", "_") or "inputs")
+def test_a_finished_run_outlives_an_overwrite_that_cannot_work(number, wrong, place):
+    stage = next(SCRIPTS.glob(f"{number}_*.py")).stem
+    finished_run(place, number, stage)
+    before = contents(place)
+    said = refusal(number, [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite", *wrong.split()])
+    assert "fix: " in said or said == "exit 2", said
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("number", STAGES)
+def test_an_output_that_is_not_its_own_is_refused_and_left(number, place):
+    finished_run(place, number, "99_another_stage")
+    before = contents(place)
+    said = refusal(number, [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite"])
+    assert "fix: " in said, said
+    assert contents(place) == before
+
+
+def test_every_stage_with_an_output_is_in_the_table():
+    with_output = {path.name[:2] for path in SCRIPTS.glob("[0-9]*.py") if "begin_run(" in path.read_text("utf-8")}
+    assert with_output - {"00", "01"} == set(STAGES)
+    assert {number for number, _ in CASES} == set(STAGES)
+    assert json.loads((TINY / "run.json").read_text("utf-8"))["status"] == "done"
