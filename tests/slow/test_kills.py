@@ -1,0 +1,175 @@
+"""Stage x (kill -9 at named moments, Ctrl-C, SIGTERM, full disk, read-only folder, several at once): figures as undisturbed.
+
+The stages and their small inputs are those of benchmarks/kills.py, which kills at random moments.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.jsonl import read_json
+from conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("kills", ROOT / "benchmarks" / "kills.py")
+kills = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kills)
+
+DATA = ("10", "13", "17", "70", "73")  # quick, and write in several ways: a folder, one file, files beside each other
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    kills.make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(inputs, tmp_path_factory):
+    """whole(stage): what an undisturbed run leaves. Run once."""
+    outcomes = {}
+
+    def run(number: str) -> dict:
+        if number not in outcomes:
+            folder = kills.fresh(inputs, tmp_path_factory.mktemp("whole") / number)
+            outcomes[number] = kills.outcome(kills.run_whole(number, folder))
+        return outcomes[number]
+
+    return run
+
+
+@pytest.fixture
+def place(inputs, tmp_path) -> Path:
+    return kills.fresh(inputs, tmp_path / "place")
+
+
+def something(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
+
+
+MOMENTS = {
+    "the record is written": lambda out: something(out, "*run.json"),
+    "a file is being written": lambda out: something(out, ".*.tmp"),
+    "the first output is there": lambda out: any(not p.name.endswith("run.json") for p in out.glob("[!.]*")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", DATA)
+def test_a_data_stage_killed_at_any_moment_ends_as_if_nothing_had_happened(number, moment, place, whole):
+    process = kills.start(number, place)
+    kills.kill_when(process, lambda: MOMENTS[moment](place / "out"))  # a quick one may have ended: then it is run again
+    again = kills.run(number, place)
+    assert again.returncode == 0, again.stderr
+    assert kills.outcome(place / "out") == whole(number)
+    assert not [path for path in (place / "out").rglob(".*")], "hidden files are left"
+
+
+def rows_of(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_generation_stopped_in_the_middle_has_every_row_once(how, code, place, whole):
+    process = kills.start("60", place)
+    assert kills.kill_when(process, lambda: rows_of(place / "out" / "a.jsonl") >= 3, how), "it had ended by then"
+    assert process.returncode == code
+    assert read_json(place / "out" / "a.run.json")["status"] == ("running" if how == signal.SIGKILL else "failed")
+    assert kills.run("60", place).returncode == 0
+    assert kills.outcome(place / "out") == whole("60")
+
+
+TRAINING_MOMENTS = {
+    "before the first step": lambda out: (out / "run.json").exists(),
+    "while a checkpoint is being written": lambda out: something(out, "checkpoint-8"),
+    "after the last checkpoint": lambda out: (out / "checkpoint-12" / "trainer_state.json").exists(),
+    "in the closing minute": lambda out: (out / "log_history.json").exists(),
+}
+
+
+@pytest.mark.parametrize("moment", TRAINING_MOMENTS)
+def test_training_killed_at_any_moment_ends_with_the_same_weights_and_figures(moment, place, whole):
+    process = kills.start("20", place)
+    assert kills.kill_when(process, lambda: TRAINING_MOMENTS[moment](place / "out")), "it had ended by then"
+    again = kills.run("20", place)
+    assert again.returncode == 0, again.stderr
+    assert kills.outcome(place / "out") == whole("20")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_training_that_was_to_replace_a_finished_one_and_is_stopped_early_leaves_it_whole(how, place, whole):
+    expected = whole("20")
+    kills.run_whole("20", place)
+    before = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    process = kills.start("20", place, "--overwrite", "--lr", "0.001")
+    assert kills.kill_when(process, lambda: something(place / "out", ".run.json.earlier/run.json"), how)
+    if how == signal.SIGKILL:  # the next start brings it back
+        done = kills.run("20", place)
+        assert done.returncode == 0 and "already done" in done.stdout, done.stderr
+    assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
+    assert kills.outcome(place / "out") == expected
+
+
+@pytest.mark.parametrize("number", ["13", "60", "20"])
+def test_of_four_started_at_once_one_runs_and_three_say_who_does(number, place, whole):
+    commands = [kills.command(number) for _ in range(4)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # The first holds the output while the others begin: stopped by a signal, as in a debugger.
+    first = subprocess.Popen(commands[0], cwd=place, env=kills.environment(), **pipes)
+    while not something(place / "out", "*run.json"):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    others = [subprocess.Popen(words, cwd=place, env=kills.environment(), **pipes) for words in commands[1:]]
+    said = [process.communicate()[1] for process in others]
+    first.send_signal(signal.SIGCONT)
+    first.communicate()
+    assert [first.returncode, *(process.returncode for process in others)] == [0, 2, 2, 2]
+    for text in said:
+        line = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert len(line) == 1 and f"process {first.pid} is writing" in line[0] and "Traceback" not in text
+    assert kills.outcome(place / "out") == whole(number)
+
+
+@pytest.fixture
+def small_disk(place):
+    """place/out on a disk of its own; small_disk(size, options) mounts it."""
+    out = place / "out"
+    out.mkdir()
+
+    def mount(options: str) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(out)]
+        if sys.platform != "linux" or os.getuid() or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("mounting is not allowed here")
+        return out
+
+    yield mount
+    subprocess.run(["umount", "-l", str(out)], capture_output=True)
+
+
+@pytest.mark.parametrize("number, size", [("10", "24k"), ("13", "12k"), ("60", "8k"), ("70", "12k"), ("20", "400k")])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(number, size, place, whole, small_disk):
+    out = small_disk(f"size={size}")
+    done = kills.run(number, place)
+    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(line) == 1 and "no space is left on the disk; fix: " in line[0], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in out.rglob(".*")], "half of a file is left"
+    subprocess.run(["mount", "-o", "remount,size=200m", str(out)], check=True)
+    assert kills.run(number, place).returncode == 0
+    assert kills.outcome(out) == whole(number)
+
+
+@pytest.mark.parametrize("number", ["10", "13", "20", "60", "70", "72", "73"])
+def test_a_read_only_folder_is_one_line(number, place, small_disk):
+    small_disk("ro")
+    done = kills.run(number, place)
+    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(line) == 1 and "the file system is read-only; fix: " in line[0], done.stderr
+    assert "Traceback" not in done.stderr
