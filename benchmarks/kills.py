@@ -37,7 +37,7 @@ TRAIN = (
 GENERATE = f"--model {TINY} --dtype float32 --prompts-file data/prompts_test.jsonl --max-prompts 12 --max-new-tokens 16"
 # stage -> flags; the output is always `out` or begins with it
 STAGES = {
-    "10": "--corpus corpus.json --output-dir out",
+    "10": "--corpus corpus.json --min-character-poems 1 --output-dir out",
     "12": "--output-dir out --augment 1",
     "13": "--request-log log.jsonl --output-file out/raw.jsonl",
     "14": "--copies-file raw.jsonl --request-log log.jsonl --output-file out/clean.jsonl",

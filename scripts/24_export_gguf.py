@@ -65,6 +65,7 @@ def main(settings: Settings) -> None:
     from common.gguf.certificate import compare_distributions, compare_ids, varied_texts
     from common.gguf.export import modelfile, require_exportable, write_gguf
     from common.gguf.llama_cpp import llama_cpp
+    from common.jsonl import write_bytes
     from common.models import load_model, load_tokenizer
     from common.runs import begin_run
 
@@ -77,7 +78,7 @@ def main(settings: Settings) -> None:
         path = settings.output_dir / f"{name}-{settings.type.lower()}.gguf"
         write_gguf(model, tokenizer, path, name, settings.type)
         text = modelfile(tokenizer, path.name, settings.temperature, settings.top_p)
-        (settings.output_dir / "Modelfile").write_text(text, encoding="utf-8")
+        write_bytes(settings.output_dir / "Modelfile", text.encode())
         print(f"{show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
 
         texts = varied_texts(settings.texts, settings.seed)
