@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, next_command, read_settings
+from common.settings import UserError, next_command, read_settings, show_path
 
 
 @dataclass
@@ -178,7 +178,9 @@ def main(settings: Settings) -> None:
             name: settings.output_dir / f"style_{split}.jsonl"
             for name, split in (("train_file", "train"), ("validation_file", "val"))
         }
-        run.finish(next_command("31_train_style_classifier", **files, labels_file=settings.labels))
+        if show_path(settings.labels) != str(Settings.labels):
+            files["labels_file"] = settings.labels
+        run.finish(next_command("31_train_style_classifier", **files))
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, 
     labels.write_bytes((DATA / "labels.json").read_bytes())
     module = sft_ways.stage("12_prepare_styles")
     module.main(module.Settings(data=DATA / "training_data.json", output_dir=tmp_path / "all"))
-    assert "warning" not in (said := capsys.readouterr().out) and "--labels_file" not in said
+    assert "warning" not in (said := capsys.readouterr().out) and "--labels-file" not in said
     data = write_rows(tmp_path / "own.jsonl", own)
     module.main(module.Settings(data=data, labels=labels, output_dir=tmp_path / "own"))
     said = capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_uneven_labels_are_told_and_own_labels_go_on_to_the_next_stage(shipped, 
     assert (
         "诚实" in warning and "over 5 points from the share in all rows, in test; fix: another --split-salt" in warning
     )
-    assert said.splitlines()[-1].endswith(f" --labels_file {labels}")
+    assert said.splitlines()[-1].endswith(f" --labels-file {labels}")
 
 
 def test_labels_out_of_order_are_refused(tmp_path):
@@ -523,7 +523,7 @@ def test_cut_texts_are_counted_and_the_next_command_reads_what_it_names(tmp_path
 
     tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
     answer = {"predicted_label": "诚实", "confidence": 1.0, "probabilities": {"诚实": 1.0}}
-    monkeypatch.setattr(common.classifiers, "load_classifier", lambda *_: (None, tokenizer))
+    monkeypatch.setattr(common.training.classifiers, "load_classifier", lambda *_: (None, tokenizer))
     monkeypatch.setattr(tasks.style_predictions, "predict_styles", lambda *words: [answer] * len(words[2]))
     module = sft_ways.stage("61_classify_style")
     for name, content in (("a.txt", "好" * 9 + "\n好\n"), ("b.jsonl", '{"input": "好"}\n')):
