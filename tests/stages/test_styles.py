@@ -384,6 +384,7 @@ def test_a_merged_classifier_scores_as_its_adapter_does(labels, lora, few, prepa
     adapter = lora / "adapter" if labels == 5 else reward_adapter(tmp_path / "adapter")
     probe = few[1] if labels == 5 else prepared / "pref_val.jsonl"
     words = ["--adapter", adapter, "--probe-file", probe, "--probe-rows", 12, "--output-dir", tmp_path / "merged"]
+    words += ["--dtype", "float32"]
     stage("22_merge_adapter.py", *words)
     report = json.loads((tmp_path / "merged" / "merge_report.json").read_text(encoding="utf-8"))
     assert report["passed"] and report["labels"] == labels and report["texts"] == (12 if labels == 5 else 24)
