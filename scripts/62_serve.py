@@ -9,8 +9,9 @@ Bound to 127.0.0.1 unless told otherwise. Put TLS and rate limits in front of it
     POST /reward         {"prompt": "..." or messages, "completion": "..."} -> {"reward": number}
     GET  /health, GET /metrics (Prometheus), GET /docs (OpenAPI, with examples)
 
-Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 413 body too large, 422 bad field, empty or
-too long text, too many texts, 429 too many requests waiting. No text or token is ever logged or sent back in an error.
+Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 408 body too slow, 413 body too large,
+422 bad field, empty or too long text, too many texts, 429 too many requests waiting, 500 the model's answer is not a number. No text or
+token is ever logged or sent back in an error.
 
 Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it is set
 Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client gone), milliseconds
@@ -19,13 +20,12 @@ Run     python scripts/62_serve.py
 """
 
 import asyncio
-import hmac
+import math
 import os
 import socket
-import sys
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from common.settings import UserError, read_settings, resolve_model
 
@@ -55,6 +55,14 @@ class Settings:
     """0 = any free one, printed"""
     grace_seconds: int = 30
     """time to answer what was accepted after SIGTERM"""
+    keep_alive_seconds: int = 120
+    """an idle connection stays open; longer than clients and proxies keep theirs, or they meet a closed one"""
+    header_seconds: float = 10.0
+    """for the head of a request, from opening the connection"""
+    body_seconds: float = 20.0
+    """for its body; a slower one is answered 408"""
+    max_connections: int = 2048
+    """open at once; one more closes the one that has been idle for longest"""
 
     # --- limits
     max_body_bytes: int = 262_144
@@ -75,92 +83,8 @@ class Settings:
     """that a lone request waits for company; under load nothing waits for this"""
 
 
-def log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-class Guard:
-    """ASGI layer around the app: body limit, token, counters and the log line. Pure ASGI, so that a stream is counted as it comes."""
-
-    OPEN = ("/health", "/docs", "/openapi.json")  # answered without a token
-
-    def __init__(self, app, settings: Settings, token: bytes | None, requests, seconds):
-        self.app, self.settings, self.token, self.requests, self.seconds = app, settings, token, requests, seconds
-        self.paths = {route.path for route in app.routes}
-        self.failed: Exception | None = None  # why the models could not be loaded
-        self.accepted = self.answered = 0  # answered: the whole answer was sent to a client that was still there
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        from starlette.requests import Request
-
-        self.accepted += 1
-        started, status, size, chunks, more = time.perf_counter(), 500, 0, [], True
-
-        async def counted_send(message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if whole and not more and await Request(scope, receive).is_disconnected():
-                status, whole = 499, False
-            await send(message)
-            self.answered += whole
-
-        try:
-            headers = dict(scope["headers"])
-            if self.token and scope["path"] not in self.OPEN and not self.allowed(headers):
-                await self.refuse(counted_send, 401, "missing or wrong token", [(b"www-authenticate", b"Bearer")])
-                return
-            while more:  # the whole body first: a refusal must not come in the middle of an answer
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    status = 499  # the client went away before its request was whole: nothing to answer
-                    return
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                more = message.get("more_body", False)
-                if size > (limit := self.settings.max_body_bytes):
-                    text = f"the body is larger than {limit} bytes"
-                    await self.refuse(counted_send, 413, text, [(b"connection", b"close")])
-                    return
-            await self.app(scope, self.replay(b"".join(chunks), receive), counted_send)
-        except Exception as error:  # 500 has been sent; the traceback goes no further, a message may hold the text
-            log(f"error: {type(error).__name__}")
-        finally:
-            elapsed = time.perf_counter() - started
-            path = scope["path"] if scope["path"] in self.paths else "other"  # texts and tokens end up in other paths
-            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "OTHER"
-            self.requests.labels(path, str(status)).inc()
-            self.seconds.labels(path).observe(elapsed)
-            log(f"{method} {path} {status} {elapsed * 1000:.1f} ms")
-
-    def allowed(self, headers: dict[bytes, bytes]) -> bool:
-        """Compared in constant time: how long it takes says nothing of how much of a guess was right."""
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        return hmac.compare_digest(given.strip(), self.token) and scheme.lower() == b"bearer"
-
-    @staticmethod
-    def replay(body: bytes, receive):
-        given = False
-
-        async def again():
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return again
-
-    @staticmethod
-    async def refuse(send, status: int, detail: str, headers: list) -> None:
-        body = b'{"detail": "%s"}' % detail.encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+def is_finite(answer: dict | float) -> bool:
+    return math.isfinite(answer["confidence"] if isinstance(answer, dict) else answer)
 
 
 def open_models(settings: Settings, model_path: str, reward_path: str | None) -> dict:
@@ -183,12 +107,13 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
             return logits_of(reward_model, reward_tokenizer, texts, *limits)[:, 0].tolist()
 
         opened["reward"] = (rewards, reward_tokenizer)
-    for score, _ in opened.values():
-        score(["你好"])  # the first call is slow
+    for path, (score, _) in zip((model_path, reward_path), opened.values(), strict=False):
+        if not is_finite(score(["你好"])[0]):  # and the first call is slow
+            raise UserError(f"{path}: its answers are NaN; fix: train it again, or name another model")
     return opened
 
 
-def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None) -> Guard:
+def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None):
     """The ASGI app; models are loaded when the server starts up. What keeps them from it is left in the guard's `failed`."""
     from typing import Annotated, Literal
 
@@ -199,6 +124,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
+    from common.http_limits import Guard, log
     from common.micro_batching import MicroBatcher, TooBusy
     from common.schemas import validate_row
     from common.training.classifiers import render_conversation
@@ -263,7 +189,8 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
             await batcher.close()
         log(f"stopped: accepted {guard.accepted} requests, answered {guard.answered}")
 
-    faults = {400: "not JSON or not UTF-8", 413: "body too large", 422: "bad field", 429: "too many texts wait"}
+    faults = {400: "not JSON or not UTF-8", 408: "body too slow", 413: "body too large", 422: "bad field"}
+    faults |= {429: "too many texts wait", 500: "the model's answer is not a number"}
     if token:
         faults[401] = "missing or wrong token"
     faults = {status: {"model": Problem, "description": text} for status, text in faults.items()}
@@ -285,9 +212,12 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
 
     async def ask(name: str, texts: list[str]) -> list:
         try:
-            return await batchers[name].submit(texts)
+            answers = await batchers[name].submit(texts)
         except TooBusy:
             raise HTTPException(429, "too many texts wait; try again in a second", {"Retry-After": "1"}) from None
+        if not all(map(is_finite, answers)):
+            raise HTTPException(500, "the model's answer is not a number (NaN); nothing is wrong with the request")
+        return answers
 
     Asked = Annotated[str | None, Query(min_length=1, max_length=settings.max_text_chars, pattern=r"\S")]
 
@@ -336,6 +266,15 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
 def main(settings: Settings) -> None:
     import uvicorn
 
+    from common.http_limits import LimitedProtocol, connections_allowed
+
+    if (
+        not min(settings.keep_alive_seconds, settings.header_seconds, settings.body_seconds, settings.max_connections)
+        > 0
+    ):
+        raise UserError(
+            "--keep-alive-seconds, --header-seconds, --body-seconds, --max-connections; fix: numbers above 0"
+        )
     model_path = resolve_model(settings.model, settings.task)
     reward_path = resolve_model(settings.reward_model, settings.task) if settings.reward_model else None
     token = os.environ.get("SERVE_TOKEN") or None
@@ -358,7 +297,9 @@ def main(settings: Settings) -> None:
 
     # uvicorn's access log would write the query, and its errors a traceback: both may hold people's texts
     config = uvicorn.Config(app, access_log=False, log_level="critical", lifespan="on", server_header=False)
-    config.timeout_graceful_shutdown = settings.grace_seconds
+    config.timeout_graceful_shutdown, config.timeout_keep_alive = settings.grace_seconds, settings.keep_alive_seconds
+    most = connections_allowed(settings.max_connections)
+    config.http = partial(LimitedProtocol, header_seconds=settings.header_seconds, most=most)
     Server(config).run([listener])
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
@@ -228,6 +229,12 @@ BAD_REQUESTS = {
     "not JSON": ("POST", "/predict", f"{{{SECRET}".encode(), 400),
     "not UTF-8": ("POST", "/predict", b'{"text": "\xff\xfe"}', 400),
     "GBK": ("POST", "/predict", '{"text": "你好，能退吗"}'.encode("gbk"), 400),
+    "UTF-16": ("POST", "/predict", '{"text": "你好"}'.encode("utf-16"), 400),
+    "UTF-16 without its mark": ("POST", "/predict", '{"text": "a"}'.encode("utf-16-le"), 400),
+    "half a surrogate pair in bytes": ("POST", "/predict", b'{"text": "\xed\xa0\x80"}', 400),
+    "a query in GBK": ("POST", f"/predict?text={quote('能退吗', encoding='gbk')}", b"", 400),
+    "GBK for the reward": ("POST", "/reward", '{"prompt": "能退吗", "completion": "能"}'.encode("gbk"), 400),
+    "GBK in a list": ("POST", "/predict_batch", '{"texts": ["能退吗"]}'.encode("gbk"), 400),
     "brackets": ("POST", "/predict", b"[" * 100_000, 400),
     "a number of 10,000 digits": ("POST", "/predict", b'{"text": ' + b"9" * 10_000 + b"}", 400),
     "1 MB": ("POST", "/predict", {"text": "长" * 333_333}, 413),
@@ -300,7 +307,7 @@ def test_only_the_right_token_opens(guarded):
 
 
 def test_tokens_are_compared_in_constant_time():
-    source = (SCRIPTS / "62_serve.py").read_text(encoding="utf-8")
+    source = (SCRIPTS / "common/http_limits.py").read_text(encoding="utf-8")
     assert "hmac.compare_digest(given.strip(), self.token)" in source
     assert not re.search(r"token\s*[!=]=|[!=]=\s*(self\.)?token", source)
 
@@ -345,6 +352,98 @@ def test_schemathesis_finds_no_server_error(server, tmp_path):
     done = fuzz(server, tmp_path, "--exclude-checks", "positive_data_acceptance")
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* generated", done.stdout) and " 500 " not in server.output
+
+
+# --- slow and many clients
+
+
+def head(length: int) -> bytes:
+    return f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n".encode()
+
+
+def is_closed(connection: socket.socket, seconds: float) -> bool:
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1000) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_half_open_and_slow_connections_shut_nobody_out(models, tmp_path):
+    limits = ("--header-seconds", 3, "--body-seconds", 2, "--max-connections", 20)
+    running = Server(tmp_path / "slow.log", "--model", models["styles"], *limits)
+    address = ("127.0.0.1", running.port)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(60)]
+        assert running.ask("POST", "/predict", GOOD)[0] == 200, "at the cap the oldest idle one gives way"
+        half = stack.enter_context(socket.create_connection(address, timeout=30))
+        half.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        slow = stack.enter_context(socket.create_connection(address, timeout=30))
+        slow.sendall(head(13) + b'{"text":')
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408") and is_closed(slow, 5)
+        for _ in range(3):  # a byte now and then does not help
+            time.sleep(0.5)
+            try:
+                half.sendall(b"x")
+            except OSError:
+                break
+        assert is_closed(half, 5) and all(is_closed(connection, 5) for connection in idle)
+        # one that answers in time stays open between requests, for longer than clients keep theirs
+        kept = stack.enter_context(socket.create_connection(address, timeout=30))
+        for _ in range(2):
+            kept.sendall(head(13) + b'{"text": "a"}')
+            assert kept.recv(1000).startswith(b"HTTP/1.1 200")
+            assert not is_closed(kept, 6)
+    assert "POST /predict 408" in running.stop()
+
+
+@pytest.mark.parametrize("name", ["styles", "reward"])
+def test_a_head_of_nan_is_refused_at_the_start(models, tmp_path, name):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(models[name])
+    with torch.no_grad():
+        model.score.weight[0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(models[name]).save_pretrained(tmp_path / "broken")
+    words = (
+        ["--model", tmp_path / "broken"]
+        if name == "styles"
+        else ["--model", models["styles"], "--reward-model", tmp_path / "broken"]
+    )
+    done = stage("62_serve.py", *words, "--port", 0, check=False)
+    assert done.returncode == 2 and "NaN" in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_answer_of_nan_is_500_and_the_others_are_answered(models, tmp_path):
+    """A finite weight so large that the sum overflows for some texts and not for others."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from common.training.classifiers import logits_of
+
+    tokenizer = AutoTokenizer.from_pretrained(models["styles"])
+    model = AutoModelForSequenceClassification.from_pretrained(models["styles"])
+    model.config.pad_token_id, texts = tokenizer.pad_token_id, ["你好", *TEXTS[:6]]
+    for place in range(model.config.hidden_size):
+        with torch.no_grad():
+            model.score.weight[0] = 0
+            model.score.weight[0, place] = 3e38
+        finite = logits_of(model.eval(), tokenizer, texts).softmax(-1).isfinite().all(-1).tolist()
+        if finite[0] and not all(finite):
+            break
+    bad = texts[finite.index(False)]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    running = Server(tmp_path / "nan.log", "--model", tmp_path / "model", "--dtype", "float32")
+    status, answer = running.ask("POST", "/predict", {"text": bad})
+    assert status == 500 and "NaN" in answer["detail"]
+    assert running.ask("POST", "/predict_batch", {"texts": ["你好", bad]})[0] == 500
+    assert running.ask("POST", "/predict", {"text": "你好"})[0] == 200
+    running.stop()
 
 
 # --- the end
