@@ -178,7 +178,7 @@ def main(settings: Settings) -> None:
     if not settings.files:
         raise UserError("--files names no file; fix: --files mine.json")
     renames = read_renames(settings.rename)
-    rows, problems, report, origins = [], [], {"files": {}, "dropped": {}, "splits": {}}, {}
+    rows, problems, report, origins = [], [], {"files": {}, "dropped": {"faulty": {}}, "splits": {}}, {}
     for path in settings.files:  # before an earlier run's files are touched
         converted, faults, facts = read_file(path, settings, renames)
         rows += converted
