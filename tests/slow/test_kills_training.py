@@ -1,0 +1,121 @@
+"""A training stage killed at a named moment and started again writes what an undisturbed one does, to the last figure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SCRIPTS
+
+BASE = ROOT / "data" / "tiny_qwen3"
+SHORT = ["--model", BASE, "--lora-r", 4, "--lora-alpha", 8, "--lora-dropout", 0.1, "--report-to", "none", "--seed", 7]
+SHORT += ["--probe-count", 2, "--probe-tokens", 8, "--batch-size", 4, "--accumulation", 2, "--eval-rows", 6]
+STAGES = {
+    # 24 rows: three steps an epoch. The second run of each stops early: at this rate the loss soon grows.
+    "sft": ("20_train_sft.py", "sft", [*SHORT, "--epochs", 4, "--eval-steps", 3]),
+    "sft, early stop": (
+        "20_train_sft.py",
+        "sft",
+        [*SHORT, "--epochs", 9, "--eval-steps", 2, "--lr", 0.3, "--patience", 1],
+    ),
+    "sft, max_steps": ("20_train_sft.py", "sft", [*SHORT, "--max-steps", 5, "--eval-steps", 4]),
+    "dpo": ("40_train_dpo.py", "pref", [*SHORT, "--epochs", 4, "--eval-steps", 3, "--patience", 1]),
+}
+TIMES = ("seconds", "runtime", "per_second", "time")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for schema in ("sft", "pref"):
+        for split, numbers in (("train", range(24)), ("val", range(24, 30))):
+            lines = []
+            for number in numbers:
+                answer = [
+                    {"role": "assistant", "content": f"第{number}句，" + "山水花月"[number % 4] * (1 + number % 5)}
+                ]
+                row = {"prompt": [{"role": "user", "content": f"写第{number}句"}], "meta": {}}
+                worse = [{"role": "assistant", "content": f"{number}不好" * 3}]
+                row |= {"completion": answer} if schema == "sft" else {"chosen": answer, "rejected": worse}
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            (folder / f"{schema}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def command(name: str, rows: Path, output: Path, dtype: str) -> list[str]:
+    script, schema, words = STAGES[name]
+    files = ["--train-file", rows / f"{schema}_train.jsonl", "--val-file", rows / f"{schema}_val.jsonl"]
+    return [
+        sys.executable,
+        str(SCRIPTS / script),
+        *map(str, [*files, *words, "--dtype", dtype, "--output-dir", output]),
+    ]
+
+
+def results(output: Path) -> tuple:
+    """Everything a run leaves that is not a time: the log, the figures, the weights."""
+    log = json.loads((output / "log_history.json").read_text(encoding="utf-8"))
+    log = [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in log]
+    figures = json.loads((output / "run.json").read_text(encoding="utf-8"))["figures"]
+    return log, figures, (output / "adapter_model.safetensors").read_bytes()
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run(words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def kill_when(words: list[str], moment: Path) -> None:
+    process = subprocess.Popen(
+        words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not moment.exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(rows, tmp_path_factory):
+    done: dict = {}
+
+    def get(name: str, dtype: str) -> Path:
+        if (name, dtype) not in done:
+            done[name, dtype] = tmp_path_factory.mktemp("whole") / "out"
+            run(command(name, rows, done[name, dtype], dtype))
+        return done[name, dtype]
+
+    return get
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint being written", "closing minute"])
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, undisturbed, tmp_path):
+    whole, output = undisturbed(name, dtype), tmp_path / "out"
+    steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
+    every = int(STAGES[name][2][STAGES[name][2].index("--eval-steps") + 1])
+    moments = {
+        "first checkpoint": output / f"checkpoint-{every}" / "trainer_state.json",
+        "second checkpoint being written": output / f"checkpoint-{min(2 * every, steps[-1])}" / "adapter_config.json",
+        "closing minute": output / "adapter_model.safetensors",
+    }
+    kill_when(command(name, rows, output, dtype), moments[moment])
+    assert "resuming" in run(command(name, rows, output, dtype))
+    for ours, theirs in zip(results(output), results(whole), strict=True):
+        assert ours == theirs
+    evaluated = [entry["step"] for entry in results(output)[0] if "eval_loss" in entry]
+    assert len(evaluated) == len(set(evaluated)), "no evaluation stands twice"
+    assert not list(output.rglob("training_args.bin"))
+
+
+def test_the_early_stop_is_one(undisturbed):
+    log, figures, _ = results(undisturbed("sft, early stop", "float32"))
+    assert figures["steps"] < 27 and figures["eval_loss"] == min(e["eval_loss"] for e in log[1:] if "eval_loss" in e)
