@@ -11,17 +11,19 @@ Run     python scripts/50_train_grpo.py
         accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --rollout vllm --vllm-mode colocate
 
 Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476), and a
-completion that a reward cannot judge is counted and pulls nowhere.
+completion that a reward cannot judge is counted and gets advantage 0.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings
 
 
 @dataclass
@@ -45,12 +47,14 @@ class Settings:
     # --- reward
     rewards: tuple[str, ...] = ()
     """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
+    watch: tuple[str, ...] = ()
+    """rewards that the probe logs and nothing learns from; left out: WATCHED_REWARDS of the task"""
     beta: float = 0.02
     """weight of the KL to the reference in the loss; 0 = none (it is still measured)"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """whose standard deviation advantages are divided by"""
-    loss_type: str = "dapo"
-    """trl's names: dapo, grpo, dr_grpo, bnpo, ..."""
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo"] = "dapo"
+    """trl's names"""
     clip: float = 0.2
     """of the probability ratio; matters where iterations > 1"""
 
@@ -134,40 +138,36 @@ def reward_function(rewards):
     return total_reward
 
 
+def check_batch(settings: Settings, prompts: int) -> None:
+    """Raises UserError where a round's answers are no whole groups, or where there are fewer prompts than groups."""
+    group, share = settings.num_generations, settings.accumulation * settings.minibatches
+    share *= int(os.environ.get("WORLD_SIZE", "1"))
+    answers = settings.batch_size * share
+    counted = f"{answers} answers a round (--batch-size x --accumulation x --minibatches x processes)"
+    if answers % group:
+        unit = group // math.gcd(group, share)
+        fit = unit * max(1, round(settings.batch_size / unit))
+        raise UserError(f"{counted} are no whole groups of --num-generations {group}; fix: --batch-size {fit}")
+    if prompts < answers // group:
+        raise UserError(
+            f"{prompts} prompts, and {counted} ask {answers // group}; fix: more prompts, or a smaller --batch-size"
+        )
+
+
 def main(settings: Settings) -> None:
-    from common.generation import render_prompt
-    from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.preflight.checks import require_clean_files
+    from common.jsonl import write_json
+    from common.models import load_model, newest_checkpoint
     from common.runs import begin_run, set_seed
-    from common.training.rewards import load_rewards
+    from common.training.probes import rl_inputs
     from tasks.base import load_task
 
-    task = load_task(settings.task)
-    settings = task.fill_in(settings)
+    settings = (task := load_task(settings.task)).fill_in(settings)
     if settings.rollout == "vllm":
         from common.vllm_engine import require_vllm
 
         require_vllm()
-    model_path = resolve_model(settings.model, settings.task)
-    tokenizer = load_tokenizer(model_path)
-    require_context(model_path, settings.max_length)
-    # before an earlier run's files are touched
-    require_clean_files(settings, tokenizer, "prompts", settings.train_file)
-    rewards = load_rewards(settings.rewards, task, settings.dtype, settings.max_length)
-    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
-    rows, room = [], settings.max_length - settings.max_new_tokens
-    read = read_jsonl(settings.train_file, "prompts")
-    for row in read:
-        prompt = render_prompt(tokenizer, row["prompt"], settings.enable_thinking)
-        if len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) <= room:
-            rows.append({"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)})
-    if left_out := len(read) - len(rows):
-        print(f"notice: {left_out} prompts of more than {room} tokens leave no room for an answer: left out")
-    if not rows:
-        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; fix: a larger --max-length")
-    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
-    inputs |= {reward.name: reward.path for reward in rewards if reward.path}
+    model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
+    check_batch(settings, len(prompts))
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "50_train_grpo", ignore=("report_to",)
     ) as run:
@@ -177,12 +177,12 @@ def main(settings: Settings) -> None:
 
         from common.evaluation.plots import plot_learning_curve, plot_overoptimisation
         from common.evaluation.tables import number
-        from common.training.probes import DriftProbe
+        from common.training.probes import ProbeCallback
         from common.training.trl_cpu import LeanGRPOTrainer
 
         set_seed(settings.seed)
         model = load_model(model_path, tokenizer, settings.dtype)
-        print(f"{len(rows)} prompts, {len(val)} probe rows, {model.dtype} on {model.device}")
+        print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
 
         config = GRPOConfig(
             output_dir=str(settings.output_dir),
@@ -208,9 +208,10 @@ def main(settings: Settings) -> None:
             bf16=str(model.dtype) == "torch.bfloat16",
             use_cpu=model.device.type == "cpu",
             gradient_checkpointing=settings.gradient_checkpointing,
-            save_steps=settings.eval_steps,
+            save_strategy="no",  # ProbeCallback says when
             save_total_limit=2,
             logging_steps=1,
+            logging_nan_inf_filter=False,
             report_to=settings.report_to,
             dataloader_pin_memory=model.device.type == "cuda",
             seed=settings.seed,
@@ -219,43 +220,45 @@ def main(settings: Settings) -> None:
             r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
             target_modules=list(settings.lora_targets), task_type="CAUSAL_LM",
         )  # fmt: skip
+        # meta as text: datasets would give every row the keys of all
+        rows = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)} for row, _ in prompts]
         trainer = LeanGRPOTrainer(
             model=model,
             args=config,
-            reward_funcs=[reward_function(rewards)],
+            reward_funcs=[reward_function(probe.rewards)],
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=lora,
         )
-        probe = DriftProbe(
-            trainer, tokenizer, val, rewards, settings.eval_steps, settings.max_new_tokens, settings.seed, settings.enable_thinking,
-            settings.kl_budget, settings.nll_budget,
-        )  # fmt: skip
-        trainer.add_callback(probe)
+        # a checkpoint within a round of answers would lose them
+        every = (
+            math.ceil(settings.eval_steps / (round_steps := settings.iterations * settings.minibatches)) * round_steps
+        )
+        watch = ProbeCallback(trainer, probe, every)
+        trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
 
-        if probe.stopped_by and probe.kept:
-            set_peft_model_state_dict(trainer.model, probe.kept)
+        if watch.stopped_by:
+            set_peft_model_state_dict(trainer.model, watch.kept)
             print("kept: the adapter of the last probe within the budgets")
         trainer.save_model(str(settings.output_dir))
-        # trl logs NaN for what has no value, such as the spread of rewards of which one is known; JSON cannot
+        # trl logs NaN for what has no value, such as the spread of rewards of which one is known; JSON cannot. The last entry is of the
+        # process, not of the run.
         log = [{name: value for name, value in entry.items() if value == value} for entry in trainer.state.log_history]
+        log = [entry for entry in log if "train_runtime" not in entry]
         if run.is_main:
             write_json(settings.output_dir / "log_history.json", log)
-            curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in rewards}
+            curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in probe.rewards}
             plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
-        probes = [entry for entry in log if "probe/kl" in entry]
-        last = probes[-2 if probe.stopped_by and probe.kept else -1]  # that of the adapter which is saved
-        print(f"reward {number(probes[0]['probe/reward'])} -> {number(last['probe/reward'])}, KL {last['probe/kl']:.2f} nats an answer, "
-              f"held-out NLL {probes[0]['probe/nll']:.3f} -> {last['probe/nll']:.3f}, {last['probe/stopped']:.1%} stopped")  # fmt: skip
         run.figure("steps", trainer.state.global_step)
-        run.figure("stopped_by", probe.stopped_by)
+        run.figure("stopped_by", watch.stopped_by)
         for name in ("reward", "kl", "nll", "stopped"):
-            run.figure(name, last[f"probe/{name}"])
-        run.figure("samples", last["samples"])
-        folder = show_path(settings.output_dir)
-        run.finish(f"python scripts/60_generate.py --task {settings.task} --model {settings.model} --adapter {folder}")
+            before, after = watch.first[f"probe/{name}"], watch.last[f"probe/{name}"]
+            print(f"{name}: {number(before)} -> {number(after)}")
+            run.figure(name, after)
+        run.figure("samples", watch.last["samples"])
+        run.finish(next_command("60_generate", task=settings.task, model=settings.model, adapter=settings.output_dir))
 
 
 if __name__ == "__main__":

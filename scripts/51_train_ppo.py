@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings
 
 
 @dataclass
@@ -130,155 +130,20 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-# --- formulas
-
-
-def kl_estimate(logprobs, reference, estimator: str = "k1"):
-    """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL divergence")."""
-    difference = logprobs - reference
-    return difference if estimator == "k1" else (-difference).exp() - 1 + difference
-
-
-def next_beta(beta: float, kl: float, target: float) -> float:
-    """The adaptive controller (Ziegler et al. 2019, section 2.2): at most 2 % up or down a step."""
-    return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
-
-
-def token_rewards(scores, penalties, mask):
-    """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last: [N, T]."""
-    rewards = penalties * mask
-    rewards[range(len(scores)), mask.sum(1) - 1] += scores
-    return rewards
-
-
-def gae(rewards, values, mask, gamma: float, lam: float):
-    """Advantages and returns, both [N, T] (Schulman et al. 2016, eq. 16); nothing follows the last real token of a row.
-
-    delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's target.
-    """
-    advantages, after, value_after = values.new_zeros(values.shape), 0.0, 0.0
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * value_after - values[:, t]
-        advantages[:, t] = after = (delta + gamma * lam * after) * mask[:, t]
-        value_after = values[:, t] * mask[:, t]
-    return advantages, (advantages + values) * mask
-
-
-def whiten(values, mask):
-    """Mean 0 and standard deviation 1 over the real tokens; 0 elsewhere."""
-    real = values[mask]
-    return (values - real.mean()) / (real.std(correction=0) + 1e-8) * mask
-
-
-def policy_loss(logprobs, old_logprobs, advantages, clip: float):
-    """The clipped surrogate of each token, negative (Schulman et al. 2017, eq. 7), and where the clipping binds."""
-    ratio = (logprobs - old_logprobs).exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return plain.maximum(clipped), clipped > plain
-
-
-def value_loss(values, old_values, returns, clip: float):
-    """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 = plain."""
-    error = (values - returns) ** 2
-    if clip:
-        error = error.maximum((old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
-    return error / 2
-
-
-def explained_variance(values, returns) -> float:
-    """1 - Var[returns - values] / Var[returns]: 1 = the value head knew, 0 = no better than a constant; 0 where nothing varies."""
-    spread = returns.var(correction=0).item()
-    return 1 - (returns - values).var(correction=0).item() / spread if spread else 0.0
-
-
-# --- one step's learning
-
-
-def update(agent, optimizer, batch, advantages, returns, settings: Settings) -> dict:
-    """Up to `epochs` passes over one batch (common.ppo.actor_critic.Rollout) by its ActorCritic; means of what was seen in them.
-
-    Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the whole's.
-    """
-    import torch
-    from accelerate.utils import broadcast_object_list, gather_object
-
-    parameters = [*agent.policy.values(), *agent.value.values()]
-    seen, count, sums = [], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}
-    passes = (broadcast_object_list([torch.randperm(len(batch.prompts))])[0] for _ in range(settings.epochs))
-    for rows in (rows for order in passes for rows in order.chunk(settings.minibatches)):
-        tokens, moved = int(batch.mask[rows].sum()), 0.0
-        count += tokens
-        optimizer.zero_grad()
-        for part in batch.micro_batches(rows.tolist(), settings.micro_tokens):
-            real = batch.mask[part]
-            kept = (full[part][real] for full in (batch.tokens, batch.logprobs, batch.values, advantages, returns))
-            targets, old_logprobs, old_values, advantage, target = kept  # [tokens]
-            states = agent.states(batch, part)
-            logprobs = agent.logprobs(states, targets)
-            surrogate, bound = policy_loss(logprobs, old_logprobs, advantage, settings.clip)
-            loss = surrogate.sum() / tokens
-            if agent.own:  # a second pass, through the other adapter
-                loss.backward()
-                agent.model.set_adapter("value")
-                states, loss = agent.states(batch, part), 0.0
-            error = value_loss(agent.values(states), old_values, target, settings.value_clip)
-            (loss + settings.value_coef * error.sum() / tokens).backward()
-            if agent.own:
-                agent.model.set_adapter("default")
-            # KL(old || new), drawn from old: k3 with the new policy in the reference's place
-            moved += kl_estimate(old_logprobs, logprobs.detach(), "k3").sum().item() / tokens
-            for name, values in zip(sums, (surrogate, error, bound), strict=True):
-                sums[name] += values.sum().item()
-        seen.append(sum(gather_object([moved])))
-        if settings.stop_kl and seen[-1] > settings.stop_kl:
-            break
-        agent.sum_gradients()
-        if not torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).isfinite():
-            raise UserError("the gradient is not finite; fix: a lower --lr, or --dtype float32")
-        optimizer.step()
-    means = {name: sum(gather_object([value])) / count for name, value in sums.items()}
-    return {**means, "updates": len(seen), "update_kl": seen[-1]}
-
-
-# --- the run
-
-
 def main(settings: Settings) -> None:
     from common.evaluation.tables import number
-    from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, newest_checkpoint, require_context
-    from common.ppo.actor_critic import (
-        ActorCritic,
-        draw_prompts,
-        encode_prompts,
-        load_checkpoint,
-        save_checkpoint,
-        share,
-    )
-    from common.preflight.checks import require_clean_files
+    from common.jsonl import write_json
+    from common.models import load_model, newest_checkpoint
+    from common.ppo.actor_critic import ActorCritic, draw_prompts, load_checkpoint, save_checkpoint, share
+    from common.ppo.update import explained_variance, gae, kl_estimate, next_beta, token_rewards, update, whiten
     from common.runs import begin_run, set_seed
-    from common.training.reward_watch import RewardWatch
+    from common.training.probes import require_finite, rl_inputs
     from tasks.base import load_task
 
     settings = (task := load_task(settings.task)).fill_in(settings)
-    model_path = resolve_model(settings.model, settings.task)
-    tokenizer = load_tokenizer(model_path)
     if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; fix: a larger one")
-    require_context(model_path, settings.max_length)
-    for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
-        require_clean_files(settings, tokenizer, schema, file)
-    val = read_jsonl(settings.val_file, "sft")[: settings.probe_count or None]
-    watch = RewardWatch(settings.rewards, settings.watch, task, val, settings.dtype, settings.max_length)
-    room = settings.max_length - settings.max_new_tokens
-    rows = read_jsonl(settings.train_file, "prompts")
-    prompts = [(row, ids) for row, ids in encode_prompts(tokenizer, rows, settings.enable_thinking) if len(ids) <= room]
-    print(f"{len(prompts)} prompts, {len(rows) - len(prompts)} left out: longer than {room} tokens")
-    if not prompts:
-        raise UserError(f"{settings.train_file}: no prompt leaves room for an answer; fix: a larger --max-length")
-
-    inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
-    inputs |= watch.model_paths
+    model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "51_train_ppo", ignore=("report_to",)
     ) as run:
@@ -300,14 +165,14 @@ def main(settings: Settings) -> None:
         rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
         groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        print(f"{sum(p.numel() for group in groups for p in group['params'])} trained parameters, {model.dtype}")
-        probing = (agent.model, tokenizer, settings.max_new_tokens, settings.seed, settings.enable_thinking)
+        trained = sum(p.numel() for group in groups for p in group["params"])
+        print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {trained} trained parameters, {model.dtype}")
         first, beta, log, over_budget, board = 0, settings.kl_coef, [], "", None
         if run.resuming and (checkpoint := newest_checkpoint(settings.output_dir)):
             first, beta, log = load_checkpoint(Path(checkpoint), agent, optimizer)
             print(f"resumed at step {first}")
         else:
-            log.append({"step": 0, **watch.probe(*probing)})
+            log.append({"step": 0, **probe.measure(agent.model, 0)})
             save_checkpoint(settings.output_dir, agent, optimizer, 0, beta, log)
         if settings.report_to == "tensorboard" and run.is_main:
             from torch.utils.tensorboard import SummaryWriter
@@ -317,7 +182,7 @@ def main(settings: Settings) -> None:
         for step in range(first, settings.max_steps):
             # what a step draws is decided by seed, process and step alone: a resumed run goes on exactly
             torch.manual_seed((settings.seed + PartialState().process_index) * 1_000_003 + step)
-            warmth, rest = min(1, (step + 1) / settings.warmup_steps), 1 - step / settings.max_steps
+            warmth, rest = min(1, (step + 1) / max(1, settings.warmup_steps)), 1 - step / settings.max_steps
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * warmth * rest
 
@@ -325,13 +190,14 @@ def main(settings: Settings) -> None:
             asked = share(draw_prompts(prompts, step, settings.batch_size, settings.seed))
             batch = agent.rollout([ids for _, ids in asked], settings.max_new_tokens)
             written = time.perf_counter()
-            totals, means = watch.judge([row for row, _ in asked], batch.texts(tokenizer), shared=True)
+            totals, means = probe.judge([row for row, _ in asked], batch.texts(tokenizer), shared=True)
             batch = batch.gather()  # from here on every process knows the answers of all
             judged = [place for place, value in enumerate(totals) if value is not None]
             if not judged:
                 raise UserError(f"step {step + 1}: no answer could be judged; fix: --rewards, or meta of the prompts")
             batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged], device=model.device)
             scored = time.perf_counter()
+
             if step == 0:
                 agent.expect(batch, scores.mean().item())
             reference = agent.look_again(batch, "reference", settings.micro_tokens)
@@ -356,13 +222,10 @@ def main(settings: Settings) -> None:
             print(f"step {step + 1}:", *(f"{name.split('/')[-1]} {value:.3f}" for name, value in shown.items()))
             beta = next_beta(beta, kl, settings.kl_target) if settings.kl_target else beta
             if (step + 1) % settings.eval_steps == 0 or step + 1 == settings.max_steps:
-                entry |= watch.probe(*probing)
+                entry |= probe.measure(agent.model, step + 1)
                 print("  probe:", *(f"{name} {number(entry[f'probe/{name}'])}" for name in ("reward", "kl", "nll")))
-                drift, nll, first_nll = entry["probe/kl"], entry["probe/nll"], log[0]["probe/nll"]
-                if settings.kl_budget and drift > settings.kl_budget:
-                    over_budget = f"KL {drift:.2f} over its budget of {settings.kl_budget}"
-                elif settings.nll_budget and nll > first_nll + settings.nll_budget:
-                    over_budget = f"held-out NLL {nll:.3f} over {first_nll:.3f} + {settings.nll_budget}"
+                over_budget = probe.over_budget(entry, log[0])
+            require_finite(entry, step + 1)
             log.append(entry)
             for name, value in entry.items() if board else ():
                 if name != "samples" and value is not None:
@@ -390,8 +253,7 @@ def main(settings: Settings) -> None:
         run.figure("samples", after["samples"])
         run.figure("steps", taken)
         run.figure("stopped_by", over_budget or None)
-        flags = f"--task {settings.task} --model {show_path(model_path)} --adapter {show_path(settings.output_dir)}"
-        run.finish(f"python scripts/60_generate.py {flags}")
+        run.finish(next_command("60_generate", task=settings.task, model=settings.model, adapter=settings.output_dir))
 
 
 if __name__ == "__main__":

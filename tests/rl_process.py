@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -21,10 +22,9 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from common.models import load_model, load_tokenizer
+from common.ppo import update
 from common.ppo.actor_critic import share
-from common.training.probes import DriftProbe
-from common.training.reward_watch import RewardWatch
-from common.training.rewards import load_rewards
+from common.training.probes import DriftProbe, ProbeCallback
 from common.training.trl_cpu import LeanGRPOTrainer
 from conftest import ROOT, SCRIPTS
 from tasks.base import load_task
@@ -47,6 +47,12 @@ def recorded_texts(count: int) -> list[str]:
     return ["abc!" if place < 4 or place % 7 == 3 else text for place, text in enumerate(texts)]
 
 
+def probe_of(rows: list[dict], **changed) -> DriftProbe:
+    settings = {"rewards": REWARDS, "watch": (), "dtype": "float32", "max_length": 512, "max_new_tokens": 12, "seed": 7}
+    settings |= {"enable_thinking": False, "kl_budget": 0.0, "nll_budget": 0.0} | changed
+    return DriftProbe(SimpleNamespace(**settings), load_task("poems"), load_tokenizer(BASE), rows)
+
+
 def ppo_step(value_body: str) -> dict:
     """One update on 15 recorded answers, of which this process brings its share. The step is plain SGD of rate 1: what the weights
     lose is the gradient."""
@@ -60,25 +66,24 @@ def ppo_step(value_body: str) -> dict:
     assert whole.mask[:8].sum() / 8 != whole.mask[8:].sum() / 7, "else a mean of two means would do"
 
     torch.manual_seed(STATE.process_index)  # as in the stage, every process draws for itself
-    watch = RewardWatch(REWARDS, ("all_three",), load_task("poems"), [], "float32", 512)
-    totals, means = watch.judge(share(rows), share(texts), shared=True)
+    totals, means = probe_of([], watch=("all_three",)).judge(share(rows), share(texts), shared=True)
     batch = whole.keep(share(places)).gather()
     judged = [place for place, value in enumerate(totals) if value is not None]
     batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged])
     reference = agent.look_again(batch, "reference", 40)
     if agent.own:
         batch.values = agent.look_again(batch, "value", 40)
-    rewards = ppo.token_rewards(scores, -0.1 * ppo.kl_estimate(batch.logprobs, reference), batch.mask)
-    advantages, returns = ppo.gae(rewards, batch.values, batch.mask, 1.0, 0.95)
+    rewards = update.token_rewards(scores, -0.1 * update.kl_estimate(batch.logprobs, reference), batch.mask)
+    advantages, returns = update.gae(rewards, batch.values, batch.mask, 1.0, 0.95)
 
-    white, weights = ppo.whiten(advantages, batch.mask), {**agent.policy, **agent.value}
+    white, weights = update.whiten(advantages, batch.mask), {**agent.policy, **agent.value}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     settings = ppo.Settings(minibatches=1, micro_tokens=40, max_grad_norm=1e9, stop_kl=0.0)
     found = {"figures": means}
     # of a minibatch of one answer, one process has no part
     for name, rows in (("alone", [int(batch.mask.sum(1).argmax())]), ("gradients", list(range(len(judged))))):
         optimizer = torch.optim.SGD(weights.values(), lr=1.0)
-        learned = ppo.update(agent, optimizer, batch.keep(rows), white[rows], returns[rows], settings)
+        learned = update.update(agent, optimizer, batch.keep(rows), white[rows], returns[rows], settings)
         found[name] = torch.cat([(before[key] - weight.detach()).flatten() for key, weight in weights.items()])
         for key, weight in weights.items():
             weight.data.copy_(before[key])
@@ -95,7 +100,6 @@ def grpo_step(folder: Path) -> dict:
     """One step on 72 recorded answers in groups of 8; of two processes each has 36, so that a group stands on both sides."""
     tokenizer, rows, texts, count = load_tokenizer(BASE), rows_of(12), recorded_texts(72), 72
     answers = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-    rewards = load_rewards(REWARDS, load_task("poems"))
 
     def recorded(prompts, trainer) -> dict:
         ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts]
@@ -110,16 +114,15 @@ def grpo_step(folder: Path) -> dict:
     set_seed(3)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     data = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"])} for row in rows]
+    # other rows in each process: it would have other figures, and another mind about the budget
+    probe = probe_of([{**row, "completion": POEM} for row in rows][STATE.process_index :][:2], kl_budget=1e9)
     trainer = LeanGRPOTrainer(
         model=load_model(BASE, tokenizer, "float32"), args=config, train_dataset=Dataset.from_list(data), peft_config=lora,
-        reward_funcs=[grpo.reward_function(rewards)], processing_class=tokenizer, rollout_func=recorded,
+        reward_funcs=[grpo.reward_function(probe.rewards)], processing_class=tokenizer, rollout_func=recorded,
     )  # fmt: skip
     gradients = Gradients()
-    # a probe of other rows in each process: it would have other figures, and another mind about the budget
-    held_out = [{**row, "completion": POEM} for row in rows]
-    probe = DriftProbe(trainer, tokenizer, held_out[STATE.process_index :][:2], rewards, 1, 12, 7, False, kl_budget=1e9)
     trainer.add_callback(gradients)
-    trainer.add_callback(probe)
+    trainer.add_callback(ProbeCallback(trainer, probe, 1))
     trainer.train()
     logged = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     return {"gradients": gradients.found, "figures": logged}

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
+
+from common.jsonl import read_jsonl
+from common.settings import UserError
 
 
 def prompt_id(row: dict) -> str:
@@ -18,6 +22,21 @@ def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False
     return tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
     )
+
+
+def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -> list[tuple[dict, list[int]]]:
+    """The rows of a prompts file with the token ids of each rendered prompt; those of more than `room` tokens are left out and counted."""
+    rows = read_jsonl(file, "prompts")
+    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= room]
+    if left_out := len(rows) - len(kept):
+        print(f"notice: {left_out} prompts of more than {room} tokens leave no room for an answer: left out")
+    if not kept:
+        raise UserError(
+            f"{file}: no prompt leaves room for an answer; fix: a larger --max-length, or fewer --max-new-tokens"
+        )
+    return kept
 
 
 def decode(choose, ids, seen, cache, stops, max_new_tokens: int):

@@ -138,8 +138,6 @@ def test_a_killed_process_ends_the_job_which_then_goes_on_as_if_nothing_had_happ
 
 def test_of_two_grpo_processes_one_writes_and_prints_and_both_stop_at_the_budget(tmp_path):
     flags = words(tmp_path, tmp_path / "out", batch_size=6, lr=0.02, report_to="tensorboard")
-    place = flags.index("--watch")
-    del flags[place : place + 2]  # stage 51's
     more = ["--num-generations", 4, "--kl-budget", 1e-6]
     lines = end(start(*LAUNCH, SCRIPTS / "50_train_grpo.py", *flags, *more))
     assert count(lines, "20 prompts", "step 0:", "step 2:", "stop: KL", "next:") == [1, 1, 1, 1, 1]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.batching import length_batches
-from common.generation import decode, draw, render_prompt
+from common.generation import decode, draw
 from common.jsonl import read_json, write_json
 
 
@@ -199,12 +199,6 @@ def share(rows: list) -> list:
     """What this process takes of `rows`: all of them, where it is the only one."""
     with PartialState().split_between_processes(rows) as part:
         return part
-
-
-def encode_prompts(tokenizer, rows: list[dict], enable_thinking: bool) -> list[tuple[dict, list[int]]]:
-    """Each row with the token ids of its rendered prompt."""
-    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows]
-    return list(zip(rows, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
 
 
 def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:

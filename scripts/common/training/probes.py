@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from transformers import TrainerCallback
+import math
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from peft import get_peft_model_state_dict
+from transformers import Trainer, TrainerCallback
+
+from common.evaluation.tables import number
+from common.generation import prompts_with_room, render_prompt, sample
+from common.jsonl import read_jsonl
+from common.likelihood import mean_nll
+from common.models import load_tokenizer, require_context
+from common.preflight.checks import require_clean_files
+from common.settings import UserError, resolve_model
+from common.training.rewards import load_rewards, score, total
 
 
 def stop_rate(
     model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
 ) -> tuple[float, list[str]]:
     """Share of `count` answers sampled at temperature 1 that end by eos, and the answers."""
-    from common.generation import render_prompt, sample
-
     texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows[:count]]
     results = sorted(
         sample(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
@@ -25,10 +38,6 @@ def kl_to_reference(model, tokenizer, rows: list[dict], answers: list[str], enab
     model: a PeftModel, whose reference is itself with the adapter switched off. Texts are tokenized again, which may cut them
     elsewhere than they were sampled.
     """
-    import torch
-
-    from common.generation import render_prompt
-
     was_training = model.training
     model.eval()
     total = 0.0
@@ -63,8 +72,6 @@ class StopProbe(TrainerCallback):
         self.arguments = (tokenizer, rows, count, max_new_tokens, seed, enable_thinking)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        import torch
-
         with torch.random.fork_rng():
             rate, texts = stop_rate(model, *self.arguments)
         self.trainer.log({"eval_stop_rate": rate})
@@ -74,64 +81,154 @@ class StopProbe(TrainerCallback):
             print(f"  {text[:120]!r}")
 
 
-class DriftProbe(TrainerCallback):
-    """Every `every` steps of RL, on one fixed set of prompts: mean reward, KL to the reference, held-out NLL, share of answers that stop.
+def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
+    """(model path, tokenizer, prompts with their token ids, probe, inputs of the run record) of stages 50 and 51, all of it checked: a
+    wrong setting or file is told here, before an earlier run is touched."""
+    if not settings.temperature > 0:
+        raise UserError(f"--temperature {settings.temperature}: nothing can be drawn; fix: more than 0")
+    model_path = resolve_model(settings.model, settings.task)
+    tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
+    require_clean_files(settings, tokenizer, "prompts", settings.train_file)
+    require_clean_files(settings, tokenizer, "sft", settings.val_file)
+    probe = DriftProbe(settings, task, tokenizer, read_jsonl(settings.val_file, "sft")[: settings.probe_count or None])
+    room = settings.max_length - settings.max_new_tokens
+    prompts = prompts_with_room(tokenizer, settings.train_file, room, settings.enable_thinking)
+    files = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
+    return model_path, tokenizer, prompts, probe, files | probe.model_paths
 
-    A budget (nats, 0 = none) ends the run once the probe is above it; the adapter of the last probe within the budgets is kept in `kept`.
 
-    rows: of the SFT schema, their completions are the held-out answers.
-    rewards: as common.training.rewards.load_rewards gives them; answers that they cannot judge are left out of the mean.
+class DriftProbe:
+    """What stages 50 and 51 measure of a policy on fixed held-out rows: rewards, KL to the reference, NLL, whether answers stop.
+
+    settings: of the stage; rewards and watch name what is learned from and what is only logged, kl_budget and nll_budget end the run.
+    task: as tasks.base.load_task gives it. rows: of the SFT schema; their completions are the held-out answers.
     """
 
-    def __init__(self, trainer, tokenizer, rows: list[dict], rewards, every: int, max_new_tokens: int, seed: int, enable_thinking: bool,
-                 kl_budget: float = 0.0, nll_budget: float = 0.0):  # fmt: skip
-        self.trainer, self.tokenizer, self.rows, self.rewards, self.every = trainer, tokenizer, rows, rewards, every
-        self.sampling = (max_new_tokens, seed, enable_thinking)
-        self.kl_budget, self.nll_budget = kl_budget, nll_budget
-        self.first_nll = None
-        self.kept: dict | None = None
+    def __init__(self, settings, task, tokenizer, rows: list[dict]):
+        self.settings, self.set_metrics, self.tokenizer, self.rows = settings, task.SET_METRICS, tokenizer, rows
+        how = (task, settings.dtype, settings.max_length)
+        self.rewards = load_rewards(settings.rewards, *how)
+        self.watched = load_rewards(settings.watch, *how) if settings.watch else []
+
+    @property
+    def model_paths(self) -> dict[str, str]:
+        """The models behind rewards, for the record of a run."""
+        return {f"reward {reward.name}": reward.path for reward in (*self.rewards, *self.watched) if reward.path}
+
+    def judge(
+        self, rows: list[dict], texts: list[str], shared: bool = False
+    ) -> tuple[list[float | None], dict[str, float]]:
+        """The total of each text, and the means of every part over the texts that it could judge; a part that judged none is left out.
+
+        shared: these are this process's texts of a batch that all have written; totals and means are those of the whole batch.
+        """
+        told = [row["prompt"] for row in rows], texts, [row.get("meta", {}) for row in rows]
+        columns, others = score(self.rewards, *told), score(self.watched, *told)
+        if shared:
+            texts = gather_object(texts)
+            columns, others = ({name: gather_object(part[name]) for name in part} for part in (columns, others))
+        named = [(f"reward/{name}", values) for name, values in columns.items()]
+        named += [(f"watch/{name}", values) for name, values in others.items()]
+        known = {name: [value for value in values if value is not None] for name, values in named}
+        means = {name: sum(values) / len(values) for name, values in known.items() if values}
+        return total(self.rewards, columns), means | {name: metric(texts) for name, metric in self.set_metrics.items()}
+
+    def measure(self, model, step: int) -> dict:
+        """probe/*: every reward, KL to the reference (nats an answer) and stopped share of samples at temperature 1, NLL of the held-out
+        answers (nats per character); and two of the samples. Every process measures and has the first one's figures, so that all decide
+        alike. Raises UserError where one is not finite."""
+        sampling = (self.settings.max_new_tokens, self.settings.seed, self.settings.enable_thinking)
+        with torch.random.fork_rng(), as_loaded(model):
+            stopped, texts = stop_rate(model, self.tokenizer, self.rows, len(self.rows), *sampling)
+            totals, means = self.judge(self.rows, texts)
+            known = [value for value in totals if value is not None]
+            means["reward"] = sum(known) / len(known) if known else None
+            means["kl"] = kl_to_reference(model, self.tokenizer, self.rows, texts, self.settings.enable_thinking)
+            nll = mean_nll(model, self.tokenizer, self.rows, self.settings.enable_thinking)
+            means |= {"stopped": stopped, "nll": nll}
+        figures = {f"probe/{name}": value for name, value in means.items()} | {"samples": texts[:2]}
+        figures = broadcast_object_list([figures])[0]
+        require_finite(figures, step)
+        return figures
+
+    def over_budget(self, figures: dict, first: dict) -> str:
+        """Which budget the figures of a probe are over, empty if none; `first`: the figures of the untrained policy."""
+        kl, nll, first_nll = figures["probe/kl"], figures["probe/nll"], first["probe/nll"]
+        if self.settings.kl_budget and kl > self.settings.kl_budget:
+            return f"KL {kl:.2f} over its budget of {self.settings.kl_budget}"
+        if self.settings.nll_budget and nll > first_nll + self.settings.nll_budget:
+            return f"held-out NLL {nll:.3f} over {first_nll:.3f} + {self.settings.nll_budget}"
+        return ""
+
+
+@contextmanager
+def as_loaded(model):
+    """The model as it loads from disk: accelerate runs its forward pass under autocast, which rounds the adapter to bfloat16."""
+    wrapped = vars(model).get("forward")
+    if plain := vars(model).get("_original_forward"):
+        model.forward = plain
+    try:
+        yield
+    finally:
+        if plain:
+            model.forward = wrapped
+
+
+def require_finite(figures: dict, step: int) -> None:
+    """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk then stay good."""
+    for name, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"step {step}: {name} is {value}; fix: a lower --lr, or --dtype float32, with --overwrite; "
+                "the checkpoints from before it are kept"
+            )
+
+
+class ProbeCallback(TrainerCallback):
+    """Runs a DriftProbe before the first step of a trl trainer and every `every` steps, and ends the run once it is over a budget.
+
+    A checkpoint is written after each probe within the budgets and at no other step. So the newest one on disk is always within them, a
+    resumed run reads its probe from the log, and one that was killed on its way out comes to the same end again.
+    `kept`: the adapter of the last probe within the budgets. `last`: its figures. `stopped_by`: the budget that ended the run.
+    """
+
+    def __init__(self, trainer, probe: DriftProbe, every: int):
+        self.trainer, self.probe, self.every = trainer, probe, every
         self.stopped_by = ""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        earlier = [
-            entry["probe/nll"] for entry in state.log_history if "probe/nll" in entry
-        ]  # of a run that is resumed
-        self.first_nll = earlier[0] if earlier else None
-        self.measure(model, state, control)
+        probes = [entry for entry in state.log_history if "probe/kl" in entry]
+        if probes:
+            self.first, self.last = probes[0], probes[-1]
+            self.kept = adapter_of(model)
+        else:
+            self.first = self.probe.measure(model, 0)
+            self.measured(self.first, model, state, control)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.measure(model, state, control)
+            self.measured(self.probe.measure(model, state.global_step), model, state, control)
 
-    def measure(self, model, state, control) -> None:
-        import torch
-        from accelerate.utils import broadcast_object_list
-        from peft import get_peft_model_state_dict
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        require_finite(
+            {name: logs[name] for name in ("loss", "grad_norm", "reward", "kl") if name in logs}, state.global_step
+        )
 
-        from common.likelihood import mean_nll
-        from common.training.rewards import score, total
-
-        with torch.random.fork_rng():
-            stopped, texts = stop_rate(model, self.tokenizer, self.rows, len(self.rows), *self.sampling)
-        prompts, meta = [row["prompt"] for row in self.rows], [row.get("meta", {}) for row in self.rows]
-        totals = total(self.rewards, score(self.rewards, prompts, texts, meta))
-        known = [value for value in totals if value is not None]
-        reward = sum(known) / len(known) if known else None
-        kl = kl_to_reference(model, self.tokenizer, self.rows, texts, self.sampling[2])
-        nll = mean_nll(model, self.tokenizer, self.rows, self.sampling[2])
-        # every process measures, and takes the first one's figures: no two may differ about when to stop
-        stopped, texts, reward, kl, nll = broadcast_object_list([stopped, texts, reward, kl, nll])
-        self.first_nll = nll if self.first_nll is None else self.first_nll
-        self.trainer.log({"probe/kl": kl, "probe/nll": nll, "probe/reward": reward, "probe/stopped": stopped})
-        state.log_history[-1]["samples"] = texts[:2]
-        print(f"step {state.global_step}: reward {reward if reward is None else round(reward, 3)}, KL {kl:.2f} nats an answer, "
-              f"held-out NLL {nll:.3f}, {stopped:.1%} of {len(texts)} stopped")  # fmt: skip
-        if self.kl_budget and kl > self.kl_budget:
-            self.stopped_by = f"KL {kl:.2f} over its budget of {self.kl_budget}"
-        elif self.nll_budget and nll > self.first_nll + self.nll_budget:
-            self.stopped_by = f"held-out NLL {nll:.3f} over {self.first_nll:.3f} + {self.nll_budget}"
-        else:
-            self.kept = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
+    def measured(self, figures: dict, model, state, control) -> None:
+        samples, due = figures["samples"], control.should_log
+        Trainer.log(self.trainer, {name: value for name, value in figures.items() if name != "samples"})
+        control.should_log = due  # else this would stand for the log of the step itself
+        state.log_history[-1]["samples"] = samples
+        shown = ", ".join(f"{name} {number(figures[f'probe/{name}'])}" for name in ("reward", "kl", "nll", "stopped"))
+        print(f"step {state.global_step}: probe: {shown}")
+        self.stopped_by = self.probe.over_budget(figures, self.first)
         if self.stopped_by:
             print(f"stop: {self.stopped_by}")
-            control.should_training_stop = True
+            control.should_training_stop, control.should_save = True, False
+        else:
+            self.kept, self.last, control.should_save = adapter_of(model), figures, True
+
+
+def adapter_of(model) -> dict:
+    return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
