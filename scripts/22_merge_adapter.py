@@ -1,8 +1,11 @@
 """Merge a LoRA adapter into its base, and prove that the merged model on disk is the adapter's model.
 
-The proof runs the adapter on its base and the saved merged model, read back, over the same real rows: logits at every position
-of prompt and answer, and greedy texts. Of a classifier or a reward model (task_type SEQ_CLS) the scores are compared, and which label is
-the highest. Above tolerance the stage fails and the folder is not marked as done.
+The certificate reads the merged folder back and compares it with the adapter on its base (common/merging.py says how
+and why): every weight must be W + s B A up to the rounding of --dtype, and over real rows the logits, compared in
+float32 where memory allows, may differ by no more than the untouched base in --dtype differs from itself in float32. Of
+a classifier or a reward model (task_type SEQ_CLS) the scores are compared. Greedy texts are shown beside, and decide
+nothing. A certificate that is refused says why and what to do, and the folder is not marked as done. An adapter merges
+into the base it was trained on, told by its hash in the adapter's run.json.
 
 Reads   --adapter (stages 20, 30, 31, 40, 50, 51), its base, --probe-file: rows with a prompt, and a completion where there is one; of a
         classifier also preference pairs, and labelled rows with "input"
@@ -19,13 +22,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, resolve_model, show_path
-
-# largest and mean difference of a logit that rounding explains, by dtype: W + BA is rounded once more in the merged model
-TOLERANCES = {"float32": (2e-3, 1e-4), "bfloat16": (2.0, 0.1), "float16": (0.25, 0.02)}
-# least share of positions with the same best token
-TOP1_AGREEMENT = {"float32": 0.999, "bfloat16": 0.95, "float16": 0.98}
-POSITIONS = 32  # compared in a row, evenly spaced: all of them would be gigabytes with a vocabulary of 150,000
+from common.settings import UserError, next_command, read_settings
 
 
 @dataclass
@@ -37,6 +34,8 @@ class Settings:
     """base model; empty = the one that the adapter names"""
     adapter: Path = Path("checkpoints/{task}/sft")
     """LoRA folder"""
+    force_base: bool = False
+    """merge into --model although the adapter was trained on another base"""
     dtype: str = "auto"
     """of the merged weights: auto, float32, bfloat16"""
 
@@ -50,31 +49,15 @@ class Settings:
     greedy_tokens: int = 96
     """new tokens in a greedy text"""
     max_difference: float = 0.0
-    """of any logit; 0 = by dtype (TOLERANCES)"""
+    """of any logit; 0 = what the certificate allows"""
     mean_difference: float = 0.0
-    """over all logits; 0 = by dtype"""
+    """over all logits; 0 = what the certificate allows"""
 
     # --- run
     output_dir: Path = Path("checkpoints/{task}/sft_merged")
     """merged model and report"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
-
-
-def row_texts(tokenizer, rows: list[dict]) -> list[str]:
-    return [tokenizer.apply_chat_template(row["prompt"] + row.get("completion", []), tokenize=False) for row in rows]
-
-
-def all_logits(model, tokenizer, texts: list[str]):
-    """One float32 tensor [POSITIONS or fewer, vocabulary] a text, on the CPU, without padding: nothing but the weights differs."""
-    import torch
-
-    model.eval()
-    with torch.inference_mode():
-        for text in texts:
-            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
-            kept = torch.linspace(0, ids.shape[1] - 1, min(POSITIONS, ids.shape[1])).long().to(model.device)
-            yield model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu()
 
 
 def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> list[str]:
@@ -96,88 +79,49 @@ def score_texts(tokenizer, rows: list[dict]) -> list[str]:
     return [tokenizer.apply_chat_template(turns, tokenize=False) for turns in sides]
 
 
-def open_classifier(base: str, adapter: str, tokenizer, dtype: str):
-    """The adapter on its base, as many labels as its own head has, named as label_mapping.json in or above its folder says."""
-    from peft import PeftModel
-    from safetensors import safe_open
-    from transformers import AutoModelForSequenceClassification
+def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict], dtype: str, compare: str) -> dict:
+    """Merge, save, read back; the certificate of the scores."""
+    from common.merging import certificate
+    from common.models import resolve_dtype
+    from common.training.classifiers import load_classifier, logits_of, open_classifier
 
-    from common.jsonl import read_json
-    from common.models import pick_device, resolve_dtype
+    def opened(name: str):
+        return open_classifier(base, str(settings.adapter), tokenizer, name, settings.force_base)
 
-    with safe_open(f"{adapter}/adapter_model.safetensors", "pt") as file:
-        heads = [key for key in file.keys() if key.endswith("score.weight")]  # noqa: SIM118 (no mapping)
-        if not heads:
-            raise UserError(f"{adapter}: no trained head in the adapter; fix: train it with task_type SEQ_CLS")
-        count = file.get_slice(heads[0]).get_shape()[0]
-    names = {}
-    for folder in (Path(adapter), Path(adapter).parent):
-        if not names and (folder / "label_mapping.json").exists():
-            mapping = read_json(folder / "label_mapping.json")
-            names = {"id2label": {int(key): name for key, name in mapping["id_to_label"].items()}}
-            names["label2id"] = mapping["label_to_id"]
-    model = AutoModelForSequenceClassification.from_pretrained(
-        base,
-        dtype=resolve_dtype(dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-        **(names or {"num_labels": count}),
-    )
-    if model.config.num_labels != count:
-        raise UserError(
-            f"{adapter}: {count} labels, but {model.config.num_labels} in label_mapping.json; fix: correct it"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return PeftModel.from_pretrained(model, adapter, use_safetensors=True).to(pick_device()).eval()
-
-
-def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict]) -> dict:
-    """Merge, save, read back; the differences between the scores of both."""
-    from common.training.classifiers import load_classifier, logits_of
-
-    texts, output_dir = score_texts(tokenizer, rows), settings.output_dir
-    model = open_classifier(base, str(settings.adapter), tokenizer, settings.dtype)
-    before = logits_of(model, tokenizer, texts)
-    model.merge_and_unload(safe_merge=True).save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    merged, tokenizer = load_classifier(str(output_dir), settings.dtype, before.shape[1])
-    after = logits_of(merged, tokenizer, texts)
-    difference = (before - after).abs()
-    same = (before.argmax(-1) == after.argmax(-1)).float().mean().item()
-    return {
-        "dtype": str(merged.dtype).removeprefix("torch."), "labels": before.shape[1], "texts": len(texts),
-        "max_logit_difference": difference.max().item(), "mean_logit_difference": difference.mean().item(), "top1_agreement": same,
-    }  # fmt: skip
-
-
-def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict]) -> dict:
-    """Merge, save, read back; the differences between the logits and greedy texts of both."""
-    from common.models import load_model
-
-    texts, first = row_texts(tokenizer, rows), rows[: settings.greedy_rows]
-    model = load_model(base, tokenizer, settings.dtype, str(settings.adapter))
-    before = list(all_logits(model, tokenizer, texts))
-    greedy_before = greedy_texts(model, tokenizer, first, settings.greedy_tokens)
-
-    merged = model.merge_and_unload(safe_merge=True)
-    merged.save_pretrained(settings.output_dir)
+    opened(compare).merge_and_unload(safe_merge=True).to(resolve_dtype(dtype)).save_pretrained(settings.output_dir)
     tokenizer.save_pretrained(settings.output_dir)
-    del model, merged
+    merged, tokenizer = load_classifier(str(settings.output_dir), compare)
 
-    merged = load_model(str(settings.output_dir), tokenizer, settings.dtype)
-    largest = total = agreed = count = values = 0.0
-    for old, new in zip(before, all_logits(merged, tokenizer, texts), strict=True):
-        difference = (old - new).abs()
-        largest = max(largest, difference.max().item())
-        total, values = total + difference.sum().item(), values + difference.numel()
-        agreed, count = agreed + (old.argmax(-1) == new.argmax(-1)).sum().item(), count + len(old)
-    pairs = list(zip(greedy_before, greedy_texts(merged, tokenizer, first, settings.greedy_tokens), strict=True))
-    return {
-        "dtype": str(merged.dtype).removeprefix("torch."),
-        "positions": int(count),
-        "max_logit_difference": largest,
-        "mean_logit_difference": total / values,
-        "top1_agreement": agreed / count,
+    def logits(model, text: str):
+        return logits_of(model, tokenizer, [text])
+
+    rough = opened(dtype) if compare != dtype else None
+    return certificate(opened(compare), merged, rough, logits, score_texts(tokenizer, rows), dtype, is_classifier=True)
+
+
+def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict], dtype: str, compare: str) -> dict:
+    """Merge, save, read back; the certificate of the logits, and greedy texts of both."""
+    from common.merging import certificate, probe_texts, text_logits
+    from common.models import load_model, resolve_dtype
+
+    def opened(name: str):
+        return load_model(base, tokenizer, name, str(settings.adapter), force_base=settings.force_base)
+
+    # merged in float32 where that fits, a weight is rounded once
+    opened(compare).merge_and_unload(safe_merge=True).to(resolve_dtype(dtype)).save_pretrained(settings.output_dir)
+    tokenizer.save_pretrained(settings.output_dir)
+    adapted, merged = opened(compare), load_model(str(settings.output_dir), tokenizer, compare)
+    rough = opened(dtype) if compare != dtype else None
+
+    def logits(model, text: str):
+        return text_logits(model, tokenizer, text)
+
+    report = certificate(adapted, merged, rough, logits, probe_texts(tokenizer, rows), dtype)
+    del rough
+    first = rows[: settings.greedy_rows]
+    texts = [greedy_texts(model, tokenizer, first, settings.greedy_tokens) for model in (adapted, merged)]
+    pairs = list(zip(*texts, strict=True))
+    return report | {
         "greedy_equal": sum(one == other for one, other in pairs),
         "greedy_compared": len(pairs),
         "greedy_different": [[one, other] for one, other in pairs if one != other],
@@ -186,45 +130,61 @@ def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict]) -> 
 
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_tokenizer, read_adapter_config
+    from common.merging import compared_in, faults, print_certificate
+    from common.model_files import adapter_base, check_adapter, check_model, read_adapter_config
+    from common.models import load_tokenizer, resolve_dtype
     from common.runs import begin_run
 
-    config = read_adapter_config(str(settings.adapter))
-    base = resolve_model(settings.model or config["base_model_name_or_path"], settings.task)
+    # all inputs, before an earlier merge is touched
+    classifies = read_adapter_config(settings.adapter).get("task_type") == "SEQ_CLS"
+    base = adapter_base(settings.adapter, settings.model, settings.task)
+    check_model(base, "reward base" if classifies else "causal")
+    notice = check_adapter(settings.adapter, base, "classifier" if classifies else "causal", settings.force_base)
+    if notice:
+        print(f"notice: {notice}")
+    rows = read_jsonl(settings.probe_file)[: settings.probe_rows]
+    if not rows or any(not ({"prompt", "input"} & set(row)) for row in rows):
+        raise UserError(f"{settings.probe_file}: no rows with a prompt; fix: --probe-file with rows of the stages")
+    tokenizer = load_tokenizer(str(settings.adapter))
+    dtype = str(resolve_dtype(settings.dtype)).removeprefix("torch.")
+    compare = compared_in(base, dtype)
     inputs = {"model": base, "adapter": settings.adapter, "probe_file": settings.probe_file}
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "22_merge_adapter", resumable=False
     ) as run:
-        rows = read_jsonl(settings.probe_file)[: settings.probe_rows]
-        tokenizer = load_tokenizer(str(settings.adapter))
-        classifies = config.get("task_type") == "SEQ_CLS"
+        if notice:
+            run.figure("base_notice", notice)
         report = {"base": run.record["inputs"]["model"], "adapter": run.record["inputs"]["adapter"], "rows": len(rows)}
-        report |= (merge_classifier if classifies else merge_causal)(settings, base, tokenizer, rows)
-        largest, mean, dtype = report["max_logit_difference"], report["mean_logit_difference"], report["dtype"]
-        allowed = (settings.max_difference or TOLERANCES[dtype][0], settings.mean_difference or TOLERANCES[dtype][1])
-        report["allowed"] = {"max": allowed[0], "mean": allowed[1], "top1": TOP1_AGREEMENT[dtype]}
-        close = largest <= allowed[0] and mean <= allowed[1]
-        report["passed"] = close and report["top1_agreement"] >= TOP1_AGREEMENT[dtype]
+        merge = merge_classifier if classifies else merge_causal
+        report |= merge(settings, base, tokenizer, rows, dtype, compare)
+        given = {"max": settings.max_difference, "mean": settings.mean_difference}
+        report["allowed"] |= {name: value for name, value in given.items() if value}
+        report["faults"] = faults(report)
+        report["passed"] = not report["faults"]
         write_json(settings.output_dir / "merge_report.json", report)
-        print(f"largest logit difference {largest:.2e} (allowed {allowed[0]:.0e})")
-        print(f"mean logit difference {mean:.2e} (allowed {allowed[1]:.0e})")
-        if classifies:
-            print(f"highest label the same for {report['top1_agreement']:.2%} of {report['texts']} texts")
-        else:
-            greedy = f"{report['greedy_equal']} of {report['greedy_compared']}"
-            print(
-                f"top-1 agreement {report['top1_agreement']:.4%} of {report['positions']} positions; greedy texts equal {greedy}"
-            )
-        for name in ("max_logit_difference", "mean_logit_difference", "top1_agreement", "greedy_equal", "passed"):
+        print_certificate(report)
+        if not classifies:
+            print(f"greedy texts equal {report['greedy_equal']} of {report['greedy_compared']}")
+        for name in (
+            "dtype",
+            "compared_in",
+            "logits",
+            "noise",
+            "effect",
+            "allowed",
+            "weights",
+            "greedy_equal",
+            "passed",
+        ):
             if name in report:
                 run.figure(name, report[name])
-        if not report["passed"]:
-            run.fail("merged model differs from the adapter's")
-            print("the merged model is NOT the adapter's model: see merge_report.json", file=sys.stderr)
+        if report["faults"]:
+            run.fail("; ".join(report["faults"]))
+            for fault in report["faults"]:
+                print(f"the merged model is NOT the adapter's model: {fault}", file=sys.stderr)
             raise SystemExit(1)
-        merged = show_path(settings.output_dir)
-        classify = f"python scripts/32_evaluate_reward.py --task {settings.task} --model {merged}"
-        run.finish(classify if classifies else f"python scripts/60_generate.py --task {settings.task} --model {merged}")
+        stage = "32_evaluate_reward" if classifies else "60_generate"
+        run.finish(next_command(stage, task=settings.task, model=settings.output_dir))
 
 
 if __name__ == "__main__":

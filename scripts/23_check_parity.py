@@ -1,9 +1,13 @@
 """Do training, transformers and vLLM see the same tokens, and do adapter, merged model and vLLM write the same text?
 
-Tokens: for real rows, and for conversations chained of two of them, with thinking off and on, what stage 20 trains must begin with what
-the model is asked with in generation, go on with the answer and its eos, and vLLM's chat endpoint must be asked with the same ids.
-Texts: greedy, one prompt at a time. Where two first differ at a place whose two best logits are closer than --near-tie, rounding decides:
-that is listed, not failed. Exit code 1 on any other difference.
+Tokens: for real rows, and for conversations chained of two of them, with thinking off and on, what stage 20 trains must
+begin with what the model is asked with in generation, go on with the answer and its eos, and vLLM's chat endpoint must
+be asked with the same ids.
+Texts: greedy, one prompt at a time. Where two first differ at a place whose two best logits are closer than --near-tie,
+rounding decides: that is listed, not failed. Exit code 1 on any other difference.
+Model: stage 22's certificate is made again (common/merging.py), with the files as they are now: every weight of the
+merged folder must be that of base + adapter, and the logits may differ by no more than rounding to the merged folder's
+dtype explains. Where that is bfloat16, the noise it measures is the smallest --near-tie.
 
 Reads   --adapter on its base, --merged (stage 22), --rows-file: rows with prompt and completion
 Writes  results/{task}/parity.json: what was compared and every difference
@@ -14,16 +18,22 @@ Run     python scripts/23_check_parity.py
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, read_settings, resolve_model
+from common.evaluation.parity import (
+    begins_with_answer,
+    best_gap,
+    chain,
+    difference,
+    greedy,
+    render_ids,
+    served_answer,
+)
+from common.settings import UserError, next_command, read_settings, resolve_model
 from common.training.loss_masks import RowStyle
-
-SHOWN = 12  # tokens shown on both sides of a difference
 
 
 @dataclass
@@ -35,6 +45,8 @@ class Settings:
     """base model; empty = the one that the adapter names"""
     adapter: str = "checkpoints/{task}/sft"
     """LoRA folder, as stage 20 left it; its tokenizer is training's"""
+    force_base: bool = False
+    """put the adapter on --model although it was trained on another base"""
     merged: str = "checkpoints/{task}/sft_merged"
     """merged model: what is generated with and served"""
     server: str = "start"
@@ -58,42 +70,13 @@ class Settings:
     max_new_tokens: int = 64
     """in an answer"""
     near_tie: float = 1e-3
-    """difference of the two best logits below which rounding decides"""
+    """difference of the two best logits below which rounding decides; raised to the noise of the merged model's dtype"""
 
     # --- run
     output_file: Path = Path("results/{task}/parity.json")
     """the report"""
     overwrite: bool = False
     """replace what an earlier run left in output_file"""
-
-
-def render_ids(tokenizer, messages: list[dict], thinking: bool) -> list[int]:
-    from common.generation import render_prompt
-
-    return tokenizer(render_prompt(tokenizer, messages, thinking), add_special_tokens=False)["input_ids"]
-
-
-def chain(one: dict, two: dict) -> dict:
-    """A conversation of two turns."""
-    second = [message for message in two["prompt"] if message["role"] != "system"]
-    return {**two, "prompt": one["prompt"] + one["completion"] + second}
-
-
-def difference(tokenizer, one: list[int], other: list[int]) -> dict:
-    """Where two token lists first differ, and what stands there."""
-    from common.preflight.checks import common_prefix
-
-    place = common_prefix(one, other)
-    cut = slice(max(0, place - SHOWN), place + SHOWN)
-    return {"place": place, "first": tokenizer.decode(one[cut]), "second": tokenizer.decode(other[cut])}
-
-
-def begins_with_answer(tokenizer, ids: list[int], answer: str) -> bool:
-    """Nothing but a thinking block, then the answer as it is tokenized alone, then the token that ends a turn?"""
-    answer = answer.split("</think>")[-1].lstrip("\n")  # Qwen3's template writes a block anew
-    wanted = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    places = (i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
-    return any(re.fullmatch(r"(<think>.*</think>\s*)?", tokenizer.decode(ids[:i]), re.DOTALL) for i in places)
 
 
 def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
@@ -127,38 +110,26 @@ def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer,
     return found
 
 
-def greedy(model, ids: list[int], max_new_tokens: int) -> list[int]:
-    """The best continuation of one prompt, alone in its batch; ends with a stop token or at the limit."""
-    import torch
+def compare_models(settings: Settings, rows, tokenizer, base: str, adapted, merged, stored: str) -> dict:
+    """The certificate of the merged folder, whose weights are stored in `stored`; models as they were opened."""
+    from common.merging import certificate, print_certificate, probe_texts, text_logits
+    from common.models import load_model
 
-    model.eval()
-    given = torch.tensor([ids], device=model.device)
-    plain = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
-    plain |= {"attention_mask": torch.ones_like(given), "max_new_tokens": max_new_tokens}
-    with torch.inference_mode():
-        output = model.generate(input_ids=given, **plain)
-    return output[0, len(ids) :].tolist()
+    rough = None
+    if settings.dtype == "float32" and stored != "float32":
+        rough = load_model(base, tokenizer, stored, settings.adapter, force_base=settings.force_base)
 
+    def logits(model, text: str):
+        return text_logits(model, tokenizer, text)
 
-def served_answer(url: str, name: str, messages: list[dict], max_new_tokens: int) -> list[int]:
-    """The chat endpoint's greedy answer as tokens."""
-    from common.vllm_engine import post
-
-    body = {"model": name, "messages": messages, "max_tokens": max_new_tokens, "return_token_ids": True}
-    body |= {"temperature": 0, "repetition_penalty": 1.0, "chat_template_kwargs": {"enable_thinking": False}}
-    return post(url, "v1/chat/completions", body)["choices"][0]["token_ids"]
+    report = certificate(adapted, merged, rough, logits, probe_texts(tokenizer, rows), stored)
+    print_certificate(report)
+    return report
 
 
-def best_gap(model, ids: list[int]) -> float:
-    """Difference of the two best logits behind ids."""
-    import torch
-
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
-    return -logits.topk(2).values.diff().item()
-
-
-def compare_texts(settings: Settings, rows, tokenizer, adapted, merged, url, name) -> tuple[list[dict], list[dict]]:
+def compare_texts(
+    settings: Settings, rows, tokenizer, adapted, merged, url, name, near_tie: float
+) -> tuple[list[dict], list[dict]]:
     """(differences, near-ties) of the greedy answers of adapter, merged model and vLLM."""
     found, ties = [], []
     for number, row in enumerate(rows):
@@ -172,7 +143,7 @@ def compare_texts(settings: Settings, rows, tokenizer, adapted, merged, url, nam
                 shown = {"what": f"adapter and {other}: text", "row": number}
                 shown |= difference(tokenizer, texts["adapter"], texts[other])
                 shown["gap"] = best_gap(adapted, ids + texts["adapter"][: shown["place"]])
-                (ties if shown["gap"] < settings.near_tie else found).append(shown)
+                (ties if shown["gap"] < near_tie else found).append(shown)
     bad = len({fault["row"] for fault in found})
     who = "adapter = merged = vllm" if url else "adapter = merged"
     print(f"greedy texts: {who} in {len(rows) - bad} of {len(rows)} prompts, {len(ties)} near-ties")
@@ -180,13 +151,22 @@ def compare_texts(settings: Settings, rows, tokenizer, adapted, merged, url, nam
 
 
 def main(settings: Settings) -> None:
+    from transformers import AutoConfig
+
     from common.jsonl import read_jsonl, write_json
-    from common.models import load_model, load_tokenizer, read_adapter_config
+    from common.merging import faults
+    from common.model_files import adapter_base, check_adapter, check_model
+    from common.models import load_model, load_tokenizer
     from common.runs import begin_run
     from common.vllm_engine import get, require_vllm, serve
 
     adapter, merged = (resolve_model(path, settings.task) for path in (settings.adapter, settings.merged))
-    base = resolve_model(settings.model or read_adapter_config(adapter)["base_model_name_or_path"], settings.task)
+    base = adapter_base(adapter, settings.model, settings.task)
+    check_model(base)
+    check_model(merged)
+    notice = check_adapter(adapter, base, force_base=settings.force_base)
+    if notice:
+        print(f"notice: {notice}")
     rows = read_jsonl(settings.rows_file, "sft")
     if not rows:
         raise UserError(f"{settings.rows_file}: no rows; fix: run the prepare stage")
@@ -200,9 +180,12 @@ def main(settings: Settings) -> None:
     # a server may have changed since the last check
     anew = settings.overwrite or settings.server not in ("start", "none")
     with begin_run(settings.output_file, settings, inputs, anew, "23_check_parity", resumable=False) as run:
+        if notice:
+            run.figure("base_notice", notice)
         trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
-        adapted = load_model(base, tokenizer, settings.dtype, adapter)
+        adapted = load_model(base, tokenizer, settings.dtype, adapter, force_base=settings.force_base)
         whole = load_model(merged, tokenizer, settings.dtype)
+        stored = str(AutoConfig.from_pretrained(merged).dtype).removeprefix("torch.")
         found = []
         longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in [*rows, *groups.get("chained", [])])
         room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
@@ -212,9 +195,18 @@ def main(settings: Settings) -> None:
             for kind, group in groups.items():
                 found += compare_tokens(settings, group, kind, trained_with, tokenizer, url, name)
             chosen = rows[: settings.max_prompts]
-            differing, ties = compare_texts(settings, chosen, tokenizer, adapted, whole, url, name)
+            model_report = compare_models(settings, chosen, tokenizer, base, adapted, whole, stored)
+            near_tie = max(settings.near_tie, (model_report["noise"] or {"max": 0.0})["max"])
+            differing, ties = compare_texts(settings, chosen, tokenizer, adapted, whole, url, name, near_tie)
         found += differing
-        report = {"vllm": bool(url), "rows": len(rows), "prompts": len(chosen), "passed": not found}
+        model_faults = faults(model_report)
+        report = {
+            "vllm": bool(url),
+            "rows": len(rows),
+            "prompts": len(chosen),
+            "passed": not found and not model_faults,
+        }
+        report |= {"model": model_report, "model_faults": model_faults, "near_tie": near_tie}
         write_json(settings.output_file, report | {"differences": found, "near_ties": ties})
         for fault in [*{fault["what"]: fault for fault in reversed(found)}.values(), *ties]:  # the first of each kind
             label = "near-tie" if fault in ties else "DIFFERENT"
@@ -222,13 +214,18 @@ def main(settings: Settings) -> None:
             print(f"  {fault['first']!r}\n  {fault['second']!r}")
         run.figure("differences", len(found))
         run.figure("near_ties", len(ties))
+        run.figure("model", model_report)
+        run.figure("model_faults", model_faults)
         if not url:
             print("vLLM was not compared (--server none)")
+        for fault in model_faults:
+            print(f"the merged model is NOT the adapter's model: {fault}", file=sys.stderr)
         if found:
-            run.fail(f"{len(found)} differences")
             print(f"not the same: {len(found)} differences; fix: docs/PARITY.md names the causes", file=sys.stderr)
+        if found or model_faults:
+            run.fail("; ".join([f"{len(found)} differences", *model_faults]))
             raise SystemExit(1)
-        run.finish(f"python scripts/60_generate.py --task {settings.task} --adapter {settings.adapter}")
+        run.finish(next_command("60_generate", task=settings.task, adapter=settings.adapter))
 
 
 if __name__ == "__main__":

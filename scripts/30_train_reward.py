@@ -121,7 +121,7 @@ def main(settings: Settings) -> None:
 
     require_whole_weights()
     # before an earlier run's files are touched
-    model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
+    model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference", "reward base")
     train, val = arguments.read_rows(settings, "preference")
     config = arguments.trainer_arguments(
         RewardConfig,
@@ -137,20 +137,12 @@ def main(settings: Settings) -> None:
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "30_train_reward", ignore=("report_to",)
     ) as run:
-        from transformers import AutoModelForSequenceClassification
         from trl import RewardTrainer
 
-        from common.training.classifiers import load_classifier, logits_of
+        from common.training.classifiers import load_classifier, logits_of, new_classifier
 
         set_seed(settings.seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_path,
-            num_labels=1,
-            dtype=resolve_dtype(settings.dtype),
-            pad_token_id=tokenizer.pad_token_id,  # the head reads the last token that is no padding
-            use_safetensors=True,
-            trust_remote_code=False,
-        ).to(pick_device())
+        model = new_classifier(model_path, tokenizer, resolve_dtype(settings.dtype), num_labels=1).to(pick_device())
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
         trainer = RewardTrainer(
             model=model,

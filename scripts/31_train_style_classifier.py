@@ -99,7 +99,7 @@ def main(settings: Settings) -> None:
     from transformers import TrainingArguments
 
     from common.jsonl import write_json
-    from common.models import load_tokenizer, require_whole_weights
+    from common.models import check_model, load_tokenizer, require_whole_weights
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from tasks import styles
@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
     labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
     train, val = styles.read_split(settings.train_file, settings.val_file, labels)
     names = [label["label"] for label in labels]
-    model_path = resolve_model(settings.model, settings.task)
+    model_path = check_model(resolve_model(settings.model, settings.task))
     teacher = resolve_model(settings.teacher, settings.task) if settings.teacher else None
     tokenizer = load_tokenizer(model_path)
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
@@ -136,10 +136,15 @@ def main(settings: Settings) -> None:
         import torch
         from datasets import Dataset
         from sklearn.metrics import f1_score
-        from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
+        from transformers import DataCollatorWithPadding, Trainer
 
-        from common.training.classifiers import classifier_text, load_classifier, logits_of
-        from common.training.distillation import make_loss
+        from common.training.classifiers import (
+            classifier_text,
+            load_classifier,
+            logits_of,
+            make_loss,
+            new_classifier,
+        )
 
         set_seed(settings.seed)
         sides = {"train": train, "val": val}
@@ -164,11 +169,8 @@ def main(settings: Settings) -> None:
             rows = zip((row[-settings.max_length :] for row in ids), targets[side], strict=True)
             return Dataset.from_list([{"input_ids": row, "labels": target} for row, target in rows])
 
-        model = AutoModelForSequenceClassification.from_pretrained(
-            model_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, num_labels=len(names),
-            id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        labels_of = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        model = new_classifier(model_path, tokenizer, torch.float32, **labels_of)
         if lora:
             from peft import get_peft_model
 

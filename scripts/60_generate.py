@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from common.model_files import check_adapter, check_model
 from common.settings import UserError, next_command, read_settings, resolve_model
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
@@ -34,6 +35,8 @@ class Settings:
     """folder or hub id"""
     adapter: str = ""
     """LoRA folder on top of the model; empty = none"""
+    force_base: bool = False
+    """put the adapter on --model although it was trained on another base"""
     name: str = ""
     """run name; empty = the folder's name, "base" for the model as it ships"""
     enable_thinking: bool = False
@@ -94,7 +97,7 @@ def open_backend(settings: Settings, model_path: str, adapter: str | None, token
         from common.generation import sample
         from common.models import load_model
 
-        model = load_model(model_path, tokenizer, settings.dtype, adapter, settings.device_map)
+        model = load_model(model_path, tokenizer, settings.dtype, adapter, settings.device_map, settings.force_base)
         names = [*names, "batch_tokens"]
         return partial(sample, model, tokenizer, **{name: getattr(settings, name) for name in names})
     from common.vllm_engine import open_engine, stop_tokens, vllm_sample
@@ -122,6 +125,10 @@ def show_answers(settings: Settings, sample, tokenizer, prompt: str) -> None:
 def main(settings: Settings) -> None:
     model_path = resolve_model(settings.model, settings.task)
     adapter = resolve_model(settings.adapter, settings.task) if settings.adapter else None
+    check_model(model_path)
+    notice = check_adapter(adapter, model_path, force_base=settings.force_base) if adapter else None
+    if notice:
+        print(f"notice: {notice}")
     one_by_one = bool(settings.prompt or settings.interactive)
     if not one_by_one and not settings.prompts_file.exists():
         raise UserError(
@@ -157,17 +164,22 @@ def main(settings: Settings) -> None:
     name = settings.name or run_name(settings)
     output_file = Path(str(settings.output_file).replace("{name}", name))
     inputs = {"model": model_path, "adapter": adapter, "prompts_file": settings.prompts_file}
+    # before an earlier run's rows are touched
+    rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
+    if not rows:
+        raise UserError(f"{settings.prompts_file}: no rows; fix: run the prepare stage, or name another file")
+    tokenizer = load_tokenizer(model_path)
+    ids = [prompt_id(row) for row in rows]
+    if len(set(ids)) < len(ids):
+        raise UserError(
+            f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; fix: remove them"
+        )
+    texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    require_context(model_path, longest + settings.max_new_tokens, "longest prompt + --max-new-tokens:")
     with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate") as run:
-        rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
-        tokenizer = load_tokenizer(model_path)
-        ids = [prompt_id(row) for row in rows]
-        if len(set(ids)) < len(ids):
-            raise UserError(
-                f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; fix: remove them"
-            )
-        texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
-        longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-        require_context(model_path, longest + settings.max_new_tokens, "longest prompt + --max-new-tokens:")
+        if notice:
+            run.figure("base_notice", notice)
         with JsonlAppender(output_file, key="id") as output:
             sample = open_backend(settings, model_path, adapter, tokenizer, longest, len(output.done))
             started, written = time.time(), 0

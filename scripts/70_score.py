@@ -126,11 +126,14 @@ def print_table(tables: dict[str, dict]) -> None:
 
 def main(settings: Settings) -> None:
     from common.jsonl import read_json, read_jsonl, write_jsonl
+    from common.model_files import check_model
     from common.runs import begin_run
     from tasks.base import load_task
 
     task = load_task(settings.task)
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None
+    if model_path:
+        check_model(model_path)
     files = {path: read_jsonl(path, "generation") for path in find_generations(settings.generations)}
     loaded = []  # model and tokenizer, once a file needs them
 

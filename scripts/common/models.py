@@ -1,6 +1,8 @@
 """One way to load a tokenizer and a model, and the stop-token contract that every stage relies on.
 
-Safetensors only, never trust_remote_code. torch and transformers are imported inside the functions, so that --help stays quick.
+Loading is strict: a tensor that is missing, unexpected, of another shape or not finite is an error, never a weight
+drawn at random. Safetensors only, never trust_remote_code. torch and transformers are imported inside the functions, so
+that --help stays quick. What can be told from a folder's files alone is checked in common.model_files.
 """
 
 from __future__ import annotations
@@ -9,7 +11,11 @@ import json
 import os
 from pathlib import Path
 
-from common.settings import UserError
+from common.model_files import check_adapter, check_json_files, check_model
+from common.settings import UserError, show_path
+
+# Names of a classifier's head in the models of transformers that also write text.
+HEADS = ("score.weight", "score.bias")
 
 
 def resolve_dtype(name: str):
@@ -47,16 +53,43 @@ def require_whole_weights() -> None:
         )
 
 
+def render(tokenizer, turns: list[dict]) -> str:
+    """The chat template's text. Raises UserError where the template fails, or loses what was said."""
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # a template may raise anything
+        raise UserError(
+            f"the chat template fails ({_reason(error)}); fix: the template of the model, in chat_template.jinja"
+        ) from None
+    place = 0
+    for turn in turns:
+        if (place := text.find(turn["content"], place)) < 0:
+            raise UserError(
+                f"the chat template loses what the {turn['role']} said; fix: the template of the model, in chat_template.jinja"
+            )
+        place += len(turn["content"])
+    return text
+
+
 def turn_end(tokenizer) -> str:
     """The token that the chat template writes behind an assistant's answer, e.g. <|im_end|>.
 
-    Raises UserError where there is no template, or where it ends an answer with ordinary text: such a model cannot be told to stop.
+    Raises UserError where there is no template, where it loses a turn, or where it ends an answer with ordinary text:
+    such a model cannot be told to stop.
     """
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template; fix: take the chat model, or copy its chat_template.jinja")
-    mark = "答"
-    turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": mark}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    mark = "答案九"
+    turns = [{"role": "user", "content": "问题八"}, {"role": "assistant", "content": mark}]
+    text = render(tokenizer, turns)
+    try:
+        render(
+            tokenizer,
+            [turns[0], {"role": "assistant", "content": "答案七"}, {"role": "user", "content": "问题六"}, turns[1]],
+        )
+    except UserError as error:
+        if "loses" in str(error):  # a template may refuse several turns: whoever needs them is told then
+            raise
     tail = tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
     # <|im_end|> is a special token of Qwen's base models too, though neither their eos nor their pad
     known = tokenizer.added_tokens_decoder.get(tail[0]) if tail else None
@@ -70,16 +103,24 @@ def turn_end(tokenizer) -> str:
 def load_tokenizer(model: str):
     """The tokenizer with the stop contract in force: eos ends a turn of the chat template, pad is another token.
 
-    A base model such as Qwen3-0.6B-Base comes with eos = pad = <|endoftext|>: trained so, every eos is masked as padding and the
-    model never stops. Both are set right here, aloud.
+    A base model such as Qwen3-0.6B-Base comes with eos = pad = <|endoftext|>: trained so, every eos is masked as
+    padding and the model never stops. Both are set right here, aloud.
     """
     from transformers import AutoTokenizer
 
+    if Path(model).is_dir():
+        check_json_files(Path(model))
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: no tokenizer could be loaded ({str(error).splitlines()[0]})") from None
-    stop = turn_end(tokenizer)
+    except Exception as error:  # the tokenizers' own errors are bare Exceptions
+        raise UserError(
+            f"{show_path(model)}: no tokenizer could be loaded ({_reason(error)}); "
+            "fix: copy config.json and the tokenizer's files of the model"
+        ) from None
+    try:
+        stop = turn_end(tokenizer)
+    except UserError as error:
+        raise UserError(f"{show_path(model)}: {error}") from None
     if tokenizer.eos_token != stop:
         print(f"tokenizer: eos {tokenizer.eos_token} -> {stop}, the token that ends a turn")
         tokenizer.eos_token = stop
@@ -100,13 +141,17 @@ def require_context(model: str, tokens: int, what: str = "--max-length") -> None
     """Raises UserError where `tokens`, which `what` names, are more than the model reads."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    except Exception as error:  # a config.json that is not ours
+        raise UserError(f"{show_path(model)}: no config could be read ({_reason(error)}); fix: copy it again") from None
     if tokens > (context := getattr(config, "max_position_embeddings", tokens)):
         raise UserError(f"{what} {tokens}: the model reads {context} tokens; fix: a smaller one")
 
 
 def marks_answers(tokenizer) -> bool:
-    """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for those that trl
+    """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for
+    those that trl
     carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said aloud."""
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -120,37 +165,133 @@ def marks_answers(tokenizer) -> bool:
         return False
 
 
-def load_model(model: str, tokenizer, dtype: str = "auto", adapter: str | None = None, device_map: str = ""):
-    """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if named.
+def load_strictly(kind, model: str, dtype, heads: str = "", **words):
+    """kind.from_pretrained(model) with every weight of the file in its place.
 
-    device_map "auto" spreads it over the GPUs of this process, and what does not fit over main memory (accelerate's big-model inference).
+    heads: "new" lets a classifier's head be drawn at random, and is printed; "adapter" too, for a head that an adapter
+    brings along.
+        A causal model's own head lies unused then. "trained" words the absence of a classifier's head.
 
-    Raises UserError where the folder holds no causal model or the adapter does not fit it.
+    Raises UserError for a tensor that is missing, unexpected, of another shape or not finite, and for whatever the
+    library raises.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    level, name = logging.get_verbosity(), show_path(model)
+    logging.set_verbosity_error()  # what it reports is told below, as an error
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = kind.from_pretrained(
             model,
-            dtype=resolve_dtype(dtype),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            device_map=device_map or None,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            **words,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: no model could be loaded ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # of transformers, safetensors or torch, about files that are not ours
+        raise UserError(f"{name}: no model could be loaded ({_reason(error)}); fix: copy the model again") from None
+    finally:
+        logging.set_verbosity(level)
+    fresh = sorted(key for key in report["missing_keys"] if key in HEADS)
+    if heads == "trained" and fresh:
+        raise UserError(
+            f"{name} has no trained head ({fresh[0]} would be random); fix: name a folder that stage 30 or 31 wrote"
+        )
+    new = heads in ("new", "adapter")
+    faults = {
+        "missing": [key for key in report["missing_keys"] if not (new and key in HEADS)],
+        "unexpected": [key for key in report["unexpected_keys"] if not (new and key.startswith("lm_head."))],
+        "of another shape": [f"{key} {list(one)} for {list(other)}" for key, one, other in report["mismatched_keys"]],
+    }
+    for what, keys in faults.items():
+        if keys:
+            raise UserError(
+                f"{name}: {len(keys)} weights are {what} ({sorted(keys)[0]}); "
+                "fix: take weights and config.json from one model, whole"
+            )
+    check_finite(loaded, name)
+    if fresh and heads == "new":
+        print(f"notice: {', '.join(fresh)} is a new head, drawn at random, to be trained")
+    return loaded
+
+
+def check_finite(model, name: str) -> None:
+    """Raises UserError naming the first parameter that holds NaN or infinity."""
+    import torch
+
+    for key, weight in model.named_parameters():
+        if not weight.is_meta and weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise UserError(f"{name}: {key} holds NaN or infinity; fix: an earlier checkpoint, or --dtype float32")
+
+
+def load_model(
+    model: str,
+    tokenizer,
+    dtype: str = "auto",
+    adapter: str | None = None,
+    device_map: str = "",
+    force_base: bool = False,
+):
+    """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if
+    named.
+
+    device_map "auto" spreads it over the GPUs of this process, and what does not fit over main memory (accelerate's
+    big-model inference).
+    force_base: put the adapter on another base than its own, with a notice.
+
+    Raises UserError where the folder holds no whole causal model or the adapter does not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_model(model)
+    if adapter:
+        check_adapter(adapter, model, force_base=force_base)
+    loaded = load_strictly(AutoModelForCausalLM, model, resolve_dtype(dtype), device_map=device_map or None)
     align_stop_tokens(loaded, tokenizer)
     if adapter:
-        check_adapter(adapter, model)
-        loaded = PeftModel.from_pretrained(loaded, adapter, use_safetensors=True)
+        loaded = attach_adapter(loaded, adapter)
     return loaded if device_map else loaded.to(pick_device())
+
+
+def attach_adapter(model, adapter: str):
+    """The model with the LoRA on top. Raises UserError where a weight of the adapter finds no place, or a place no weight."""
+    import warnings
+
+    from peft import PeftModel
+
+    name = show_path(adapter)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is told below, as an error
+            loaded = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+            result = loaded.load_adapter(adapter, "default", use_safetensors=True)  # again: only this call reports
+    except Exception as error:  # of peft, safetensors or torch, about files that are not ours
+        raise UserError(
+            f"{name}: the adapter does not fit its base ({_reason(error)}); fix: --model with its base"
+        ) from None
+    for what, keys in (("has no place in the base", result.unexpected_keys), ("is missing", result.missing_keys)):
+        if keys:
+            raise UserError(
+                f"{name}: {len(keys)} weights of the adapter, the first {what} ({sorted(keys)[0]}); "
+                "fix: --model with its base, and an adapter saved whole"
+            )
+    check_finite(loaded, name)
+    return loaded
+
+
+def check_vocabulary(model, tokenizer) -> None:
+    """Raises UserError where the tokenizer has an id that the model has no embedding for."""
+    rows = model.get_input_embeddings().num_embeddings
+    if max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())) > rows:
+        raise UserError(
+            f"the tokenizer has more tokens than the model has embeddings ({rows}); fix: take both from one folder"
+        )
 
 
 def align_stop_tokens(model, tokenizer) -> None:
     """generation_config and config stop at the tokenizer's eos; further stop tokens of the model are kept."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError("the tokenizer has more tokens than the model has embeddings; fix: take both from one folder")
+    check_vocabulary(model, tokenizer)
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *known]))
@@ -159,20 +300,12 @@ def align_stop_tokens(model, tokenizer) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def read_adapter_config(adapter: str) -> dict:
-    path = Path(adapter) / "adapter_config.json"
-    if not path.exists():
-        raise UserError(
-            f"{adapter}: no adapter_config.json inside; fix: name the folder that stage 20, 40, 50 or 51 wrote"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def check_adapter(adapter: str, model: str) -> None:
-    """Say so when an adapter was trained on another base: it loads all the same, and writes nonsense."""
-    trained_on = read_adapter_config(adapter).get("base_model_name_or_path")
-    if trained_on and Path(trained_on).name != Path(model).name:
-        raise UserError(f"{adapter} was trained on {trained_on}, not on {model}; fix: --model {trained_on}")
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if reason.endswith(":") and len(lines) > 1:  # "Error(s) in loading state_dict for Model:", and the error behind it
+        reason = lines[1]
+    return reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def newest_checkpoint(output_dir: Path) -> str | None:

@@ -51,11 +51,11 @@ def open_engine(
     Raises UserError where vLLM refuses model, adapter or length.
     """
     require_vllm()
-    from common.models import check_adapter, pick_device, read_adapter_config, resolve_dtype
+    from common.model_files import read_adapter_config
+    from common.models import pick_device, resolve_dtype
 
     words = {"enable_lora": False}
     if adapter:
-        check_adapter(adapter, model)
         config = read_adapter_config(adapter)
         rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
         if rank > LORA_RANKS[-1]:

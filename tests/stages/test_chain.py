@@ -312,8 +312,8 @@ def test_bfloat16_trains_on_a_cpu(prepared, tmp_path):
 
 def test_merged_model_is_the_adapters_model(merged):
     report = json.loads((merged / "merge_report.json").read_text(encoding="utf-8"))
-    assert report["passed"] and report["max_logit_difference"] < 2e-3
-    assert report["top1_agreement"] > 0.999 and report["greedy_equal"] == report["greedy_compared"] == 2
+    assert report["passed"] and report["logits"]["max"] < 2e-3 and report["weights"]["wrong"] == 0
+    assert report["logits"]["top1"] > 0.999 and report["greedy_equal"] == report["greedy_compared"] == 2
 
 
 def test_a_merge_beyond_tolerance_fails(trained, prepared, tmp_path):

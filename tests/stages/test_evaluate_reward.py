@@ -405,6 +405,10 @@ def bad_files(bench) -> None:
         with torch.no_grad():
             model.score.weight.fill_(torch.nan)
         model.save_pretrained(bench / "nan")
+        with torch.no_grad():
+            model.score.weight.fill_(3e38)  # finite weights, scores that are not
+        shutil.copytree(bench / "reward", bench / "huge")
+        model.save_pretrained(bench / "huge")
 
 
 @pytest.mark.parametrize(
@@ -416,7 +420,8 @@ def bad_files(bench) -> None:
         (("--val-file", "empty.jsonl"), "empty.jsonl: the file holds no rows"),
         (("--val-file", "train.jsonl"), "--train-file is --val-file"),
         (("--generations", "val.jsonl"), "val.jsonl:1: the key 'id' is missing"),
-        (("--model", "nan"), "gives [nan] for"),
+        (("--model", "nan"), "score.weight holds NaN"),
+        (("--model", "huge"), "for '<|im_start|>"),
         (("--model", "classifier"), "train.jsonl:1: the key 'input' is missing"),
         (("--model", "classifier", "--train-file", "style_train.jsonl", "--val-file", "styles.jsonl"), "row 1: no class 热情"),
     ],

@@ -3,14 +3,21 @@
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import trl
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.merging import certificate, faults, probe_texts, text_logits
+from common.models import load_model, load_tokenizer
+from common.settings import read_settings
+from conftest import SCRIPTS
 from vllm_models import BASE, rows, save_adapter, save_merged, write
 
 QWEN3 = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
@@ -106,12 +113,16 @@ def test_another_model_is_caught_and_near_ties_are_listed(check, made, tmp_path)
     model.save_pretrained(other)
     done, report = check(merged=other)
     assert done.returncode == 1 and kinds(report) == {"adapter and merged: text"}
+    assert (
+        report["model"]["weights"]["tensors"] == ["model.layers.5.mlp.down_proj.weight"]
+        or len(report["model_faults"]) == 1
+    )
+    assert "not those of base + adapter" in done.stderr and "fix:" in done.stderr
     assert min(fault["gap"] for fault in report["differences"]) >= 1e-3
     done, tied = check("--near-tie", 1e9, "--overwrite", merged=other)
-    assert (
-        done.returncode == 0
-        and len(tied["near_ties"]) == len(report["differences"])
-        and "near-tie, adapter" in done.stdout
+    assert len(tied["near_ties"]) == len(report["differences"]) and "near-tie, adapter" in done.stdout
+    assert done.returncode == 1 and not tied["differences"] and len(tied["model_faults"]) == 1, (
+        "weights are no near-tie"
     )
 
 
@@ -173,30 +184,100 @@ def untied_base(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def merge():
+    """merge(flags): stage 22 in this process; its exit code."""
+    module = load_stage("22_merge_adapter")
+
+    def run(*words) -> int:
+        short = ["--probe-rows", 8, "--greedy-rows", 2, "--greedy-tokens", 8]
+        try:
+            module.main(read_settings(module.Settings, [str(word) for word in [*words, *short]]))
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def load_stage(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["tied", "untied", 1, 5])
-def test_merge_certificate(run_stage, tmp_path, kind, dtype):
+def test_merge_certificate(merge, made, tmp_path, kind, dtype):
     base = untied_base(tmp_path / "base") if kind == "untied" else BASE
     labels = kind if isinstance(kind, int) else 0
     adapter = save_adapter(tmp_path / "adapter", base, labels)
-    words = ["--adapter", adapter, "--probe-file", write(tmp_path / "rows.jsonl", rows(8)), "--dtype", dtype]
-    words += ["--probe-rows", 8, "--greedy-rows", 2, "--greedy-tokens", 8, "--output-dir", tmp_path / "merged"]
-    run_stage("22_merge_adapter.py", *words)
-    report = json.loads((tmp_path / "merged/merge_report.json").read_text(encoding="utf-8"))
-    assert (
-        report["passed"] and report["dtype"] == dtype and 0 < report["max_logit_difference"] <= report["allowed"]["max"]
-    )
-    config = json.loads((tmp_path / "merged/config.json").read_text(encoding="utf-8"))
-    assert config["tie_word_embeddings"] == (kind != "untied")
-    with safe_open(tmp_path / "merged/model.safetensors", "pt") as file:
+    merged = tmp_path / "merged"
+    words = ["--adapter", adapter, "--probe-file", made / "rows.jsonl", "--dtype", dtype]
+    assert merge(*words, "--output-dir", merged) == 0
+    report = json.loads((merged / "merge_report.json").read_text(encoding="utf-8"))
+    assert report["passed"] and report["dtype"] == dtype and report["compared_in"] == "float32"
+    assert report["weights"]["wrong"] == 0 < report["weights"]["compared"]
+    assert 0 < report["logits"]["mean"] <= report["allowed"]["mean"]
+    assert (report["noise"] is not None) == (dtype == "bfloat16")
+    figures = json.loads((merged / "run.json").read_text(encoding="utf-8"))["figures"]
+    assert all(figures[name] == report[name] for name in ("logits", "noise", "allowed", "weights", "passed"))
+    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
+    assert config["tie_word_embeddings"] == (kind != "untied") and config["dtype"] == dtype
+    with safe_open(merged / "model.safetensors", "pt") as file:
         names = set(file.keys())
         assert ("lm_head.weight" in names) == (kind == "untied") and ("score.weight" in names) == bool(labels)
         assert not labels or file.get_slice("score.weight").get_shape()[0] == labels
 
 
-def test_merging_into_tied_embeddings_moves_the_head_too_and_is_refused(run_stage, tmp_path):
+def planted(fault: str, adapter: Path, dtype: torch.dtype, folder: Path) -> Path:
+    """A merged folder with a fault that a user's merge may have."""
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    if fault == "another base":  # a sibling: every matrix moved by a hundredth of its spread
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight) * weight.std() * 0.01)
+    model = PeftModel.from_pretrained(model, adapter)
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and fault == "scale x 2":
+            module.scaling["default"] *= 2
+        if isinstance(module, LoraLayer) and fault == "a layer left out" and "layers.2." in name:
+            module.scaling["default"] = 0.0
+    model.merge_and_unload().to(dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", ["none", "another base", "scale x 2", "a layer left out"])
+def test_the_certificate_catches_a_wrong_merge_in_both_dtypes(made, tmp_path, fault, dtype):
+    merged = planted(fault, made / "adapter", getattr(torch, dtype), tmp_path / "merged")
+    tokenizer = load_tokenizer(BASE)
+    adapted = load_model(BASE, tokenizer, "float32", str(made / "adapter"))
+    rough = load_model(BASE, tokenizer, dtype, str(made / "adapter")) if dtype == "bfloat16" else None
+    report = certificate(
+        adapted,
+        load_model(str(merged), tokenizer, "float32"),
+        rough,
+        lambda model, text: text_logits(model, tokenizer, text),
+        probe_texts(tokenizer, rows(4)),
+        dtype,
+    )
+    found = faults(report)
+    assert bool(found) == (fault != "none"), report
+    if found:
+        assert "not those of base + adapter" in found[0] and "fix: merge again" in found[0]
+    if fault == "scale x 2":
+        assert report["logits"]["mean"] > report["allowed"]["mean"], "the logits alone tell it too"
+
+
+def test_merging_into_tied_embeddings_moves_the_head_too_and_is_refused(merge, made, tmp_path, capsys):
     """A LoRA on the embedding leaves a tied head alone; merged, it moves the head as well: another model."""
     adapter = save_adapter(tmp_path / "adapter", target_modules=["embed_tokens"])
-    words = ["--adapter", adapter, "--probe-file", write(tmp_path / "rows.jsonl", rows(2)), "--greedy-rows", 1]
-    done = run_stage("22_merge_adapter.py", *words, "--output-dir", tmp_path / "merged", check=False)
-    assert done.returncode == 1 and "NOT the adapter's model" in done.stderr
+    words = ["--adapter", adapter, "--probe-file", made / "rows.jsonl", "--dtype", "float32"]
+    assert merge(*words, "--output-dir", tmp_path / "merged") == 1
+    told = capsys.readouterr().err
+    assert "NOT the adapter's model" in told and "use it as it is (stage 60, --adapter)" in told

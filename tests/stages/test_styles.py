@@ -273,7 +273,7 @@ def test_tfidf_knows_most_held_out_answers(shipped):
 def test_the_teachers_part_of_the_loss_is_zero_where_both_agree():
     import torch
 
-    from common.training.distillation import make_loss
+    from common.training.classifiers import make_loss
 
     class Outputs:
         logits = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 0.0]])
@@ -387,7 +387,7 @@ def test_a_merged_classifier_scores_as_its_adapter_does(labels, lora, few, prepa
     words += ["--dtype", "float32"]
     stage("22_merge_adapter.py", *words)
     report = json.loads((tmp_path / "merged" / "merge_report.json").read_text(encoding="utf-8"))
-    assert report["passed"] and report["labels"] == labels and report["texts"] == (12 if labels == 5 else 24)
+    assert report["passed"] and report["texts"] == (12 if labels == 5 else 24)
 
     plain, missing = load_plainly(tmp_path / "merged")
     assert not missing and plain.config.num_labels == labels

@@ -90,7 +90,7 @@ def test_more_tokens_than_embeddings_is_an_error(tokenizer):
 
 def test_a_folder_without_a_model_is_a_short_error(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no model could be loaded"):
+    with pytest.raises(UserError, match="no config.json inside"):
         load_model(str(tmp_path), tokenizer)
 
 

@@ -29,15 +29,17 @@ ARGUMENTS = {
 }
 
 
-def check_inputs(settings, schema: str) -> tuple[str, object, dict]:
+def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, object, dict]:
     """(model path, tokenizer, inputs of the run record), after the checks that come before an earlier run's files are touched.
 
-    Raises UserError for rows that stage 19 calls errors, and where max_length is more than the model reads.
+    wanted: the kind of model, as common.model_files.check_model names it. Raises UserError for a model that is not whole or
+    of another kind, for rows that stage 19 calls errors, and where max_length is more than the model reads.
     """
+    from common.model_files import check_model
     from common.models import load_tokenizer, require_context
     from common.preflight.checks import require_clean_files
 
-    model_path = resolve_model(settings.model, settings.task)
+    model_path = check_model(resolve_model(settings.model, settings.task), wanted)
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
     rows = (settings.train_file, settings.val_file)
