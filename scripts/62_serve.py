@@ -124,9 +124,9 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
-    from common.http_limits import Guard, log
-    from common.micro_batching import MicroBatcher, TooBusy
     from common.schemas import validate_row
+    from common.serving.http_limits import Guard, log
+    from common.serving.micro_batching import MicroBatcher, TooBusy
     from common.training.classifiers import render_conversation
 
     registry = CollectorRegistry()
@@ -266,7 +266,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
 def main(settings: Settings) -> None:
     import uvicorn
 
-    from common.http_limits import LimitedProtocol, connections_allowed
+    from common.serving.http_limits import LimitedProtocol, connections_allowed
 
     if (
         not min(settings.keep_alive_seconds, settings.header_seconds, settings.body_seconds, settings.max_connections)

@@ -191,7 +191,7 @@ def test_requests_at_once_share_a_batch(server):
 
 
 def test_a_failing_batch_fails_its_own_requests_only():
-    from common.micro_batching import MicroBatcher, TooBusy
+    from common.serving.micro_batching import MicroBatcher, TooBusy
 
     def score(texts: list[str]) -> list[str]:
         if "bad" in texts:
@@ -307,7 +307,7 @@ def test_only_the_right_token_opens(guarded):
 
 
 def test_tokens_are_compared_in_constant_time():
-    source = (SCRIPTS / "common/http_limits.py").read_text(encoding="utf-8")
+    source = (SCRIPTS / "common/serving/http_limits.py").read_text(encoding="utf-8")
     assert "hmac.compare_digest(given.strip(), self.token)" in source
     assert not re.search(r"token\s*[!=]=|[!=]=\s*(self\.)?token", source)
 
