@@ -1,11 +1,12 @@
 """Your own rows to training files: the format is found row by row, every fault named with its line, the split made by content.
 
 Alpaca (instruction, input, output, history, system), prompt/completion, messages, ShareGPT (conversations), pairs (chosen, rejected; the
-prompt may be implicit), prompts alone for RL; as JSON, JSONL, CSV, TSV or parquet, mixed as you like. Columns that no format knows are
-listed; --keep carries them into meta. A faulty row stops the stage, or with --skip-bad is left out and counted under its reason.
+prompt may be implicit), prompts alone for RL; as JSON, JSONL, CSV, TSV or parquet, mixed as you like. Rows with a label (thumbs,
+true/false, stars) become kto_ rows, and only good ones SFT rows. Columns that no format knows are listed; --keep carries them into meta.
+A faulty row stops the stage, or with --skip-bad is left out and counted under its reason.
 
 Reads   --files (data/chat: sft.json, pairs.jsonl, prompts.jsonl)
-Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_ {train,val,test}.jsonl where there are such rows, report.json, run.json
+Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_, kto_ {train,val,test}.jsonl of the rows there are, report.json, run.json
 Run     python scripts/17_prepare_chat.py
         python scripts/17_prepare_chat.py --files mine.json --output-dir processed_data/mine
         python scripts/17_prepare_chat.py --files faq.csv --rename 问题=instruction 答案=output --output-dir processed_data/faq
@@ -42,10 +43,14 @@ class Settings:
     """with --skip-bad: tokens, prompt and answer, as in the training stage"""
 
     # --- splits: by a hash of the question, so that a grown file moves no row
+    group_by: str = "answer"
+    """what goes to one split together: answer (rows of one question or one answer), prompt (of one question), none, or a column"""
     val_share: float = 0.1
-    """of the questions: for early stopping and choices"""
+    """of the groups: for early stopping and choices"""
     test_share: float = 0.1
-    """of the questions: for published figures"""
+    """of the groups: for published figures"""
+    held_out: float | None = None
+    """both shares together, half for each; 0 = everything is for training, no val and test files"""
 
     # --- run
     output_dir: Path = Path("processed_data/{task}")
@@ -54,9 +59,8 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-SPLITS = ("train", "val", "test")
-COPY = "the same row as another"
-LEAK = "its answer stands in val or test under another question"
+KINDS = ("sft", "pref", "prompts", "kto")
+GROUPINGS = ("answer", "prompt", "none")
 
 
 def read_renames(words: tuple[str, ...]) -> dict[str, str]:
@@ -70,18 +74,22 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
     from common.preflight.finding import Finding, Refused
+    from tasks.chat.labels import scales
     from tasks.chat.rows import convert, read_cells, read_rows, without_empty
 
     found, problems = read_rows(path)
     is_table = path.suffix in (".csv", ".tsv")
-    rows, unknown = [], defaultdict(list)
+    rows, named, unknown = [], [], defaultdict(list)
     for line, raw in found:
+        row = {renames.get(key, key): value for key, value in raw.items()}
+        if len(row) < len(raw):
+            problems.append(Finding(path, line, "--rename gives two columns one name", "rename the other one too"))
+            continue
+        named.append((line, without_empty(row) if is_table else row))
+    labels = scales(row for _, row in named)
+    for line, raw in named:
         try:
-            raw_names = {renames.get(key, key) for key in raw}
-            if len(raw_names) < len(raw):
-                raise Refused("--rename gives two columns one name", "rename the other one too")
-            named = {renames.get(key, key): value for key, value in raw.items()}
-            row = convert(without_empty(named) if is_table else named, line, settings.keep)
+            row = convert(raw, line, kept_columns(settings), labels)
         except Refused as refused:
             problems.append(Finding(path, line, *refused.args))
             continue
@@ -89,7 +97,7 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         for column in row.unused:
             unknown[column].append(line)
     if is_table:
-        read_cells([row.row["meta"] for row in rows], settings.keep)
+        read_cells([row.row["meta"] for row in rows], kept_columns(settings))
     formats = Counter(row.format for row in rows)
     if "prompt/completion" in formats and "prompt" in formats:
         fix = "add it, or put prompts for RL into a file of their own"
@@ -109,32 +117,36 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         "formats": dict(Counter(row.format for row in rows)),
         "unknown columns": {name: {"rows": len(lines), "first line": lines[0]} for name, lines in unknown.items()},
     }
-    return rows, sorted(problems, key=lambda problem: problem.line), facts
+    if judged := Counter(row.label for row in rows if row.label):
+        facts["labels"] = {"columns": labels} | {word: judged[word] for word in ("good", "bad", "neither")}
+    return with_answers(rows), sorted(problems, key=lambda problem: problem.line), facts
 
 
-def split_rows(rows: list[dict], settings: Settings) -> tuple[dict[str, list[dict]], Counter]:
-    """Rows of one kind by split, copies dropped, and so are training rows whose answer is held out elsewhere."""
-    from tasks.chat.rows import answers_of, identity, split_of
-
-    splits, dropped, seen = {name: [] for name in SPLITS}, Counter(), set()
+def with_answers(rows: list) -> list:
+    """Labelled rows, and the good ones among them as SFT rows too; those that are neither good nor bad are left out."""
+    found = []
     for row in rows:
-        if identity(row) in seen:
-            dropped[COPY] += 1
-            continue
-        seen.add(identity(row))
-        splits[split_of(row, settings.val_share, settings.test_share)].append(row)
-    for name, others in (("val", ("test",)), ("train", ("val", "test"))):
-        held_out = set().union(*(answers_of(row) for other in others for row in splits[other]))
-        kept = [row for row in splits[name] if held_out.isdisjoint(answers_of(row))]
-        dropped[LEAK] += len(splits[name]) - len(kept)
-        splits[name] = kept
-    columns = dict.fromkeys(key for row in rows for key in row["meta"])
+        if row.label != "neither":
+            found.append(row)
+        if row.label == "good":
+            answer = {key: dict(value) if key == "meta" else value for key, value in row.row.items() if key != "label"}
+            found.append(replace(row, kind="sft", row=answer))
+    return found
+
+
+def kept_columns(settings: Settings) -> tuple[str, ...]:
+    """The columns that go into meta: those of --keep, and the one that --group-by names."""
+    more = () if settings.group_by in GROUPINGS or settings.group_by in settings.keep else (settings.group_by,)
+    return settings.keep + more
+
+
+def as_files(splits: dict[str, list[dict]]) -> None:
+    """Rows of one kind as they are written: in an order that comes from the rows, with one schema of meta for all files."""
+    columns = dict.fromkeys(key for part in splits.values() for row in part for key in row["meta"])
     for part in splits.values():
-        # an order that comes from the rows: the first n are a fair sample
-        part.sort(key=lambda row: str(row["meta"]["id"]))
+        part.sort(key=lambda row: str(row["meta"]["id"]))  # the first n are a fair sample
         for row in part:
-            row["meta"] = {key: row["meta"].get(key) for key in columns}  # one schema for the whole file
-    return splits, +dropped
+            row["meta"] = {key: row["meta"].get(key) for key in columns}
 
 
 def drop_refused(splits: dict[str, list[dict]], kind: str, settings: Settings, tokenizer, origins: dict) -> list:
@@ -172,9 +184,14 @@ def main(settings: Settings) -> None:
     from common.jsonl import DataError, write_json, write_jsonl
     from common.models import load_tokenizer
     from common.runs import begin_run
+    from tasks.chat.splits import split_groups
 
-    if min(settings.val_share, settings.test_share) < 0 or settings.val_share + settings.test_share >= 1:
-        raise UserError("--val-share and --test-share must be 0 or more, and less than 1 together")
+    val_share, test_share = settings.val_share, settings.test_share
+    if settings.held_out is not None:
+        val_share = test_share = settings.held_out / 2
+    if min(val_share, test_share) < 0 or val_share + test_share >= 1:
+        flags = "--val-share and --test-share" if settings.held_out is None else "--held-out"
+        raise UserError(f"{flags} must be 0 or more, and less than 1 together; fix: for example .1 and .1, .2 together")
     if not settings.files:
         raise UserError("--files names no file; fix: --files mine.json")
     renames = read_renames(settings.rename)
@@ -188,6 +205,11 @@ def main(settings: Settings) -> None:
     fatal = [problem for problem in problems if problem.line == 0 or not settings.skip_bad]
     if fatal or not rows:
         raise DataError(fatal or problems)
+    if settings.group_by not in GROUPINGS and not any(row.row["meta"].get(settings.group_by) for row in rows):
+        known = ", ".join(
+            dict.fromkeys(name for facts in report["files"].values() for name in facts["unknown columns"])
+        )
+        raise UserError(f"--group-by {settings.group_by}: no row has such a column; fix: answer, prompt, none, {known}")
     tokenizer = load_tokenizer(resolve_model(settings.model, settings.task)) if settings.skip_bad else None
 
     inputs = {f"file {number}": path for number, path in enumerate(settings.files, start=1)}
@@ -199,19 +221,26 @@ def main(settings: Settings) -> None:
             for column, where in facts["unknown columns"].items():
                 place = f"in {where['rows']} rows, first at line {where['first line']}"
                 print(f"  unknown column {column!r} {place}: left out; --keep {column} carries it into meta")
-        for kind in ("sft", "pref", "prompts"):
-            of_kind = [row.row for row in rows if row.kind == kind]
-            if not of_kind:
-                continue
-            splits, report["dropped"][kind] = split_rows(of_kind, settings)
+            if "labels" in facts:
+                counts = ", ".join(f"{facts['labels'][word]} {word}" for word in ("good", "bad", "neither"))
+                print(
+                    f"  labels in {', '.join(facts['labels']['columns'])}: {counts}; neither is left out, good is SFT too"
+                )
+        of_kinds = {kind: [row.row for row in rows if row.kind == kind] for kind in KINDS}
+        of_kinds = {kind: of_kind for kind, of_kind in of_kinds.items() if of_kind}
+        split_rows, dropped = split_groups(of_kinds, settings.group_by, val_share, test_share)
+        for kind, splits in split_rows.items():
+            as_files(splits)
+            report["dropped"][kind] = dropped[kind]
             if settings.skip_bad:
                 problems += drop_refused(splits, kind, settings, tokenizer, origins)
             report["splits"][kind] = {split: len(part) for split, part in splits.items()}
             for split, part in splits.items():
                 if part:
                     write_jsonl(settings.output_dir / f"{kind}_{split}.jsonl", part)
-                elif {"train": 1, "val": settings.val_share, "test": settings.test_share}[split]:
-                    print(f"warning: no {kind} row fell into {split}: {len(of_kind)} rows are few, or raise its share")
+                elif {"train": 1, "val": val_share, "test": test_share}[split]:
+                    few = f"{len(of_kinds[kind])} rows in few groups; raise its share, or --held-out 0"
+                    print(f"warning: no {kind} row fell into {split}: {few}")
             print(f"{kind}: " + ", ".join(f"{count} {split}" for split, count in report["splits"][kind].items()))
         for problem in problems[:20]:
             print(f"  left out: {problem}")

@@ -34,7 +34,7 @@ class Settings:
     """held-out rows, None = there are none"""
     model: str = "data/tiny_qwen3"
     """whose tokenizer counts: a folder or a hub id"""
-    schema: Literal["auto", "sft", "preference", "prompts", "style"] = "auto"
+    schema: Literal["auto", "sft", "preference", "kto", "prompts", "style"] = "auto"
     """auto: by file name, else by keys"""
     max_length: int = 512
     """tokens, prompt and answer, as in the training stage"""
@@ -143,7 +143,7 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
 
 def following(settings: Settings, schema: str) -> str:
     """The command that trains on these files, with everything that was checked."""
-    stages = {"sft": "20_train_sft", "preference": "40_train_dpo", "prompts": "50_train_grpo"}
+    stages = {"sft": "20_train_sft", "preference": "40_train_dpo", "kto": "41_train_kto", "prompts": "50_train_grpo"}
     stage = stages.get(schema, "31_train_style_classifier")
     flags = {"task": settings.task, "train_file": settings.train_file}
     if schema != "prompts":  # stage 50 reads SFT rows there

@@ -33,6 +33,16 @@ def _preference(row: dict) -> list[Finding]:
     return found
 
 
+def _kto(row: dict) -> list[Finding]:
+    """One answer with a verdict: what trl calls unpaired preference."""
+    found = _prompt(row) + _answer(row, "completion") + _typed(row, {"label": bool}) + _meta(row)
+    if not found and len(row["completion"]) > 1:
+        found.append(
+            fault("completion has several turns: the label is of one answer", "move all but the last to prompt")
+        )
+    return found
+
+
 def _prompts(row: dict) -> list[Finding]:
     return _prompt(row) + _typed(row, {"meta": dict})
 
@@ -58,7 +68,14 @@ def _generation(row: dict) -> list[Finding]:
     return found
 
 
-SCHEMAS = {"sft": _sft, "preference": _preference, "prompts": _prompts, "style": _style, "generation": _generation}
+SCHEMAS = {
+    "sft": _sft,
+    "preference": _preference,
+    "kto": _kto,
+    "prompts": _prompts,
+    "style": _style,
+    "generation": _generation,
+}
 
 
 def _prompt(row: dict) -> list[Finding]:

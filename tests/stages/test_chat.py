@@ -285,9 +285,6 @@ def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):
 
 TURN = {"role": "assistant", "content": "我查一下。"}
 LOST = {
-    "label": ({"messages": [user(), assistant()], "label": False}, "label is False: the answer is marked as a bad one"),
-    "thumbs": ({"instruction": "问", "output": "答", "thumbs": "down"}, "thumbs is 'down': the answer is marked as a bad one"),
-    "kto_tag": ({"prompt": "问", "completion": "答", "kto_tag": "0"}, "kto_tag is '0': the answer is marked as a bad one"),
     "reasoning": ({"messages": [user(), {**TURN, "reasoning_content": "想"}]}, "messages[1] holds reasoning_content, which is not"),
     "tool_calls": ({"messages": [user(), {**TURN, "tool_calls": [{"id": "c"}]}]}, "messages[1] holds tool_calls, which is not"),
     "weight": ({"messages": [user(), {**TURN, "weight": 0}]}, "messages[1] has weight 0: no single turn can be left untrained"),
@@ -307,18 +304,106 @@ def test_what_a_row_says_and_no_stage_can_train_is_refused_by_name(name):
     assert message in caught.value.args[0] and caught.value.args[1]
 
 
-def test_good_labels_are_used_and_unknown_keys_of_messages_are_listed():
+def test_unknown_keys_of_messages_and_labels_that_judge_nothing_are_listed():
     from tasks.chat.rows import convert
 
     row = {"messages": [{**user(), "weight": 0}, {**assistant(), "weight": 1, "id": 7, "reasoning_content": None}]}
-    for label in (True, 1, "good", "👍"):
-        found = convert({**row, "label": label}, 1)
-        assert found.unused == ("messages[].id", "messages[].reasoning_content") and found.row["completion"] == [
-            assistant()
-        ]
-    assert convert({**row, "label": "诚实", "rating": 4}, 1).unused[:2] == ("label", "rating")
+    found = convert({**row, "label": "诚实"}, 1)
+    assert (found.kind, found.unused) == ("sft", ("label", "messages[].id", "messages[].reasoning_content"))
     pair = {"prompt": "问", "chosen": "答", "rejected": "否", "label": False}
-    assert convert(pair, 1).unused == ("label",)
+    assert convert(pair, 1).unused == ("label",) and convert(pair, 1).kind == "pref"
+
+
+# what a column holds, row by row -> what is read: g(ood), b(ad), n(either), - no label, ! refused
+LABELS = {
+    ("label", "true/false"): ([True, False, None, "", True], "gb--g"),
+    ("label", "numbers"): ([1, 0, 1.0, "0", "-1"], "gbgbb"),
+    ("label", "words"): (["good", "Bad", "好", "差", "👎"], "gbgbb"),
+    ("label", "something else"): (["诚实", "诙谐"], "--"),
+    ("label", "one that says nothing"): (["good", "bad", "perhaps"], "gb!"),
+    ("label", "classes"): ([0, 1, 2], "bg!"),
+    ("thumbs", "words"): (["up", "down", "Thumbs Up", "thumbs-down"], "gbgb"),
+    ("kto_tag", "of LLaMA-Factory"): ([True, False, "true"], "gbg"),
+    ("feedback", "words"): (["赞", "踩", "yes", "no"], "gbgb"),
+    ("rating", "five stars"): ([5, 4, 3, 2, 1, "5", 3.5, 4.5], "ggnbbgng"),
+    ("rating", "two thumbs"): ([1, 0, 1], "gbg"),
+    ("rating", "ones"): ([1, 1], "!!"),
+    ("rating", "of ten"): ([1, 9, 10], "!!!"),
+    ("score", "five stars"): ([1, 5], "bg"),
+    ("score", "a share"): ([0.93, 87.5], "--"),
+}
+
+
+@pytest.mark.parametrize("column, name", LABELS)
+def test_a_column_of_labels_is_read_by_the_scale_of_the_file(column, name):
+    from common.preflight.finding import Refused
+    from tasks.chat.labels import scales
+    from tasks.chat.rows import convert
+
+    values, read = LABELS[column, name]
+    rows = [{"instruction": "问", "output": "答", column: value} for value in values]
+    columns, found = scales(rows), ""
+    for row in rows:
+        try:
+            done = convert(row, 1, (), columns)
+        except Refused as refused:
+            assert column in refused.args[0] and "--rename" in refused.args[1]
+            found += "!"
+            continue
+        found += done.label[0] if done.label else "-"
+        assert done.row.get("label") == {"good": True, "bad": False, "neither": False, None: None}[done.label]
+        assert done.kind == ("kto" if done.label else "sft")
+    assert found == read
+
+
+def test_labels_that_contradict_each_other_are_refused():
+    from common.preflight.finding import Refused
+    from tasks.chat.rows import convert
+
+    with pytest.raises(Refused, match="contradict each other: label True and thumbs 'down'"):
+        convert({"instruction": "问", "output": "答", "label": True, "thumbs": "down"}, 1)
+
+
+def test_labelled_rows_become_kto_rows_and_only_good_ones_are_learnt(prepare, run_stage):
+    rows = [{"messages": [user(f"第{n}问怎么办？"), assistant(f"答{n}" if n % 2 else f"不知道{n}")], "label": bool(n % 2)}
+            for n in range(60)]  # fmt: skip
+    stars = [{"instruction": f"第{n}题", "output": f"星{n}", "rating": n % 5 + 1} for n in range(50)]
+    done, output = prepare({"a.jsonl": lines(*rows), "b.jsonl": lines(*stars)})
+    kto, sft = ([row for split in ("train", "val", "test") for row in rows_of(output / f"{kind}_{split}.jsonl")]
+                for kind in ("kto", "sft"))  # fmt: skip
+    wanted = {(row["messages"][0]["content"], row["messages"][1]["content"]): row["label"] for row in rows}
+    wanted |= {(row["instruction"], row["output"]): row["rating"] > 3 for row in stars if row["rating"] != 3}
+    assert {(row["prompt"][-1]["content"], row["completion"][0]["content"]): row["label"] for row in kto} == wanted
+    assert all(set(row) == {"prompt", "completion", "label", "meta"} for row in kto)
+    learnt = {(row["prompt"][-1]["content"], row["completion"][0]["content"]) for row in sft}
+    assert learnt == {texts for texts, good in wanted.items() if good} and all("label" not in row for row in sft)
+    assert "labels in label: 30 good, 30 bad, 0 neither" in done.stdout
+    assert "labels in rating: 20 good, 20 bad, 10 neither" in done.stdout
+    checked = run_stage("19_check_data.py", "--train-file", output / "kto_train.jsonl", "--val-file", output / "kto_val.jsonl",
+                        "--preview", output / "preview.html", "--task", "chat")  # fmt: skip
+    assert "schema kto," in checked.stdout and "\n0 errors" in checked.stdout and "41_train_kto.py" in checked.stdout
+    assert "bad: " in (output / "preview.html").read_text(encoding="utf-8")
+
+
+def kto(question: str, answer: str, label) -> dict:
+    return {"prompt": [user(question)], "completion": [assistant(answer)], "label": label}
+
+
+def test_kto_rows_are_checked(tmp_path):
+    from common.models import load_tokenizer
+    from common.preflight.checks import check_rows
+    from common.schemas import validate_row
+
+    assert validate_row(kto("问", "答", True), "kto") == []
+    long = {**kto("问", "答", True), "completion": [assistant("答"), user("再问"), assistant("答")]}
+    for row, reason in ((kto("问", "答", 1), "label is a whole number, not a true/false"), (long, "several turns")):
+        (found,) = validate_row(row, "kto")
+        assert reason in found.reason and found.fix
+    (tmp_path / "rows.jsonl").write_bytes(
+        lines(kto("问", "答", True), kto("问", "答", False), kto("问三", "答三", True))
+    )
+    report = check_rows(tmp_path / "rows.jsonl", None, "auto", load_tokenizer(str(ROOT / "data/tiny_qwen3")), 512)
+    assert report.schema == "kto" and [(found.check, found.line) for found in report.errors] == [("contradiction", 2)]
 
 
 def test_only_what_is_a_copy_is_dropped(prepare):
@@ -407,7 +492,7 @@ def test_the_shipped_set_keeps_every_row_and_passes_the_preflight(shipped):
 
 
 def test_no_question_stands_in_two_splits_of_any_kind(shipped):
-    from tasks.chat.rows import question_key
+    from tasks.chat.splits import question_key
 
     keys = {split: {question_key(row) for kind in ("sft", "pref", "prompts") for row in rows_of(shipped / f"{kind}_{split}.jsonl")}
             for split in ("train", "val", "test")}  # fmt: skip
@@ -416,7 +501,8 @@ def test_no_question_stands_in_two_splits_of_any_kind(shipped):
 
 def test_copies_and_answers_that_are_held_out_are_dropped_from_training(prepare):
     rows = [{"instruction": f"问题{n}", "output": A + A if n < 40 else f"答{n}"} for n in range(80)]
-    done, output = prepare({"a.jsonl": lines(*rows, rows[0], {**rows[1], "instruction": "问题1！"})})
+    words = ("--group-by", "prompt")
+    done, output = prepare({"a.jsonl": lines(*rows, rows[0], {**rows[1], "instruction": "问题1！"})}, *words)
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert report["dropped"]["sft"]["the same row as another"] == 2
     held_out = {
@@ -425,6 +511,65 @@ def test_copies_and_answers_that_are_held_out_are_dropped_from_training(prepare)
     trained = {row["completion"][0]["content"] for row in rows_of(output / "sft_train.jsonl")}
     assert A + A in held_out and A + A not in trained
     assert sum(report["splits"]["sft"].values()) + sum(report["dropped"]["sft"].values()) == 82
+
+
+def faq(answers: int, phrasings: int) -> list[dict]:
+    topics = [chr(0x4E00 + 97 * n) * 12 + "，" + chr(0x5E00 + 97 * n) * 12 for n in range(answers)]
+    return [{"instruction": f"第{n}件事的第{k}种问法", "output": f"{topic}。", "topic": f"题{n}", "source": k}
+            for n, topic in enumerate(topics) for k in range(phrasings)]  # fmt: skip
+
+
+@pytest.mark.parametrize("answers, phrasings", [(10, 8), (3, 5), (40, 3)])
+@pytest.mark.parametrize("by", ["answer", "topic"])
+def test_rows_of_one_answer_go_to_one_split(by, answers, phrasings):
+    from tasks.chat.rows import convert
+    from tasks.chat.splits import answers_of, split_groups
+
+    rows = [convert(row, 1, ("topic",)).row for row in faq(answers, phrasings)]
+    splits, dropped = split_groups({"sft": rows}, by, 0.1, 0.1)
+    parts = splits["sft"]
+    assert dropped == {"sft": {}} and sum(map(len, parts.values())) == len(rows)
+    held = [set().union(*map(answers_of, parts[split])) for split in ("train", "val", "test")]
+    assert all(held) and not held[0] & held[1] and not held[0] & held[2] and not held[1] & held[2]
+    grown = [convert(row, 1, ("topic",)).row for row in faq(answers, phrasings)] + [
+        convert({"instruction": f"新{n}", "output": f"新{n}", "topic": f"新{n}"}, 1, ("topic",)).row for n in range(50)
+    ]
+    if answers == 40:  # where no split had to be filled, a grown file moves no row
+        again = split_groups({"sft": grown}, by, 0.1, 0.1)[0]["sft"]
+        for split, part in parts.items():
+            assert {row["meta"]["id"] for row in part} <= {row["meta"]["id"] for row in again[split]}
+
+
+def test_groups_span_the_kinds_and_a_large_one_stays_in_train():
+    from tasks.chat.rows import convert
+    from tasks.chat.splits import split_groups
+
+    sft = [
+        convert({"instruction": f"问{n}", "output": f"{n}号的回答说清楚了要做的那几件事情，一件一件来。"}, 1).row
+        for n in range(40)
+    ]
+    pref = [convert({"prompt": f"再问{n}", "chosen": row["completion"][0]["content"], "rejected": A + A}, 1).row
+            for n, row in enumerate(sft)]  # fmt: skip
+    splits, dropped = split_groups({"sft": sft, "pref": pref}, "answer", 0.1, 0.1)
+    assert dropped == {"sft": {}, "pref": {}}  # A + A is wanted by no row: it ties none together
+    for split in ("train", "val", "test"):
+        asked = {row["completion"][0]["content"] for row in splits["sft"][split]}
+        assert asked and asked == {row["chosen"][0]["content"] for row in splits["pref"][split]}
+    same = [convert({"instruction": f"问{n}", "output": A + A if n < 40 else f"答{n}"}, 1).row for n in range(80)]
+    parts = split_groups({"sft": same}, "answer", 0.1, 0.1)[0]["sft"]
+    assert sum(row["completion"][0]["content"] == A + A for row in parts["train"]) == 40 and parts["val"]
+
+
+def test_without_held_out_rows_and_with_wrong_shares(prepare):
+    done, output = prepare({"a.jsonl": lines(*faq(10, 2))}, "--held-out", 0)
+    assert sorted(path.name for path in output.glob("*.jsonl")) == ["sft_train.jsonl"] and "warning" not in done.stdout
+    assert done.stdout.rstrip().endswith("--val-file None") and len(rows_of(output / "sft_train.jsonl")) == 20
+    for words, message in (
+        (("--held-out", 1), "--held-out must be 0 or more"),
+        (("--group-by", "nothing"), "fix: answer, prompt"),
+    ):
+        done, _ = prepare({"a.jsonl": lines(*faq(10, 2))}, *words, "--overwrite", check=False)
+        assert done.returncode == 2 and message in done.stderr and (output / "sft_train.jsonl").is_file()
 
 
 # --- the task

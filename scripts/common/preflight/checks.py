@@ -22,7 +22,14 @@ from common.preflight.tokenizers import check_tokenizer
 from common.settings import UserError, show_path
 
 CHUNK = 1000  # rows tokenized at once
-FILE_NAMES = {"sft": "sft", "pref": "preference", "prompts": "prompts", "style": "style", "styles": "style"}
+FILE_NAMES = {
+    "sft": "sft",
+    "pref": "preference",
+    "kto": "kto",
+    "prompts": "prompts",
+    "style": "style",
+    "styles": "style",
+}
 NAMES = re.findall(  # every name that a finding may have, for --allow
     r"[\w-]+",
     """broken-off chat-template classes contradiction control-character copy eos-token equal-pair error-message escape
@@ -45,7 +52,7 @@ def check_rows(
 ) -> Report:
     """Check the files of one training stage, tokenized as that stage does it.
 
-    `schema` is sft, preference, prompts, style, or auto (see detect_schema). A file that is missing or broken is
+    `schema` is sft, preference, kto, prompts, style, or auto (see detect_schema). A file that is missing or broken is
     a finding like any other; rows with errors are left out of the later checks and of the figures. `more_checks` run after
     those of CHECKS. Findings whose name is in `allow` are left out and counted. Raises UserError for a name that there is not.
     """
@@ -127,7 +134,7 @@ def require_clean(report: Report) -> None:
 
 
 def detect_schema(path: Path) -> str:
-    """By the file name (sft_*, pref_*, prompts_*, style_*), else by the keys of the first readable row, else sft."""
+    """By the file name (sft_*, pref_*, kto_*, prompts_*, style_*), else by the keys of the first readable row, else sft."""
     first_word = re.split(r"[_.\-]", path.name)[0]
     if first_word in FILE_NAMES:
         return FILE_NAMES[first_word]
@@ -138,7 +145,7 @@ def _schema_of(row: dict) -> str | None:
     if "chosen" in row or "rejected" in row:
         return "preference"
     if "completion" in row:
-        return "sft"
+        return "kto" if "label" in row else "sft"
     if "label" in row:
         return "style"
     return "prompts" if "prompt" in row else None

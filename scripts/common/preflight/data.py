@@ -9,7 +9,18 @@ from common.preflight.finding import LEVELS, Finding
 from common.settings import show_path
 
 # What a row's answers are called. A style row is one text for a classifier: no chat template, no answer.
-ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "prompts": (), "style": ()}
+ANSWERS = {
+    "sft": ("completion",),
+    "preference": ("chosen", "rejected"),
+    "kto": ("completion",),
+    "prompts": (),
+    "style": (),
+}
+
+
+def is_wanted(row: dict, key: str) -> bool:
+    """Is this answer one to be learnt? Not the rejected one of a pair, nor one labelled bad."""
+    return key != "rejected" and row.get("label") is not False
 
 
 @dataclass

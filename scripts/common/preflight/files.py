@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from common.comparing import comparable
-from common.preflight.data import ANSWERS, Check, Data, File
+from common.preflight.data import ANSWERS, Check, Data, File, is_wanted
 from common.preflight.finding import Finding
 from common.preflight.rows import bare
 
@@ -51,6 +51,8 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
     texts: dict[str, tuple[File, int]] = {}  # each distinct text once, at its first place: train before val
     for file in data.files:
         for line, row in file.rows:
+            if data.schema != "style" and not is_wanted(row, ANSWERS[data.schema][0]):
+                continue
             text = comparable(row["input"]) if data.schema == "style" else bare(row[ANSWERS[data.schema][0]])
             if len(text) >= MIN_CHARACTERS:
                 texts.setdefault(text.lower(), (file, line))

@@ -82,6 +82,16 @@ def dpo_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool =
     ]
 
 
+def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> Sequence:
+    """A labelled answer: all that follows the prompt, raised where it is good, lowered where it is bad."""
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
+    asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
+    ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], **options)["input_ids"]
+    start = common_prefix(asked, ids)
+    name, kind = ("good", "trained") if row["label"] else ("bad", "lowered")
+    return Sequence(name, ids, _kinds([i >= start for i in range(len(ids))], kind, max_length))
+
+
 def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
     """chosen and rejected as a reward model reads them: one score, at the last token. Longer rows are left out by trl."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
@@ -133,6 +143,7 @@ def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int
         view = (tokenizer, max_length, thinking)
         views = {
             "sft": [("SFT", lambda row, view=view: [sft_sequence(row, *view[:2], style, view[2])])],
+            "kto": [("KTO", lambda row, view=view: [kto_sequence(row, *view)])],
             "preference": [
                 ("DPO", lambda row, view=view: dpo_sequences(row, *view)),
                 ("reward model", lambda row, view=view: reward_sequences(row, *view)),

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from common.comparing import comparable
-from common.preflight.data import ANSWERS, Check, Data, File
+from common.preflight.data import ANSWERS, Check, Data, File, is_wanted
 from common.preflight.finding import Finding
 from common.preflight.texts import faults_of_answer, faults_of_text, faults_of_thinking, special_tokens
 from common.settings import show_path
@@ -42,7 +42,7 @@ def check_texts(data: Data) -> Iterator[Finding]:
                         faults = seen[text]
                     else:
                         faults = [*faults_of_text(text, special)]
-                        faults += faults_of_answer(text, key != "rejected", row["prompt"][-1]["content"])
+                        faults += faults_of_answer(text, is_wanted(row, key), row["prompt"][-1]["content"])
                         faults += faults_of_thinking(text, data.enable_thinking, opened)
                     yield from (found.at(*place, key) for found in faults)
 
@@ -52,7 +52,7 @@ def check_thinking(data: Data) -> Iterator[Finding]:
     for file in data.files:
         thinks: list[int] = []
         silent: list[int] = []
-        for line, row in file.rows if data.schema in ("sft", "preference") else ():
+        for line, row in file.rows if data.schema in ("sft", "preference", "kto") else ():
             if any("</think>" in turn["content"] for turn in row["prompt"]):
                 fix = "take it out: what is left of it differs between templates"
                 yield file.finding("thinking", "warning", line, "prompt: a thinking block in an earlier turn", fix)
@@ -142,6 +142,21 @@ def _common(a: str, b: str) -> str:
     return next((a[:i] for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(a, b, key=len))
 
 
+def check_verdicts(data: Data) -> Iterator[Finding]:
+    """One answer to one prompt that is labelled good and bad, and files with one kind of label only."""
+    for file in data.files if data.schema == "kto" else ():
+        seen: dict[str, tuple[bool, int]] = {}
+        for line, row in file.rows:
+            label, earlier = seen.setdefault(_identity(row, data.schema), (row["label"], line))
+            if label != row["label"]:
+                reason = f"the answer of line {earlier} with the other label"
+                yield file.finding("contradiction", "error", line, reason, "leave out the wrong one, or both")
+        if len({row["label"] for _, row in file.rows}) == 1 and file.name == "train":
+            word = "good" if file.rows[0][1]["label"] else "bad"
+            fix = "SFT learns from good answers alone; KTO needs both"
+            yield file.finding("labels", "warning", 0, f"every answer is labelled {word}", fix)
+
+
 def check_duplicates(data: Data) -> Iterator[Finding]:
     """The same row twice in a file. Prompts for RL may well be drawn twice: a note."""
     level, what = ("note", "prompt") if data.schema == "prompts" else ("warning", "row")
@@ -151,8 +166,8 @@ def check_duplicates(data: Data) -> Iterator[Finding]:
         for line, row in file.rows:
             earlier = first.setdefault(_identity(row, data.schema), line)
             if earlier != line:
-                if data.schema == "style" and row["label"] != labels[earlier]:
-                    continue  # check_labels names it
+                if row.get("label") != labels[earlier]:
+                    continue  # check_labels and check_verdicts name it
                 yield file.finding("copy", level, line, f"the same {what} as line {earlier}", "keep one of them")
 
 
@@ -173,8 +188,9 @@ def check_overlap(data: Data) -> Iterator[Finding]:
             answers.setdefault(bare(row[key]), line)
 
     for line, row in val.rows:
-        # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train.
-        text = bare(row[ANSWERS[data.schema][0]]) if ANSWERS[data.schema] else ""
+        # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train. So may a bad answer.
+        key = next(iter(ANSWERS[data.schema]), "")
+        text = bare(row[key]) if key and is_wanted(row, key) else ""
         if earlier := whole.get(_identity(row, data.schema)):
             if data.schema == "prompts":
                 fix = "fine where the texts are held out"
@@ -263,6 +279,7 @@ CHECKS: list[Check] = [
     check_answers,
     check_pairs,
     check_labels,
+    check_verdicts,
     check_meta,
     check_duplicates,
     check_overlap,

@@ -1,4 +1,4 @@
-"""A user's own rows, whatever their format, as the repo's: reading with line numbers, naming the format, converting, splitting.
+"""A user's own rows, whatever their format, as the repo's: reading with line numbers, naming the format, converting.
 
 Formats, told apart row by row: alpaca (instruction, input, output, history, system), prompt/completion (strings or messages), messages,
 ShareGPT (conversations of from/value), pairs (chosen/rejected with a prompt, or implicit: two conversations that begin alike), and
@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.comparing import comparable, split_key
 from common.jsonl import (
     BOM,
     MAX_LINE_BYTES,
@@ -25,40 +24,25 @@ from common.jsonl import (
     unreadable,
 )
 from common.preflight.finding import Finding, Refused
-from common.preflight.rows import CHANCE_LENGTH
 from common.schemas import validate_row
 from tasks import chat
+from tasks.chat.labels import judge, scales
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
          "model": "assistant"}  # fmt: skip
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations")  # in a CSV cell these are JSON
-TURNS = ("prompt", "completion", "chosen", "rejected")
 COLUMNS = (("chosen", "rejected"), ("instruction", "input", "output"), ("prompt", "completion"), ("messages",),
            ("conversations",))  # fmt: skip  # by format; a pair takes its prompt from any
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
-SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts"}  # file name -> schema of common/schemas.py
+SCHEMAS = {
+    "sft": "sft",
+    "pref": "preference",
+    "prompts": "prompts",
+    "kto": "kto",
+}  # file name -> schema of common/schemas.py
 OTHER_FILES = (".xlsx", ".xls", ".txt", ".docx")
 
-# Columns that judge the answer of a row, and what they hold where it is bad or good.
-LABELS = ("label", "kto_tag", "kto_label", "rating", "thumbs", "thumbs_up", "feedback", "is_good")
-BAD = {
-    "false",
-    "0",
-    "-1",
-    "bad",
-    "no",
-    "down",
-    "thumbs_down",
-    "dislike",
-    "undesirable",
-    "rejected",
-    "negative",
-    "👎",
-    "差",
-    "坏",
-}
-GOOD = {"true", "1", "good", "yes", "up", "thumbs_up", "like", "desirable", "chosen", "positive", "👍", "好"}
 # Keys of a message that change what is trained, and that no row of this project can hold.
 CARRIED = (
     "reasoning_content",
@@ -77,11 +61,12 @@ TURN_KEYS = ("role", "content", "from", "value", *WEIGHTS)
 
 @dataclass(frozen=True)
 class Converted:
-    kind: str  # sft, pref or prompts
+    kind: str  # sft, pref, prompts or kto
     format: str  # alpaca, prompt/completion, messages, sharegpt, pairs, pairs (implicit prompt), prompt
     row: dict  # in the repo's format, meta included
     line: int
     unused: tuple[str, ...]  # columns, and keys of messages, that the format does not know
+    label: str | None = None  # good, bad or neither, where the row is labelled
 
 
 Rows = tuple[
@@ -221,8 +206,11 @@ def _parquet(path: Path) -> Rows:
 # ------------------------------------------------------------------------------------------------------ converting
 
 
-def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
-    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Refused(reason, fix)."""
+def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, str] | None = None) -> Converted:
+    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Refused(reason, fix).
+
+    labels: the label columns of the file and their scales (labels.scales); None = judged by this row alone.
+    """
     given = {key: value for key, value in row.items() if value is not None}
     if "chosen" in given or "rejected" in given:
         kind, name, used, parts = "pref", *_pair(given)
@@ -246,8 +234,13 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
         raise Refused(f"no format is known by the columns {columns}", fix)
 
-    if kind == "sft" and (label := judge(given)):
-        used = used | {label}
+    label = None
+    if kind == "sft":
+        label, read = judge(given, scales([given]) if labels is None else labels)
+        used = used | read
+    if label:
+        kind = "kto"
+        parts["label"] = label == "good"
     meta = given.get("meta", {})
     if not isinstance(meta, dict):
         raise Refused("meta is not an object", "write an object, or rename the column")
@@ -262,22 +255,7 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = ()) -> Converted:
         unused += dict.fromkeys(
             f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
         )
-    return Converted(kind, name, parts, line, tuple(unused))
-
-
-def judge(given: dict) -> str | None:
-    """The column that calls the answer of a row good. Raises Refused where one calls it bad: such an answer is not to be learnt."""
-    for key in LABELS:
-        word = str(given.get(key, "")).strip().lower()
-        if word in BAD:
-            what = f"{key} is {given[key]!r}: the answer is marked as a bad one, not to be learnt"
-            raise Refused(
-                what,
-                "--skip-bad leaves such rows out and counts them; or pair them with good answers (chosen, rejected)",
-            )
-        if word in GOOD:
-            return key
-    return None
+    return Converted(kind, name, parts, line, tuple(unused), label)
 
 
 def turns_of(value, key: str) -> list[dict]:
@@ -397,29 +375,3 @@ def _refuse_unreadable(parts: dict) -> None:
 def _hash(parts: dict) -> str:
     text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
-
-
-# ------------------------------------------------------------------------------------------------------- splitting
-
-
-def question_key(row: dict) -> str:
-    """What decides the split: the first question, so that a conversation and its beginning never stand in two splits."""
-    question = next((turn["content"] for turn in row["prompt"] if turn["role"] == "user"), "")
-    return split_key(question) or question.strip()
-
-
-def identity(row: dict) -> tuple[str, ...]:
-    """All turns of a row, as they are compared: two rows that agree in them are copies."""
-    return tuple(f"{turn['role']} {comparable(turn['content'])}" for key in TURNS for turn in row.get(key, ()))
-
-
-def split_of(row: dict, val_share: float, test_share: float) -> str:
-    """train, val or test by the question's hash alone: a grown file moves no row."""
-    place = int(hashlib.sha256(question_key(row).encode("utf-8")).hexdigest()[:12], 16) / 16**12
-    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
-
-
-def answers_of(row: dict) -> set[str]:
-    """Every answer of a row, as it is compared, those of its history too; short ones, which rows may share by chance, are left out."""
-    turns = (turn for key in TURNS for turn in row.get(key, ()) if turn["role"] == "assistant")
-    return {text for turn in turns if len(text := comparable(turn["content"])) >= CHANCE_LENGTH}
