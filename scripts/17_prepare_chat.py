@@ -1,9 +1,9 @@
 """Your own rows to training files: the format is found row by row, every fault named with its line, the split made by content.
 
 Alpaca (instruction, input, output, history, system), prompt/completion, messages, ShareGPT (conversations), pairs (chosen, rejected; the
-prompt may be implicit), prompts alone for RL; as JSON, JSONL, CSV, TSV or parquet, mixed as you like. Rows with a label (thumbs,
-true/false, stars) become kto_ rows, and only good ones SFT rows. Columns that no format knows are listed; --keep carries them into meta.
-A faulty row stops the stage, or with --skip-bad is left out and counted under its reason.
+prompt may be implicit), prompts alone for RL, and dialects that are found by their columns (docs/DATA.md lists all); as JSON, JSONL, CSV,
+TSV or parquet, mixed as you like. Rows with a label (thumbs, true/false, stars) become kto_ rows, and only good ones SFT rows. Columns
+that no format knows are listed; --keep carries them into meta. A faulty row stops the stage, or with --skip-bad is left out and counted.
 
 Reads   --files (data/chat: sft.json, pairs.jsonl, prompts.jsonl)
 Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_, kto_ {train,val,test}.jsonl of the rows there are, report.json, run.json
@@ -74,6 +74,7 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
 def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
     """Converted rows of one file, its problems, and what the report says of it."""
     from common.preflight.finding import Finding, Refused
+    from tasks.chat.dialects import expand
     from tasks.chat.labels import scales
     from tasks.chat.rows import convert, read_cells, read_rows, without_empty
 
@@ -85,7 +86,10 @@ def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[
         if len(row) < len(raw):
             problems.append(Finding(path, line, "--rename gives two columns one name", "rename the other one too"))
             continue
-        named.append((line, without_empty(row) if is_table else row))
+        try:
+            named += [(line, without_empty(part) if is_table else part) for part in expand(row)]
+        except Refused as refused:
+            problems.append(Finding(path, line, *refused.args))
     labels = scales(row for _, row in named)
     for line, raw in named:
         try:
@@ -184,6 +188,7 @@ def main(settings: Settings) -> None:
     from common.jsonl import DataError, write_json, write_jsonl
     from common.models import load_tokenizer
     from common.runs import begin_run
+    from tasks.chat.dialects import MAPPINGS
     from tasks.chat.splits import split_groups
 
     val_share, test_share = settings.val_share, settings.test_share
@@ -218,6 +223,8 @@ def main(settings: Settings) -> None:
     ) as run:
         for name, facts in report["files"].items():
             print(f"{name}: {facts['rows']} rows, " + ", ".join(f"{n} {what}" for what, n in facts["formats"].items()))
+            for name in facts["formats"]:
+                print(f"  {name}: {MAPPINGS[name]}")
             for column, where in facts["unknown columns"].items():
                 place = f"in {where['rows']} rows, first at line {where['first line']}"
                 print(f"  unknown column {column!r} {place}: left out; --keep {column} carries it into meta")

@@ -241,10 +241,12 @@ def read_json(path: Path | str) -> dict | list:
     raise DataError([problem])
 
 
-def read_array(path: Path | str, raw: bytes | None = None) -> tuple[list[tuple[int, dict]], list[Finding]]:
+def read_array(
+    path: Path | str, raw: bytes | None = None, wrap: str | None = None
+) -> tuple[list[tuple[int, dict]], list[Finding]]:
     """(line, object) of every row of a JSON array that can be read, and what is wrong with the others.
 
-    raw: the bytes of the array, where they do not stand in the file as they are.
+    raw: the bytes of the array, where they do not stand in the file as they are. wrap: a row that is a list becomes {wrap: list}.
     """
     path = Path(path)
     if raw is None:
@@ -264,6 +266,8 @@ def read_array(path: Path | str, raw: bytes | None = None) -> tuple[list[tuple[i
         line, counted = line + text.count("\n", counted, place), place
         try:
             value, place = DECODER.raw_decode(text, place)
+            if wrap and isinstance(value, list):
+                value = {wrap: value}
             if not isinstance(value, dict):
                 findings.append(
                     Finding(path, line, f"the row is {json.dumps(value)[:30]}, not an object", "write {...}")

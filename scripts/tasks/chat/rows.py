@@ -16,6 +16,7 @@ from pathlib import Path
 from common.jsonl import (
     BOM,
     MAX_LINE_BYTES,
+    UTF16,
     DataError,
     decode_text,
     read_array,
@@ -26,14 +27,24 @@ from common.jsonl import (
 from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from tasks import chat
+from tasks.chat.dialects import BARE, history_of, normalise, refuse_media, text_of_parts
 from tasks.chat.labels import judge, scales
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
          "model": "assistant"}  # fmt: skip
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
-NESTED = ("history", "messages", "conversations")  # in a CSV cell these are JSON
-COLUMNS = (("chosen", "rejected"), ("instruction", "input", "output"), ("prompt", "completion"), ("messages",),
-           ("conversations",))  # fmt: skip  # by format; a pair takes its prompt from any
+NESTED = ("history", "messages", "conversations", "conversation")  # in a CSV cell these are JSON
+COLUMNS = (  # by format; a pair takes its prompt from any
+    ("chosen", "rejected"),
+    ("instruction", "input", "output"),
+    ("prompt", "completion"),
+    ("messages",),
+    ("conversations",),
+    ("question", "answer"),
+    ("query", "response"),
+    ("rejected_response",),
+    ("conversation",),
+)
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
 SCHEMAS = {
     "sft": "sft",
@@ -81,19 +92,22 @@ def read_rows(path: Path) -> Rows:
     """The rows of a file, whatever it is. Parquet counts rows instead of lines."""
     if path.suffix in OTHER_FILES and path.is_file():
         return [], [Finding(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
-    if problem := unreadable(path):
+    is_table = path.suffix in (".csv", ".tsv")
+    if (problem := unreadable(path)) and not (is_table and "UTF-16" in problem.reason):
         return [], [problem]
     if path.suffix == ".parquet":
         return _parquet(path)
-    if path.suffix in (".csv", ".tsv"):
+    if is_table:
         try:
-            return _table(path, decode_text(path, path.read_bytes()))
+            return _table(path, _decode_table(path, path.read_bytes()))
         except DataError as error:
             return [], error.findings
     with open(path, "rb") as file:
         start = file.read(1 << 16).removeprefix(BOM).lstrip()[:1]
     if start == b"[":
-        return read_array(path)
+        return read_array(path, _lists_by_line(path), wrap=BARE)
+    if start == b"{" and (raw := _instances(path)):
+        return read_array(path, raw)
     if start == b"{" and path.suffix == ".json" and (problem := _one_object(path)):
         return [], [problem]
     rows, problems = [], []
@@ -102,6 +116,59 @@ def read_rows(path: Path) -> Rows:
         if row is not None:
             rows.append((line, row))
     return rows, problems
+
+
+def _lists_by_line(path: Path) -> bytes | None:
+    """The bytes of a JSONL file whose every line is a list of turns, as one array with the same lines; None for another file."""
+    lines = path.read_bytes().removeprefix(BOM).rstrip().split(b"\n")
+    try:
+        first = json.loads(next(line for line in lines if line.strip()))
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(first, list) and first and isinstance(first[0], dict) and {"role", "from"} & first[0].keys()):
+        return None
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    for number in filled[:-1]:
+        lines[number] = lines[number].rstrip() + b","
+    return b"[" + b"\n".join(lines) + b"]"
+
+
+def _instances(path: Path) -> bytes | None:
+    """The list of a file that is one object with its rows under "instances", on the lines on which it stands."""
+    with open(path, "rb") as file:
+        if not re.match(rb'\s*\{[^\[\]{}]*"instances"\s*:\s*\[', file.read(1 << 12).removeprefix(BOM)):
+            return None
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if "instruction" in (value := json.loads(text)) or not isinstance(value["instances"], list):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    start = text.index("[", text.index('"instances"'))
+    _, end = json.JSONDecoder().raw_decode(text, start)
+    return ("\n" * text.count("\n", 0, start) + text[start:end]).encode("utf-8")
+
+
+def _decode_table(path: Path, raw: bytes) -> str:
+    """UTF-8, UTF-16 with its mark, or GB18030, as spreadsheets write them. Raises DataError."""
+    if raw.startswith(UTF16):
+        try:
+            text = raw.decode("utf-16")
+        except UnicodeDecodeError:
+            raise DataError([Finding(path, 0, "broken UTF-16", "save the file as UTF-8")]) from None
+        print(f"notice: {path.name} is read as UTF-16")
+        return text
+    try:
+        return decode_text(path, raw)
+    except DataError as error:
+        if "probably gbk" not in error.findings[0].reason:
+            raise
+        try:
+            text = raw.decode("gb18030")
+        except UnicodeDecodeError:
+            raise error from None
+    print(f"notice: {path.name} is read as GB18030")
+    return text
 
 
 def _one_object(path: Path) -> Finding | None:
@@ -125,7 +192,8 @@ def _one_object(path: Path) -> Finding | None:
 def _table(path: Path, text: str) -> Rows:
     """Rows of a CSV or TSV file with a header, each with the line on which it begins. An empty cell is an empty text."""
     csv.field_size_limit(1 << 30)
-    delimiter = "\t" if path.suffix == ".tsv" else ","
+    head = text.lstrip().partition("\n")[0]
+    delimiter = "\t" if path.suffix == ".tsv" or ("\t" in head and "," not in head) else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, problems, header, line = [], [], None, 1
     try:
@@ -211,6 +279,7 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
 
     labels: the label columns of the file and their scales (labels.scales); None = judged by this row alone.
     """
+    dialect, row = normalise(row)
     given = {key: value for key, value in row.items() if value is not None}
     if "chosen" in given or "rejected" in given:
         kind, name, used, parts = "pref", *_pair(given)
@@ -223,12 +292,12 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         prompt = _alpaca(given)
         parts = {"prompt": prompt, "completion": _answer(_needed(given, "output"), "output")}
     elif "completion" in given:
-        kind, name, used = "sft", "prompt/completion", {"prompt", "completion", "system"}
-        prompt = _system(given) + turns_of(_needed(given, "prompt"), "prompt")
+        kind, name, used = "sft", "prompt/completion", {"prompt", "completion", "history", "system"}
+        prompt = _begin(given, turns_of(_needed(given, "prompt"), "prompt"))
         parts = {"prompt": prompt, "completion": _answer(given["completion"], "completion")}
     elif "prompt" in given:
-        kind, name, used = "prompts", "prompt", {"prompt", "system"}
-        parts = {"prompt": _system(given) + turns_of(given["prompt"], "prompt")}
+        kind, name, used = "prompts", "prompt", {"prompt", "history", "system"}
+        parts = {"prompt": _begin(given, turns_of(given["prompt"], "prompt"))}
     else:
         columns = ", ".join(map(str, row)) or "none"
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
@@ -249,13 +318,16 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
     for found in validate_row(parts, SCHEMAS[kind]):
         raise Refused(found.reason, found.fix)
     _refuse_unreadable(parts)
+    refuse_media(row, parts)
     unused = [key for key in given if key not in used and key not in keep and key != "meta"]
     for key in LISTS:  # keys of messages too
         turns = given.get(key) if isinstance(given.get(key), list) else []
+        if key == "history":  # objects of question and answer are read whole
+            turns = [turn for turn in turns if isinstance(turn, dict) and {"role", "from"} & turn.keys()]
         unused += dict.fromkeys(
             f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
         )
-    return Converted(kind, name, parts, line, tuple(unused), label)
+    return Converted(kind, dialect or name, parts, line, tuple(unused), label)
 
 
 def turns_of(value, key: str) -> list[dict]:
@@ -281,8 +353,8 @@ def turns_of(value, key: str) -> list[dict]:
         if not isinstance(role, str) or role not in ROLES:
             what = "has no role" if role is None else f"has the unknown role {role!r}"
             raise Refused(f"{place} {what}", f"use one of {', '.join(ROLES)}; calls of tools are not trained here")
-        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-            content = "".join(part["text"] for part in content)
+        if isinstance(content, list):
+            content = text_of_parts(content, place)
         if not isinstance(content, str):
             raise Refused(f"{place} has no text", "write the text as a string")
         off = next((name for name in WEIGHTS if str(turn.get(name)).lower() in ("0", "0.0", "false")), None)
@@ -306,8 +378,8 @@ def _pair(given: dict) -> tuple[str, set[str], dict]:
             raise Refused(what, "begin both with the same question, or add the column prompt")
         parts = {"prompt": sides[0][:shared], "chosen": sides[0][shared:], "rejected": sides[1][shared:]}
         return "pairs (implicit prompt)", {"chosen", "rejected"}, parts
-    prompt = _alpaca(given) if key == "instruction" else _system(given) + turns_of(given[key], key)
-    used = {"chosen", "rejected", "system", key} | ({"input", "history"} if key == "instruction" else set())
+    prompt = _alpaca(given) if key == "instruction" else _begin(given, turns_of(given[key], key))
+    used = {"chosen", "rejected", "system", "history", key} | ({"input"} if key == "instruction" else set())
     parts = {"prompt": prompt}
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         answer = _answer(value, name)
@@ -319,14 +391,9 @@ def _alpaca(given: dict) -> list[dict]:
     for key in ("instruction", "input", "system"):
         if not isinstance(given.get(key, ""), str):
             raise Refused(f"{key} is {json.dumps(given[key], default=str)[:30]}, not a text", "write a text")
-    history = given.get("history") or []
-    is_pairs = isinstance(history, list) and all(
-        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in history
-    )
-    if not is_pairs:
-        raise Refused("history is not a list of [question, answer]", 'write [["...", "..."], ...], oldest first')
     _needed(given, "instruction")
-    return chat.messages(given)
+    system = _system(given)
+    return _begin(given, chat.messages(given | {"history": []})[len(system) :])
 
 
 def _answer(value, key: str) -> list[dict]:
@@ -345,6 +412,15 @@ def _system(given: dict) -> list[dict]:
     if not isinstance(system, str):
         raise Refused("system is not a text", "write a text")
     return [{"role": "system", "content": system}] if system else []
+
+
+def _begin(given: dict, turns: list[dict]) -> list[dict]:
+    """The turns of a prompt behind the system text and the earlier turns that stand in columns of their own."""
+    history = turns_of(history_of(given), "history")
+    system = _system(given)
+    if history and not system and turns[:1] and turns[0]["role"] == "system":
+        system, turns = turns[:1], turns[1:]
+    return system + history + turns
 
 
 def _needed(given: dict, key: str):

@@ -1,0 +1,186 @@
+"""Rows as other projects write them, under the names that rows.py knows: renamed and rearranged, no text changed.
+
+A dialect is found by the columns of a row. MAPPINGS says for every format what becomes what; the stage prints it.
+"""
+
+import json
+import re
+
+from common.preflight.finding import Refused
+
+MAPPINGS = {
+    "alpaca": "system, history, instruction + input -> prompt; output -> completion",
+    "prompt/completion": "system, history, prompt -> prompt; completion -> completion",
+    "messages": "messages: all but the last turn -> prompt, the last -> completion",
+    "sharegpt": "conversations (from, value): all but the last turn -> prompt, the last -> completion",
+    "pairs": "the question -> prompt; chosen -> chosen; rejected -> rejected",
+    "pairs (implicit prompt)": "turns that chosen and rejected share -> prompt; the rest of each -> chosen, rejected",
+    "prompt": "system, history, prompt -> prompt",
+    "firefly": "conversation[].human -> user turns; conversation[].assistant -> assistant turns",
+    "xtuner": "conversation[].system, .input, .output -> system, user and assistant turns",
+    "conversation": "conversation: all but the last turn -> prompt, the last -> completion",
+    "ms-swift": "system, history, query -> prompt; response -> completion",
+    "ms-swift pairs": "system, history, query or messages -> prompt; response -> chosen; rejected_response -> rejected",
+    "message list": "the list of turns: all but the last -> prompt, the last -> completion",
+} | {
+    f"{asked}/{answered}": f"{asked} -> prompt; {answered} -> completion"
+    for asked in ("question", "query", "instruction", "prompt", "input")
+    for answered in ("answer", "response", "output")
+}
+BARE = "message list"  # the column under which the reader puts a line that is a list of turns
+QUESTIONS, ANSWERS = ("question", "query", "instruction", "prompt"), ("answer", "response")
+KNOWN = ("messages", "conversations", "completion")  # with one of these a row is no dialect
+TURN_COLUMNS = {"firefly": ("human", "assistant"), "xtuner": ("input", "output")}
+HISTORY = (
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("input", "output"),
+)
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+PLACEHOLDER = re.compile(
+    r"<image>|<\|(?:image|audio|video|vision)\w*\|>|^\s*<(?:audio|video)>\s*$|<(audio|video)>(?!.*</\1>)", re.M
+)
+PARTS = ("image_url", "image", "video", "video_url", "audio", "input_audio", "audio_url")
+
+
+def expand(row: dict) -> list[dict]:
+    """A row of nested instances as several rows, any other as it is. Raises Refused."""
+    if row.get("instances") is None:
+        return [row]
+    instances = row["instances"]
+    if not isinstance(instances, list) or not instances or not all(isinstance(part, dict) for part in instances):
+        raise Refused("instances is not a list of objects", 'write [{"input": "...", "output": "..."}]')
+    shared = {key: value for key, value in row.items() if key != "instances"}
+    return [shared | part | {"instances": None} for part in instances]
+
+
+def normalise(row: dict) -> tuple[str | None, dict]:
+    """(name of the dialect, the row under the names of rows.py), or (None, the row as it is). Raises Refused."""
+    given = {key for key, value in row.items() if value is not None}
+    if BARE in given:
+        return BARE, _renamed(row, {BARE: "messages"})
+    if "conversation" in given and given.isdisjoint(KNOWN):
+        return _conversation(row)
+    if "rejected_response" in given and given.isdisjoint(("chosen", "rejected")):
+        return "ms-swift pairs", _rejected_response(row)
+    if "response" in given and "query" in given and given.isdisjoint(KNOWN):
+        return "ms-swift", _renamed(row, {"query": "prompt", "response": "completion"})
+    if given.isdisjoint((*KNOWN, "output", "chosen", "rejected")):
+        asked = next((key for key in QUESTIONS if key in given), None)
+        answered = next((key for key in ANSWERS if key in given), None)
+        if asked == "prompt" and answered == "answer":
+            return None, row  # a prompt for RL with the answer that a reward reads
+        if answered and asked:
+            to = "output" if asked == "instruction" else "completion"
+            names = {asked: "instruction" if asked == "instruction" else "prompt", answered: to}
+            return f"{asked}/{answered}", _renamed(row, names)
+        if answered:
+            raise Refused(f"{answered} without a question", "add the column question, or --rename OLD=question")
+        if asked in ("question", "query") and "prompt" not in given:
+            raise Refused(
+                f"{asked} without an answer", "add the column answer; prompts for RL stand under the name prompt"
+            )
+    if "output" in given and "instruction" not in row and given.isdisjoint((*KNOWN, "chosen", "rejected")):
+        asked = next((key for key in ("question", "query", "prompt", "input") if key in given), None)
+        if asked:
+            return f"{asked}/output", _renamed(row, {asked: "prompt", "output": "completion"})
+    if "chosen" in given and given.isdisjoint(("prompt", "instruction", "messages", "conversations")):
+        asked = next((key for key in ("question", "query") if key in given), None)
+        if asked:
+            return "pairs", _renamed(row, {asked: "prompt"})
+    return None, row
+
+
+def _renamed(row: dict, names: dict[str, str]) -> dict:
+    kept = {key: value for key, value in row.items() if key in names or key not in names.values()}
+    return {names.get(key, key): value for key, value in kept.items()}
+
+
+def _conversation(row: dict) -> tuple[str, dict]:
+    turns = row["conversation"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise Refused("conversation is not a list of objects", 'write [{"human": "...", "assistant": "..."}]')
+    name = next((n for n, keys in TURN_COLUMNS.items() if any(key in turn for turn in turns for key in keys)), None)
+    if name is None:
+        return "conversation", _renamed(row, {"conversation": "messages"})
+    messages, columns = [], TURN_COLUMNS[name]
+    for number, turn in enumerate(turns):
+        place = f"conversation[{number}]"
+        if name == "xtuner" and turn.get("system"):
+            if number:
+                raise Refused(f"{place}.system: a system text in the middle", "move it to the first turn")
+            messages.append({"role": "system", "content": _text(turn["system"], f"{place}.system")})
+        if more := [key for key in turn if key not in (*columns, *(("system",) if name == "xtuner" else ()))]:
+            raise Refused(f"{place} holds {', '.join(map(str, more))}, which is not read here", "take the key out")
+        for role, key in zip(("user", "assistant"), columns, strict=True):
+            if key not in turn:
+                raise Refused(f"{place}.{key} is missing", "write both the question and the answer of every turn")
+            messages.append({"role": role, "content": _text(turn[key], f"{place}.{key}")})
+    return name, _renamed(row, {"conversation": "messages"}) | {"messages": messages}
+
+
+def _rejected_response(row: dict) -> dict:
+    if isinstance(turns := row.get("messages"), list):
+        if not turns:
+            raise Refused("messages has no turns", "write the question and the good answer")
+        parts = {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": row["rejected_response"]}
+    else:
+        for key in ("query", "response"):
+            if row.get(key) is None:
+                raise Refused(f"{key} is missing", "a pair has query, response and rejected_response")
+        parts = {"prompt": row["query"], "chosen": row["response"], "rejected": row["rejected_response"]}
+    return {k: v for k, v in row.items() if k not in ("query", "response", "messages", "rejected_response")} | parts
+
+
+def history_of(row: dict) -> list[dict]:
+    """Earlier turns: [[question, answer], ...], [{"user": ..., "assistant": ...}, ...], or messages. Raises Refused."""
+    history = row.get("history") or []
+    fix = 'write [["...", "..."], ...], oldest first'
+    turns = []
+    for number, turn in enumerate(history if isinstance(history, list) else [history]):
+        if isinstance(turn, dict) and ("role" in turn or "from" in turn):
+            turns.append(turn)
+            continue
+        if isinstance(turn, dict):
+            turn = next(([turn[a], turn[b]] for a, b in HISTORY if set(turn) == {a, b}), None)
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise Refused(f"history is not a list of [question, answer] (item {number + 1})", fix)
+        turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return turns
+
+
+def refuse_media(row: dict, parts: dict) -> None:
+    """Images, sounds and films: named columns and placeholders. Raises Refused."""
+    fix = "leave the row out (--skip-bad does): only text is trained here"
+    for key in MEDIA:
+        if row.get(key) not in (None, "", [], {}):
+            raise Refused(f"the column {key} holds images, audio or video", fix)
+    for key in ("prompt", "completion", "chosen", "rejected"):
+        for turn in parts.get(key, ()):
+            if turn["role"] == "user" and (found := PLACEHOLDER.search(turn["content"])):
+                raise Refused(f"{key} holds the placeholder {found[0].strip()} of an image, audio or video", fix)
+
+
+def text_of_parts(parts: list, place: str) -> str | None:
+    """Content given in parts as one text; None where it is no such list. Raises Refused for parts that are no text."""
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and (
+            media := next((key for key in PARTS if part.get("type") == key or key in part), None)
+        ):
+            fix = "leave the row out (--skip-bad does): only text is trained here"
+            raise Refused(f"{place} holds a part of the type {media}, which is no text", fix)
+        text = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def _text(value, place: str) -> str:
+    if not isinstance(value, str):
+        raise Refused(f"{place} is {json.dumps(value, default=str)[:30]}, not a text", "write a text")
+    return value

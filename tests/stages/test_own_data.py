@@ -1,0 +1,163 @@
+"""The dialects of other projects: each against a second reading written for it here, wrong rows of each, and the table of docs/DATA.md."""
+
+import json
+
+import pytest
+
+from conftest import ROOT
+from test_chat import assistant, lines, prepare, rows_of, user  # noqa: F401 (prepare is a fixture)
+
+SYSTEM = {"role": "system", "content": "简短。"}
+A_PAIR = {"query": "再问", "response": "再答", "history": [["先问", "先答"]], "system": "简短。"}
+EARLIER = [SYSTEM, user("先问"), assistant("先答")]
+# name of the format as the stage prints it -> (a row, what it is: prompt, completion or (chosen, rejected))
+DIALECTS = {
+    "alpaca": ({"instruction": "改写：", "input": "好", "output": "善"}, [user("改写：\n好")], assistant("善")),
+    "prompt/completion": ({"prompt": "再问", "completion": "再答", "history": [["先问", "先答"]], "system": "简短。"},
+                          [*EARLIER, user("再问")], assistant("再答")),
+    "messages": ({"messages": [user("问"), assistant("答")]}, [user("问")], assistant("答")),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "system": "简短。"},
+                 [SYSTEM, user("问")], assistant("答")),
+    "firefly": ({"conversation": [{"human": "先问", "assistant": "先答"}, {"human": "再问", "assistant": "再答"}]},
+                [user("先问"), assistant("先答"), user("再问")], assistant("再答")),
+    "xtuner": ({"conversation": [{"system": "简短。", "input": "先问", "output": "先答"}, {"input": "再问", "output": "再答"}]},
+               [*EARLIER, user("再问")], assistant("再答")),
+    "conversation": ({"conversation": [user("问"), assistant("答")]}, [user("问")], assistant("答")),
+    "ms-swift": (A_PAIR, [*EARLIER, user("再问")], assistant("再答")),
+    "ms-swift pairs": ({**A_PAIR, "rejected_response": "不知道"}, [*EARLIER, user("再问")], (assistant("再答"), assistant("不知道"))),
+    "question/answer": ({"question": "问", "answer": "答"}, [user("问")], assistant("答")),
+    "instruction/response": ({"instruction": "问", "response": "答"}, [user("问")], assistant("答")),
+    "input/output": ({"input": "问", "output": "答"}, [user("问")], assistant("答")),
+    "pairs": ({"question": "问", "chosen": "答", "rejected": "否"}, [user("问")], (assistant("答"), assistant("否"))),
+    "prompt": ({"prompt": "再问", "history": [{"user": "先问", "assistant": "先答"}]},
+               [user("先问"), assistant("先答"), user("再问")], None),
+}  # fmt: skip
+
+
+def convert(row: dict):
+    from tasks.chat.rows import convert
+
+    return convert(row, 1)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_is_read_field_by_field(name):
+    row, prompt, answer = DIALECTS[name]
+    found = convert(row)
+    assert found.format == name and found.unused == () and found.row["prompt"] == prompt
+    if isinstance(answer, tuple):
+        assert (found.kind, found.row["chosen"], found.row["rejected"]) == ("pref", [answer[0]], [answer[1]])
+    elif answer:
+        assert found.kind == "sft" and found.row["completion"] == [answer]
+    else:
+        assert found.kind == "prompts" and "completion" not in found.row
+
+
+HISTORIES = {
+    "pairs": [["先问", "先答"]],
+    "messages": [user("先问"), assistant("先答")],
+    "sharegpt": [{"from": "human", "value": "先问"}, {"from": "gpt", "value": "先答"}],
+    "objects": [{"human": "先问", "assistant": "先答"}],
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+@pytest.mark.parametrize("row", [
+    {"instruction": "再问", "output": "再答"}, {"prompt": "再问", "completion": "再答"}, {"query": "再问", "response": "再答"},
+    {"prompt": [user("再问")], "chosen": "再答", "rejected": "否"}, {"instruction": "再问", "chosen": "再答", "rejected": "否"},
+    {"prompt": "再问"}, {"question": "再问", "answer": "再答"},
+])  # fmt: skip
+def test_history_is_read_with_every_prompt(name, row):
+    assert convert({**row, "history": HISTORIES[name]}).row["prompt"] == [user("先问"), assistant("先答"), user("再问")]
+
+
+WRONG = {
+    "firefly: a missing answer": ({"conversation": [{"human": "问"}]}, "conversation[0].assistant is missing"),
+    "firefly: a number": ({"conversation": [{"human": 3, "assistant": "答"}]}, "conversation[0].human is 3, not a text"),
+    "firefly: no list": ({"conversation": "问"}, "conversation is not a list of objects"),
+    "firefly: a further key": ({"conversation": [{"human": "问", "assistant": "答", "bot": "x"}]}, "conversation[0] holds bot"),
+    "xtuner: a missing question": ({"conversation": [{"output": "答"}]}, "conversation[0].input is missing"),
+    "xtuner: system late": ({"conversation": [{"input": "问", "output": "答"}, {"system": "x", "input": "问", "output": "答"}]},
+                            "conversation[1].system: a system text in the middle"),
+    "conversation: odd turns": ({"conversation": [assistant("答"), user("问")]}, "the last turn of messages is user"),
+    "ms-swift: no query": ({"response": "答"}, "response without a question"),
+    "ms-swift: a number": ({"query": 3, "response": "答"}, "prompt is 3, not a text"),
+    "ms-swift pairs: no response": ({"query": "问", "rejected_response": "否"}, "response is missing"),
+    "ms-swift pairs: equal": ({"query": "问", "response": "答", "rejected_response": "答"}, "chosen and rejected are equal"),
+    "question: no answer": ({"question": "问"}, "question without an answer"),
+    "answer: no question": ({"answer": "答"}, "answer without a question"),
+    "history: a text": ({"prompt": "问", "completion": "答", "history": "先问"}, "history is not a list of [question, answer]"),
+    "history: odd turns": ({"prompt": "问", "completion": "答", "history": [assistant("先答")]}, "prompt[0] is assistant where user"),
+    "instances: a text": ({"instruction": "问", "instances": "答"}, "instances is not a list of objects"),
+    "a column of images": ({"query": "<image>问", "response": "答", "images": ["a.png"]}, "the column images holds"),
+    "a placeholder": ({"query": "<image>\n这是什么", "response": "答"}, "prompt holds the placeholder <image>"),
+    "a placeholder of sound": ({"query": "<audio>\n说了什么", "response": "答"}, "prompt holds the placeholder <audio>"),
+    "a part": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, assistant()]},
+               "messages[0] holds a part of the type image_url"),
+}  # fmt: skip
+
+
+def test_wrong_rows_of_every_dialect_are_named_with_their_line(tmp_path):
+    from test_sft_ways import stage
+
+    module = stage("17_prepare_chat")
+    (tmp_path / "a.jsonl").write_bytes(lines(*(row for row, _ in WRONG.values())))
+    rows, problems, _ = module.read_file(tmp_path / "a.jsonl", module.Settings(), {})
+    assert rows == [] and [problem.line for problem in problems] == list(range(1, len(WRONG) + 1))
+    for problem, (_, message) in zip(problems, WRONG.values(), strict=True):
+        assert message in problem.reason and problem.fix
+
+
+def test_a_question_about_html_is_no_placeholder():
+    text = "在网页里放一段影片：<video>放什么</video>，<img> 又怎么用？"
+    assert convert({"question": text, "answer": "写 src。"}).row["prompt"] == [user(text)]
+    parts = [{"type": "text", "text": "前半，"}, {"type": "text", "value": "后半"}]
+    assert convert({"messages": [{"role": "user", "content": parts}, assistant()]}).row["prompt"] == [
+        user("前半，后半")
+    ]
+
+
+def test_files_of_every_shape_give_the_same_rows(prepare):  # noqa: F811
+    talks = [[user(f"第{n}问"), assistant(f"第{n}答")] for n in range(6)]
+    array = json.dumps(talks[1:2], ensure_ascii=False, indent=1)
+    nested = {"type": "text2text", "instances": [{"input": "第3问", "output": "第3答"}]}
+    seed = {"instruction": "第4问", "instances": [{"input": "", "output": "第4答"}]}
+    table = "question\tanswer\n第{0}问\t第{0}答\n"
+    files = {
+        "lists.jsonl": lines(talks[0]),
+        "array.json": array.encode(),
+        "gb.csv": table.replace("\t", ",").format(2).encode("gb18030"),
+        "nested.json": json.dumps(nested, indent=1).encode(),
+        "seed.jsonl": lines(seed),
+        "excel.csv": table.format(5).encode("utf-16"),
+    }
+    done, output = prepare(files, "--held-out", 0)
+    found = [row["prompt"] + row["completion"] for row in rows_of(output / "sft_train.jsonl")]
+    assert sorted(found, key=str) == sorted(talks, key=str)
+    assert "gb.csv is read as GB18030" in done.stdout and "excel.csv is read as UTF-16" in done.stdout
+    assert (
+        "  message list: the list of turns: " in done.stdout and "  question/answer: question -> prompt" in done.stdout
+    )
+
+
+def test_a_list_that_is_broken_is_named_with_its_line(tmp_path):
+    from tasks.chat.rows import read_rows
+
+    (tmp_path / "a.jsonl").write_bytes(
+        lines([user("问"), assistant("答")], [user("问二"), assistant("答二")])[:-3] + b"\n"
+    )
+    rows, (problem,) = read_rows(tmp_path / "a.jsonl")
+    assert [line for line, _ in rows] == [1] and problem.line >= 2 and "broken JSON" in problem.reason
+
+
+def data_table() -> str:
+    from tasks.chat.dialects import MAPPINGS
+
+    rows = ["| format | a row | what becomes what |", "|---|---|---|"]
+    for name, (row, _, _) in DIALECTS.items():
+        rows.append(f"| {name} | `{json.dumps(row, ensure_ascii=False)}` | {MAPPINGS[name]} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_formats_is_that_of_the_code():
+    assert data_table() in (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
