@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests in .venv: tests/unit and tests/stages. --all adds tests/slow (kills, several processes, servers) with
-# what a browser, llama.cpp and vLLM need, installed here where apt-get and pip can; without them such tests are skipped visibly.
-# Further words go to pytest: bash runs/test.sh -k merge
+# what a browser, llama.cpp and vLLM need, installed here where apt-get and pip can; without them such tests are
+# skipped visibly. Further words go to pytest: bash runs/test.sh -k merge
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install requirements-dev.txt

@@ -66,10 +66,11 @@ def main(settings: Settings) -> None:
     from common.gguf.export import modelfile, require_exportable, write_gguf
     from common.gguf.llama_cpp import llama_cpp
     from common.jsonl import write_bytes
+    from common.model_files import check_model
     from common.models import load_model, load_tokenizer
     from common.runs import begin_run
 
-    model_path = resolve_model(settings.model, settings.task)
+    model_path = check_model(resolve_model(settings.model, settings.task))
     require_exportable(model_path, AutoConfig.from_pretrained(model_path, trust_remote_code=False))
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, tokenizer, "float32")

@@ -351,7 +351,7 @@ def test_an_id_that_stands_twice_is_refused(run_stage, tmp_path):
         ("73_human_sheet.py", "--kind", "rating", "--generations", "one.jsonl", "--output", "p.csv"),
     ):
         done = run_stage(*words, check=False)
-        assert done.returncode == 2 and "1 ids stand twice, the first a#0" in done.stderr
+        assert done.returncode == 2 and "one.jsonl:2: the id 'a#0' stands in line 1 already" in done.stderr
 
 
 def test_a_missing_file_is_named(run_stage, tmp_path):

@@ -443,8 +443,8 @@ def test_text_file_and_standard_input_give_the_same_answer(classifier, few, tmp_
 
     rows = rows_of(few[1])[:3]
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    words = ["--model", classifier, "--input-file", file, "--output-file", tmp_path / "out.jsonl"]
-    stage("61_classify_style.py", *words)
+    words = ["--model", classifier, "--dtype", "float32"]
+    stage("61_classify_style.py", *words, "--input-file", file, "--output-file", tmp_path / "out.jsonl")
     results = rows_of(tmp_path / "out.jsonl")
     assert [row["input"] for row in results] == [row["input"] for row in rows]
     for row in results:
@@ -452,10 +452,10 @@ def test_text_file_and_standard_input_give_the_same_answer(classifier, few, tmp_
         assert list(row["probabilities"]) == LABELS and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
     lines = "".join(row["input"].replace("\n", "\\n") + "\n" for row in rows)
-    command = [sys.executable, str(SCRIPTS / "61_classify_style.py"), "--model", str(classifier)]
+    command = [sys.executable, str(SCRIPTS / "61_classify_style.py"), *map(str, words)]
     done = subprocess.run(command, input=lines.encode(), capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     typed = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    one = json.loads(stage("61_classify_style.py", "--model", classifier, "--text", rows[0]["input"]).stdout)
+    one = json.loads(stage("61_classify_style.py", *words, "--text", rows[0]["input"]).stdout)
     for row, other in [*zip(results, typed, strict=True), (results[0], one)]:
         assert other["predicted_label"] == row["predicted_label"]
         assert list(other["probabilities"].values()) == pytest.approx(list(row["probabilities"].values()), abs=1e-4)
@@ -525,7 +525,7 @@ def test_cut_texts_are_counted_and_the_next_command_reads_what_it_names(tmp_path
     tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
     answer = {"predicted_label": "诚实", "confidence": 1.0, "probabilities": {"诚实": 1.0}}
     monkeypatch.setattr(common.training.classifiers, "load_classifier", lambda *_: (None, tokenizer))
-    monkeypatch.setattr(tasks.style_predictions, "predict_styles", lambda *words: [answer] * len(words[2]))
+    monkeypatch.setattr(tasks.styles.predictions, "predict_styles", lambda *words: [answer] * len(words[2]))
     module = sft_ways.stage("61_classify_style")
     for name, content in (("a.txt", "好" * 9 + "\n好\n"), ("b.jsonl", '{"input": "好"}\n')):
         (tmp_path / name).write_text(content, encoding="utf-8")

@@ -49,11 +49,11 @@ def plain_question(prompt: str) -> str:
 
 def classifier_text(prompt: str | list[dict], answer: str) -> str:
     """The text that a style classifier is trained on and asked about: a question, or all turns of a conversation, and the answer."""
-    turns = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    lines = [
-        f"{SPEAKERS.get(turn['role'], turn['role'])}：{plain_question(turn['content']) if turn['role'] == 'user' else turn['content']}"
-        for turn in turns
-    ]
+    lines = []
+    for turn in prompt if isinstance(prompt, list) else [{"content": prompt}]:
+        role = turn.get("role", "user")
+        content = plain_question(turn["content"]) if role == "user" else turn["content"]
+        lines.append(f"{SPEAKERS.get(role, role)}：{content}")
     return "\n".join([*lines, f"回答：{answer}"])
 
 
