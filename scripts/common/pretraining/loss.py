@@ -1,0 +1,54 @@
+"""Batches of whole texts, and their cross-entropy: the vocabulary is far wider than the model, so it is taken in slices."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.no_grad()
+def head_loss(
+    hidden: torch.Tensor, head: torch.nn.Parameter, targets: torch.Tensor, dtype: torch.dtype, tokens: int = 512
+) -> tuple[float, torch.Tensor]:
+    """Mean loss in nats per token, and its gradient with respect to `hidden`; that of `head` is added to head.grad.
+
+    hidden [n, width], head [vocabulary, width], targets [n]. The gradient of the logits is softmax - one-hot: written down, so that a
+    slice of logits is read and written twice, and in `dtype`; the softmax itself is computed in float32.
+    """
+    weight, count = head.to(dtype), len(targets)
+    gradient = torch.empty_like(hidden)
+    if head.grad is None:
+        head.grad = torch.zeros_like(head)
+    total = 0.0
+    for part, target, result in zip(
+        hidden.to(dtype).split(tokens), targets.split(tokens), gradient.split(tokens), strict=True
+    ):
+        delta = (part @ weight.T).softmax(-1)
+        target = target[:, None]
+        total -= delta.gather(1, target).float().clamp_min(1e-38).log().sum().item()
+        # a gradient of p - 1 would be rounded away where p is near 1: it is minus the sum of the others
+        delta.scatter_(1, target, 0.0)
+        delta.scatter_(1, target, -delta.sum(-1, keepdim=True, dtype=torch.float32).to(dtype))
+        result.copy_(delta @ weight / count)
+        head.grad += (delta.T @ part).float() / count
+    return total / count, gradient
+
+
+def pad_batch(rows: list[list[int]], pad: int):
+    """ids [rows, longest], labels [rows, longest]: labels are the next token, -100 past the end."""
+    longest = max(map(len, rows)) - 1
+    ids = torch.full((len(rows), longest), pad)
+    labels = torch.full((len(rows), longest), -100)
+    for index, row in enumerate(rows):
+        ids[index, : len(row) - 1] = torch.tensor(row[:-1])
+        labels[index, : len(row) - 1] = torch.tensor(row[1:])
+    return ids, labels
+
+
+def loss_and_backward(model, ids, labels, dtype) -> float:
+    """Mean cross-entropy in nats per token; gradients are added to the parameters."""
+    keep = labels != -100
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[keep]  # [tokens, width]
+    loss, gradient = head_loss(hidden.detach(), model.lm_head.weight, labels[keep], dtype)
+    hidden.backward(gradient)
+    return loss
