@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.long_rows import LongRowsPolicy
 from common.settings import UserError, next_command, read_settings, resolve_model, show_path
 
 SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
@@ -38,9 +39,11 @@ class Settings:
     skip_bad: bool = False
     """leave faulty rows out and count them, instead of stopping; also those that stages 19 and 20 refuse"""
     model: str = "data/tiny_qwen3"
-    """with --skip-bad: whose tokenizer and chat template the rows have to fit"""
+    """with --skip-bad and --long-rows: whose tokenizer and chat template the rows have to fit"""
     max_length: int = 512
-    """with --skip-bad: tokens, prompt and answer, as in the training stage"""
+    """with --skip-bad and --long-rows: tokens, prompt and answer, as in the training stage"""
+    long_rows: LongRowsPolicy | None = None
+    """rows over max_length: refuse, drop, or cut at whole turns; None = not measured here, stage 19 does"""
 
     # --- splits: by a hash of the question, so that a grown file moves no row
     group_by: str = "answer"
@@ -144,6 +147,32 @@ def kept_columns(settings: Settings) -> tuple[str, ...]:
     return settings.keep + more
 
 
+def fit(of_kinds: dict[str, list[dict]], settings: Settings, tokenizer, origins: dict) -> dict[str, dict]:
+    """Make the rows fit max_length by the policy, in place; kind -> what was done. Raises DataError with refuse."""
+    from common.jsonl import DataError
+    from common.long_rows import fit_rows
+    from common.preflight.finding import Finding
+    from tasks.chat.rows import SCHEMAS
+
+    found, problems, lines = {}, [], []
+    for kind, rows in of_kinds.items():
+        fitting, long = fit_rows(rows, SCHEMAS[kind], tokenizer, settings.max_length, settings.long_rows)
+        lines.append(f"{kind}: {long.sentence()}")
+        if settings.long_rows == "refuse":
+            fix = f"--long-rows drop, or cut, or --max-length {long.length_for_99} (keeps 99 %)"
+            reason = f"{kind}: the row is longer than {settings.max_length} tokens"
+            problems += [Finding(*origins[id(rows[place])], reason, fix) for place in long.long]
+        places = {id(row["meta"]): origins[id(row)] for row in rows}  # a row that was cut keeps its meta
+        origins |= {id(row): places[id(row["meta"])] for row in fitting}
+        of_kinds[kind], found[kind] = fitting, long.as_dict()
+    print("\n".join(lines))
+    if problems:
+        raise DataError(problems)
+    if not any(of_kinds.values()):
+        raise UserError(f"no row fits --max-length {settings.max_length}; fix: raise it, or shorten the rows")
+    return found
+
+
 def as_files(splits: dict[str, list[dict]]) -> None:
     """Rows of one kind as they are written: in an order that comes from the rows, with one schema of meta for all files."""
     columns = dict.fromkeys(key for part in splits.values() for row in part for key in row["meta"])
@@ -215,7 +244,13 @@ def main(settings: Settings) -> None:
             dict.fromkeys(name for facts in report["files"].values() for name in facts["unknown columns"])
         )
         raise UserError(f"--group-by {settings.group_by}: no row has such a column; fix: answer, prompt, none, {known}")
-    tokenizer = load_tokenizer(resolve_model(settings.model, settings.task)) if settings.skip_bad else None
+    measured = settings.skip_bad or settings.long_rows
+    tokenizer = load_tokenizer(resolve_model(settings.model, settings.task)) if measured else None
+    of_kinds = {kind: [row.row for row in rows if row.kind == kind] for kind in KINDS}
+    of_kinds = {kind: of_kind for kind, of_kind in of_kinds.items() if of_kind}
+    if settings.long_rows:
+        report["long rows"] = fit(of_kinds, settings, tokenizer, origins)
+        of_kinds = {kind: of_kind for kind, of_kind in of_kinds.items() if of_kind}
 
     inputs = {f"file {number}": path for number, path in enumerate(settings.files, start=1)}
     with begin_run(
@@ -233,8 +268,6 @@ def main(settings: Settings) -> None:
                 print(
                     f"  labels in {', '.join(facts['labels']['columns'])}: {counts}; neither is left out, good is SFT too"
                 )
-        of_kinds = {kind: [row.row for row in rows if row.kind == kind] for kind in KINDS}
-        of_kinds = {kind: of_kind for kind, of_kind in of_kinds.items() if of_kind}
         split_rows, dropped = split_groups(of_kinds, settings.group_by, val_share, test_share)
         for kind, splits in split_rows.items():
             as_files(splits)
@@ -265,7 +298,7 @@ def main(settings: Settings) -> None:
             for split in ("train", "val")
         }
         flags = {"task": settings.task, "train_file": files["train"], "val_file": files["val"]}
-        flags |= {name: getattr(settings, name) for name in ("model", "max_length") if settings.skip_bad}
+        flags |= {name: getattr(settings, name) for name in ("model", "max_length") if measured}
         run.finish(next_command("19_check_data", **flags))
 
 

@@ -161,3 +161,68 @@ def data_table() -> str:
 
 def test_the_table_of_formats_is_that_of_the_code():
     assert data_table() in (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
+
+
+def talk(count: int, size: int = 1) -> list[dict]:
+    return [turn for n in range(count) for turn in (user(f"问{n}"), assistant(f"答{n}" + "好" * size))]
+
+
+LONG = {  # (schema, row, max_length 60) -> what is left of it: how many turns each key keeps, or None where it is dropped
+    "short": ("sft", {"prompt": talk(1)[:1], "completion": talk(1)[1:]}, {"prompt": 1, "completion": 1}),
+    "a long answer": ("sft", {"prompt": talk(1)[:1], "completion": talk(1, 99)[1:]}, None),
+    "a long conversation": ("sft", {"prompt": talk(5, 9)[:-1], "completion": talk(5, 9)[-1:]}, {"prompt": 3, "completion": 1}),
+    "several answers": ("sft", {"prompt": talk(5, 9)[:1], "completion": talk(5, 9)[1:]}, {"prompt": 1, "completion": 3}),
+    "a pair": ("preference", {"prompt": [SYSTEM, *talk(5, 9)[:-1]], "chosen": talk(1)[1:], "rejected": talk(1, 5)[1:]},
+               {"prompt": 4, "chosen": 1, "rejected": 1}),
+    "a labelled answer": ("kto", {"prompt": talk(5, 9)[:-1], "completion": talk(1)[1:], "label": False}, {"prompt": 5, "completion": 1}),
+    "a prompt": ("prompts", {"prompt": talk(9, 9)[:-1]}, {"prompt": 5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_rows_are_cut_at_whole_turns_as_late_as_they_fit(name):
+    from common.long_rows import fit_rows
+    from common.models import load_tokenizer
+
+    schema, row, left = LONG[name]
+    tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
+
+    def need(row: dict) -> int:  # a second reading: the template as it is, up to the last eos
+        sizes = []
+        for key in [key for key in ("completion", "chosen", "rejected") if key in row]:
+            ids = tokenizer.apply_chat_template(row["prompt"] + row[key], enable_thinking=False)["input_ids"]
+            sizes.append(len(ids) - ids[::-1].index(tokenizer.eos_token_id))
+        options = {"add_generation_prompt": True, "enable_thinking": False}
+        return max(sizes, default=len(tokenizer.apply_chat_template(row["prompt"], **options)["input_ids"]) + 1)
+
+    rows, long = fit_rows([row], schema, tokenizer, 60, "cut")
+    assert bool(long.long) == (need(row) > 60) == (name != "short")
+    assert (long.cut, long.dropped) == ((0, 0) if name == "short" else (1, 0) if left else (0, 1))
+    if left is None:
+        assert rows == []
+        return
+    (kept,) = rows
+    assert need(kept) <= 60 and {key: len(kept[key]) for key in left} == left
+    texts = [turn["content"] for key in left for turn in row[key]]
+    assert all(turn["content"] in texts for key in left for turn in kept[key])  # no turn is cut inside
+    assert fit_rows([row], schema, tokenizer, 60, "drop")[0] == ([row] if name == "short" else [])
+    assert fit_rows([row], schema, tokenizer, 60, "refuse")[0] == [row]
+
+
+def test_stage_17_refuses_drops_or_cuts_long_rows(prepare):  # noqa: F811
+    rows = [{"instruction": f"第{n}问", "output": f"第{n}答" + "好" * (900 if n == 7 else 1)} for n in range(20)]
+    rows.append({"messages": talk(9, 90)})
+    words = ("--held-out", 0, "--max-length", 256)
+    done, output = prepare({"a.jsonl": lines(*rows)}, *words, "--long-rows", "refuse", check=False)
+    assert done.returncode == 2 and "a.jsonl:8: sft: the row is longer than 256 tokens" in done.stderr
+    assert "a.jsonl:21: " in done.stderr and "--long-rows drop" in done.stderr and not output.exists()
+    for policy, kept, cut, dropped in (("drop", 19, 0, 2), ("cut", 20, 1, 1)):
+        done, output = prepare({"a.jsonl": lines(*rows)}, *words, "--long-rows", policy, "--overwrite", "--skip-bad")
+        assert len(rows_of(output / "sft_train.jsonl")) == kept
+        assert (
+            "2 of 21 rows need more than 256 tokens (p50 " in done.stdout
+            and f": {cut} cut, {dropped} dropped" in done.stdout
+        )
+        found = json.loads((output / "run.json").read_text(encoding="utf-8"))
+        assert f'"cut": {cut}, "dropped": {dropped}' in json.dumps(found)
+        assert "--max-length 256" in done.stdout.splitlines()[-1]
