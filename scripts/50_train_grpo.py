@@ -80,7 +80,7 @@ class Settings:
     lora_dropout: float = 0.0
     """on the input of the update"""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers"""
+    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     max_steps: int = 100
@@ -155,12 +155,15 @@ def check_batch(settings: Settings, prompts: int) -> None:
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import write_json
-    from common.models import load_model, newest_checkpoint
+    from trl import GRPOConfig
+
+    from common.models import load_model
     from common.runs import begin_run, set_seed
+    from common.training import arguments
     from common.training.probes import rl_inputs
     from tasks.base import load_task
 
+    # before an earlier run's files are touched
     settings = (task := load_task(settings.task)).fill_in(settings)
     if settings.rollout == "vllm":
         from common.vllm_engine import require_vllm
@@ -168,14 +171,35 @@ def main(settings: Settings) -> None:
         require_vllm()
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     check_batch(settings, len(prompts))
+    config = arguments.trainer_arguments(
+        GRPOConfig,
+        settings,
+        beta=settings.beta,
+        epsilon=settings.clip,
+        scale_rewards=settings.scale_rewards,
+        loss_type=settings.loss_type,
+        num_generations=settings.num_generations,
+        num_iterations=settings.iterations,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_new_tokens,
+        chat_template_kwargs={"enable_thinking": settings.enable_thinking},
+        use_vllm=settings.rollout == "vllm",
+        vllm_mode=settings.vllm_mode,
+        vllm_server_base_url=settings.vllm_server_url if settings.vllm_mode == "server" else None,
+        # trl's own choice but for vespo, which takes no correction of whole answers
+        vllm_importance_sampling_mode="token_mask" if settings.loss_type == "vespo" else "sequence_mask",
+        steps_per_generation=settings.accumulation * settings.minibatches,
+        save_strategy="no",  # ProbeCallback says when
+        logging_steps=1,
+    )
+    lora = arguments.lora_config(settings, model_path)
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "50_train_grpo", ignore=("report_to",)
     ) as run:
         from datasets import Dataset
-        from peft import LoraConfig, set_peft_model_state_dict
-        from trl import GRPOConfig
+        from peft import set_peft_model_state_dict
 
-        from common.evaluation.plots import plot_learning_curve, plot_overoptimisation
+        from common.evaluation.plots import plot_overoptimisation
         from common.evaluation.tables import number
         from common.training.probes import ProbeCallback
         from common.training.trl_cpu import LeanGRPOTrainer
@@ -183,43 +207,6 @@ def main(settings: Settings) -> None:
         set_seed(settings.seed)
         model = load_model(model_path, tokenizer, settings.dtype)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
-
-        config = GRPOConfig(
-            output_dir=str(settings.output_dir),
-            beta=settings.beta,
-            epsilon=settings.clip,
-            scale_rewards=settings.scale_rewards,
-            loss_type=settings.loss_type,
-            num_generations=settings.num_generations,
-            num_iterations=settings.iterations,
-            temperature=settings.temperature,
-            max_completion_length=settings.max_new_tokens,
-            chat_template_kwargs={"enable_thinking": settings.enable_thinking},
-            use_vllm=settings.rollout == "vllm",
-            vllm_mode=settings.vllm_mode,
-            vllm_server_base_url=settings.vllm_server_url if settings.vllm_mode == "server" else None,
-            max_steps=settings.max_steps,
-            learning_rate=settings.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup_share,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.accumulation,
-            steps_per_generation=settings.accumulation * settings.minibatches,
-            bf16=str(model.dtype) == "torch.bfloat16",
-            use_cpu=model.device.type == "cpu",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            save_strategy="no",  # ProbeCallback says when
-            save_total_limit=2,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to=settings.report_to,
-            dataloader_pin_memory=model.device.type == "cuda",
-            seed=settings.seed,
-        )
-        lora = LoraConfig(
-            r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets), task_type="CAUSAL_LM",
-        )  # fmt: skip
         # meta as text: datasets would give every row the keys of all
         rows = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)} for row, _ in prompts]
         trainer = LeanGRPOTrainer(
@@ -230,28 +217,21 @@ def main(settings: Settings) -> None:
             processing_class=tokenizer,
             peft_config=lora,
         )
-        # a checkpoint within a round of answers would lose them
-        every = (
-            math.ceil(settings.eval_steps / (round_steps := settings.iterations * settings.minibatches)) * round_steps
-        )
-        watch = ProbeCallback(trainer, probe, every)
+        round_steps = settings.iterations * settings.minibatches  # a checkpoint within a round would lose its answers
+        watch = ProbeCallback(trainer, probe, math.ceil(settings.eval_steps / round_steps) * round_steps)
         trainer.add_callback(watch)
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings.output_dir) if run.resuming else None)
+        log = arguments.fit(trainer, settings, run)
 
         if watch.stopped_by:
             set_peft_model_state_dict(trainer.model, watch.kept)
             print("kept: the adapter of the last probe within the budgets")
-        trainer.save_model(str(settings.output_dir))
-        # trl logs NaN for what has no value, such as the spread of rewards of which one is known; JSON cannot. The last entry is of the
-        # process, not of the run.
-        log = [{name: value for name, value in entry.items() if value == value} for entry in trainer.state.log_history]
-        log = [entry for entry in log if "train_runtime" not in entry]
+            if watch.last is watch.first:
+                print("warning: that is the untrained one; fix: a lower --lr, or fewer --eval-steps")
+        arguments.save_adapter(trainer, settings)
+        curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in probe.rewards}
+        arguments.save_log(log, settings, run, losses=False, **curves)
         if run.is_main:
-            write_json(settings.output_dir / "log_history.json", log)
-            curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in probe.rewards}
-            plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
-        run.figure("steps", trainer.state.global_step)
         run.figure("stopped_by", watch.stopped_by)
         for name in ("reward", "kl", "nll", "stopped"):
             before, after = watch.first[f"probe/{name}"], watch.last[f"probe/{name}"]

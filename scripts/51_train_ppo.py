@@ -55,7 +55,7 @@ class Settings:
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers"""
+    """layers adapted, by the last part of their names, or all-linear"""
     value_body: Literal["shared", "own"] = "shared"
     """the value head reads the policy's body, or has a LoRA of its own"""
 
@@ -132,35 +132,30 @@ class Settings:
 
 def main(settings: Settings) -> None:
     from common.evaluation.tables import number
-    from common.jsonl import write_json
     from common.models import load_model, newest_checkpoint
     from common.ppo.actor_critic import ActorCritic, draw_prompts, load_checkpoint, save_checkpoint, share
     from common.ppo.update import explained_variance, gae, kl_estimate, next_beta, token_rewards, update, whiten
     from common.runs import begin_run, set_seed
-    from common.training.probes import require_finite, rl_inputs
+    from common.training import arguments
+    from common.training.probes import rl_inputs
     from tasks.base import load_task
 
+    # before an earlier run's files are touched
     settings = (task := load_task(settings.task)).fill_in(settings)
     if settings.batch_size < int(os.environ.get("WORLD_SIZE", "1")):
         raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; fix: a larger one")
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
+    lora = arguments.lora_config(settings, model_path)
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "51_train_ppo", ignore=("report_to",)
     ) as run:
         import torch
         from accelerate import PartialState
-        from peft import LoraConfig
 
-        from common.evaluation.plots import plot_learning_curve, plot_overoptimisation
+        from common.evaluation.plots import plot_overoptimisation
 
         set_seed(settings.seed)
         model = load_model(model_path, tokenizer, settings.dtype)
-        lora = LoraConfig(
-            r=settings.lora_r,
-            lora_alpha=settings.lora_alpha,
-            target_modules=list(settings.lora_targets),
-            task_type="CAUSAL_LM",
-        )
         agent = ActorCritic(model, lora, settings.value_body, settings.temperature)
         rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
         groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]
@@ -208,6 +203,7 @@ def main(settings: Settings) -> None:
             rewards = token_rewards(paid, penalties, real)
             advantages, returns = gae(rewards, batch.values, real, settings.gamma, settings.lam)
             learned = update(agent, optimizer, batch, whiten(advantages, real), returns, settings)
+            arguments.require_finite(learned, step + 1, settings)
 
             kl = (kl_estimate(batch.logprobs, reference, "k3") * real).sum(1).mean().item()  # nats an answer
             entry = {"step": step + 1, "reward": scores.mean().item(), **means, **learned}
@@ -225,7 +221,7 @@ def main(settings: Settings) -> None:
                 entry |= probe.measure(agent.model, step + 1)
                 print("  probe:", *(f"{name} {number(entry[f'probe/{name}'])}" for name in ("reward", "kl", "nll")))
                 over_budget = probe.over_budget(entry, log[0])
-            require_finite(entry, step + 1)
+            arguments.require_finite(entry, step + 1, settings)
             log.append(entry)
             for name, value in entry.items() if board else ():
                 if name != "samples" and value is not None:
@@ -233,20 +229,24 @@ def main(settings: Settings) -> None:
             if over_budget:
                 break
             if "probe/nll" in entry:
+                trained = (parameter for group in groups for parameter in group["params"])
+                arguments.require_finite_weights(trained, step + 1, settings)
                 save_checkpoint(settings.output_dir, agent, optimizer, step + 1, beta, log)
 
         before, after, taken = log[0], log[-1], len(log) - 1
+        arguments.require_learned(agent.policy, [], rewards=settings.rewards)
         if over_budget:
             checkpoint = Path(newest_checkpoint(settings.output_dir))
             _, _, (*_, after) = load_checkpoint(checkpoint, agent, optimizer)
             print(f"stopped at step {taken}: {over_budget}; the adapter is that of {checkpoint.name}")
+            if not after["step"]:
+                print("warning: that is the untrained one; fix: a lower --lr, or fewer --eval-steps")
         if run.is_main:
             agent.model.save_pretrained(settings.output_dir, selected_adapters=["default"])
             tokenizer.save_pretrained(settings.output_dir)
-            write_json(settings.output_dir / "log_history.json", log)
-            curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))
-            plot_learning_curve(log, settings.output_dir / "learning_curve.png", {name: name for name in curves})
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
+        curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))
+        arguments.save_log(log, settings, run, losses=False, **{name: name for name in curves})
         for name in (name for name in before if name.startswith("probe/") and name in after):
             print(f"{name.removeprefix('probe/')}: {number(before[name])} -> {number(after[name])}")
             run.figure(name.removeprefix("probe/"), [before[name], after[name]])

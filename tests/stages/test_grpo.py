@@ -83,13 +83,15 @@ def test_a_killed_run_ends_as_an_undisturbed_one(dtype, changed, checkpoint, pro
 
 
 def test_killed_just_after_a_budget_ended_it_a_run_ends_so_again(tmp_path):
-    """At a low rate the first probes are within the budget and a later one is not."""
-    changed = {"kl_budget": 0.05, "lr": 0.01, "eval_steps": 1, "max_steps": 12}
+    """While the rate rises from 0, the first probes are within the budget and a later one is not."""
+    changed = {"kl_budget": 0.05, "lr": 0.01, "warmup_share": 0.5, "eval_steps": 1, "max_steps": 12}
     output = train(tmp_path, tmp_path / "grpo", **changed)
     figures = figures_of(output)
     assert "over its budget" in figures["stopped_by"] and 1 < figures["steps"] < 12 and figures["kl"] < 0.05
     last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert last.name == f"checkpoint-{figures['steps'] - 1}", "none is over the budget"
+    loaded = measured_from_disk(output, "float32")
+    assert all(figures[name] == loaded[f"probe/{name}"] for name in ("reward", "kl", "nll", "stopped"))
     whole = cut_off(output, last.name)
     train(tmp_path, output, **changed)
     assert figures_of(output) == figures and same_weights(output, whole) and log_of(output) == log_of(whole)
@@ -102,6 +104,13 @@ def test_a_run_that_blows_up_stops_at_once_and_keeps_what_was_good(tmp_path):
     assert record["status"] == "failed" and not (tmp_path / "grpo/adapter_model.safetensors").exists()
     for file in (tmp_path / "grpo").glob("checkpoint-*/adapter_model.safetensors"):
         assert all(value.isfinite().all() for value in load_file(file).values())
+
+
+def test_a_run_whose_rewards_are_all_alike_is_told_that_nothing_was_learned(tmp_path):
+    """GRPO pulls nowhere where a group's answers earn the same, and at the start the KL is 0."""
+    with pytest.raises(UserError, match="nothing was learned: .*fix: rewards that tell answers apart"):
+        train(tmp_path, tmp_path / "grpo", rewards=["all_three"], max_steps=1)
+    assert not (tmp_path / "grpo/adapter_model.safetensors").exists()
 
 
 BAD = {

@@ -5,14 +5,17 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.models import load_model, load_tokenizer
@@ -369,6 +372,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(value_body, dtype, trai
 def test_past_the_kl_budget_the_last_checkpoint_is_kept(run_stage, tmp_path):
     done = run_stage("51_train_ppo.py", *words(tmp_path, tmp_path / "ppo", kl_budget=1e-6, lr=0.01))
     assert "over its budget of 1e-06; the adapter is that of checkpoint-0" in done.stdout
+    assert "warning: that is the untrained one; fix: a lower --lr" in done.stdout
     assert "budget of 1e-06" in figures_of(tmp_path / "ppo")["stopped_by"]
     assert figures_of(tmp_path / "ppo")["steps"] == 2
 
@@ -416,9 +420,28 @@ def test_bad_input_is_named(name, tmp_path):
 
 def test_a_run_that_blows_up_stops_at_once_and_keeps_what_was_good(tmp_path):
     flags = words(tmp_path, tmp_path / "ppo", lr=1e25, eval_steps=1, dtype="bfloat16")
-    with pytest.raises(UserError, match=r"(is (nan|inf|-inf)\b|not finite); .*fix: a lower --lr"):
+    with pytest.raises(UserError, match=r"step [12]: .* is (nan|inf|-inf); the checkpoints .*fix: a lower --lr"):
         ppo.main(read_settings(ppo.Settings, flags))
     assert [path.name for path in (tmp_path / "ppo").glob("checkpoint-*")] == ["checkpoint-0"]
+
+
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_passed_over(trained, capsys):
+    """Poisoned on disk: the run goes back to the checkpoint before, and comes to the undisturbed end."""
+    whole, _ = trained
+    flags = words(whole.parent, whole.parent / "poisoned")
+    output = Path(shutil.copytree(whole, whole.parent / "poisoned"))
+    for name in ("adapter_model.safetensors", "log_history.json"):
+        (output / name).unlink()
+    record = json.loads((output / "run.json").read_text(encoding="utf-8")) | {"status": "running", "figures": {}}
+    record["settings"]["output_dir"] = str(output)
+    (output / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    weights = load_file(output / "checkpoint-6" / "value.safetensors")
+    weights["value_head.weight"][0, 0] = math.nan
+    save_file(weights, output / "checkpoint-6" / "value.safetensors")
+    ppo.main(read_settings(ppo.Settings, flags))
+    said = capsys.readouterr().out
+    assert "checkpoint-6 holds weights that are no finite numbers" in said and "resumed at step 4" in said
+    assert log_of(output) == log_of(whole)
 
 
 def test_a_bad_input_ends_the_command_with_one_line(run_stage, tmp_path):

@@ -43,6 +43,8 @@ def test_a_wrong_word_among_the_targets_is_named_with_the_nearest():
     for words in (("q_proj", "k_porj"), ("q_proj", "all-linear"), ("norm",), ("mlp",), ()):
         with pytest.raises(UserError, match="lora-targets.*fix: "):
             arguments.check_targets(words, BASE)
+    with pytest.raises(UserError, match="lm_head: trl cannot train"):
+        arguments.check_targets(("q_proj", "lm_head"), BASE)
     with pytest.raises(UserError, match="no layer k_porj; fix: k_proj"):
         arguments.check_targets(("k_porj",), BASE)
 
@@ -52,18 +54,20 @@ def test_an_adapter_of_zeros_and_a_loss_that_stayed_are_errors(capsys):
     with torch.no_grad():
         adapter["lora_B"].weight.zero_()
     with pytest.raises(UserError, match="every B matrix of the adapter is 0"):
-        arguments.require_learned(adapter, [2.0, 1.0])
+        arguments.require_learned(dict(adapter.named_parameters()), [2.0, 1.0])
+    with pytest.raises(UserError, match="fix: rewards that tell answers apart .now form:1."):
+        arguments.require_learned(dict(adapter.named_parameters()), [], rewards=("form:1",))
     with torch.no_grad():
         adapter["lora_B"].weight[0, 0] = 1e-9
-    arguments.require_learned(adapter, [2.0, 1.0])
+    arguments.require_learned(dict(adapter.named_parameters()), [2.0, 1.0])
     with pytest.raises(UserError, match="the validation loss stayed at 2.0000"):
-        arguments.require_learned(adapter, [2.0, 2.0, 2.0])
+        arguments.require_learned(dict(adapter.named_parameters()), [2.0, 2.0, 2.0])
     assert "guesses" not in capsys.readouterr().out
-    arguments.require_learned(adapter, [3.0, 9.06], chance=math.log(8512))
+    arguments.require_learned(dict(adapter.named_parameters()), [3.0, 9.06], chance=math.log(8512))
     assert "that of a model that guesses (9.05)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss", "reward", "kl"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_is_none_ends_the_run(name, value):
     from transformers import TrainerControl, TrainerState

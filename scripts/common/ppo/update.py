@@ -5,10 +5,10 @@ Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; insi
 
 from __future__ import annotations
 
+import math
+
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-
-from common.settings import UserError
 
 
 def kl_estimate(logprobs, reference, estimator: str = "k1"):
@@ -77,7 +77,7 @@ def update(agent, optimizer, batch, advantages, returns, settings) -> dict:
     Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the whole's.
     """
     parameters = [*agent.policy.values(), *agent.value.values()]
-    seen, count, sums = [], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}
+    seen, norms, count, sums = [], [0.0], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}
     passes = (broadcast_object_list([torch.randperm(len(batch.prompts))])[0] for _ in range(settings.epochs))
     for rows in (rows for order in passes for rows in order.chunk(settings.minibatches)):
         tokens, moved = int(batch.mask[rows].sum()), 0.0
@@ -107,8 +107,9 @@ def update(agent, optimizer, batch, advantages, returns, settings) -> dict:
         if settings.stop_kl and seen[-1] > settings.stop_kl:
             break
         agent.sum_gradients()
-        if not torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).isfinite():
-            raise UserError("the gradient is not finite; fix: a lower --lr, or --dtype float32, with --overwrite")
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm).item())
+        if not math.isfinite(norms[-1]):
+            break  # the weights stay as they are; the stage ends the run
         optimizer.step()
     means = {name: sum(gather_object([value])) / count for name, value in sums.items()}
-    return {**means, "updates": len(seen), "update_kl": seen[-1]}
+    return {**means, "grad_norm": norms[-1], "updates": len(seen), "update_kl": seen[-1]}

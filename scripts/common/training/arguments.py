@@ -64,7 +64,7 @@ def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more)
     return LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
-        lora_dropout=settings.lora_dropout,
+        lora_dropout=getattr(settings, "lora_dropout", 0.0),
         target_modules=check_targets(settings.lora_targets, model_path),
         task_type=task_type,
         **more,
@@ -84,6 +84,8 @@ def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     names = [name for name in names if model.get_submodule(name).weight.dim() == 2]  # norms cannot be adapted
     last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     for word in targets:
+        if word.rsplit(".", 1)[-1] == "lm_head":
+            raise UserError("--lora-targets lm_head: trl cannot train an adapter on the head; fix: leave it out")
         if not any(f".{name}".endswith(f".{word}") for name in names):
             near = get_close_matches(word, last, n=3, cutoff=0.5) or last
             raise UserError(
@@ -167,26 +169,39 @@ class Guard(TrainerCallback):
             raise Ended
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if not math.isfinite(value := (logs or {}).get(name, 0.0)):
-                self.stop(state.global_step, f"{name} is {value}")
+        names = ("loss", "grad_norm", "eval_loss", "reward", "kl")
+        require_finite({name: logs[name] for name in names if name in logs}, state.global_step, self.settings)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if control.should_save:
             control.should_log = True  # a resumed run counts its losses from here
-            if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
-                self.stop(state.global_step, "a weight is not a finite number")
+            trained = [value for value in model.parameters() if value.requires_grad]
+            require_finite_weights(trained, state.global_step, self.settings)
 
     on_epoch_end = on_step_end
 
     def on_save(self, args, state, control, **kwargs):
         delete_pickle(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    def stop(self, step: int, reason: str):
-        raise UserError(
-            f"step {step}: {reason}; the checkpoints from before it are kept; fix: a lower --lr (now {self.settings.lr:g}), "
-            "--dtype float32, or the rows of this step, if it comes at the same step again"
-        )
+
+def require_finite(figures: dict, step: int, settings) -> None:
+    """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk stay good."""
+    for name, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            _stop(step, f"{name} is {value}", settings)
+
+
+def require_finite_weights(weights, step: int, settings) -> None:
+    """Raises UserError where one of the tensors has an element that is NaN or infinite."""
+    if not all(value.isfinite().all() for value in weights):
+        _stop(step, "a weight is not a finite number", settings)
+
+
+def _stop(step: int, reason: str, settings):
+    raise UserError(
+        f"step {step}: {reason}; the checkpoints from before it are kept; fix: a lower --lr (now {settings.lr:g}), "
+        "--dtype float32, or the rows of this step, if it comes at the same step again"
+    )
 
 
 def delete_pickle(folder: Path) -> None:
@@ -243,7 +258,8 @@ def fit(trainer, settings, run, chance: float = math.inf) -> list[dict]:
     log = [
         entry for entry in trainer.state.log_history if "train_runtime" not in entry
     ]  # of one process, not of the run
-    require_learned(trainer.model, [entry["eval_loss"] for entry in log if "eval_loss" in entry], chance)
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    require_learned(dict(trainer.model.named_parameters()), losses, chance, getattr(settings, "rewards", ()))
     if args.load_best_model_at_end:
         first, kept = (entry["eval_loss"] for entry in first_and_kept(trainer))
         print(f"validation loss {first:.4f} -> {kept:.4f}")
@@ -258,10 +274,17 @@ def first_and_kept(trainer) -> list[dict]:
     return [entry for step in (0, trainer.state.best_global_step) for entry in evaluations if entry["step"] == step]
 
 
-def require_learned(model, losses: list[float], chance: float = math.inf) -> None:
-    """Raises UserError where the adapter is what it was before training, or no evaluation differs from the first."""
+def require_learned(
+    weights: dict, losses: list[float], chance: float = math.inf, rewards: tuple[str, ...] = ()
+) -> None:
+    """Raises UserError where the adapter is what it was before training, or no evaluation differs from the first.
+
+    weights: by name. rewards: what stages 50 and 51 learn from.
+    """
     fix = "fix: more steps (--epochs, a smaller --batch-size), or a larger --lr"
-    matrices = [value for name, value in model.named_parameters() if "lora_B" in name]
+    if rewards:
+        fix = f"fix: rewards that tell answers apart (now {' '.join(rewards)}), more --max-steps, or a larger --lr"
+    matrices = [value for name, value in weights.items() if "lora_B" in name]
     if matrices and not any(value.any() for value in matrices):
         raise UserError(f"nothing was learned: every B matrix of the adapter is 0; {fix}")
     if len(losses) > 1 and len(set(losses)) == 1:
@@ -272,14 +295,18 @@ def require_learned(model, losses: list[float], chance: float = math.inf) -> Non
         )
 
 
-def save_log(log: list[dict], settings, run, **curves: str) -> None:
-    """log_history.json and learning_curve.png; curves: name in the log = name in the picture, beside the losses."""
+def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str) -> None:
+    """log_history.json and learning_curve.png; curves: name in the log = name in the picture, beside the losses.
+
+    A figure without a value is left out, such as the spread of rewards of which one is known: JSON knows no NaN.
+    """
     from common.evaluation.plots import plot_learning_curve
     from common.jsonl import write_json
 
     if run.is_main:
+        log = [{name: value for name, value in entry.items() if value == value} for entry in log]
         write_json(settings.output_dir / "log_history.json", log)
-        curves = {"loss": "training loss", "eval_loss": "validation loss"} | curves
+        curves = ({"loss": "training loss", "eval_loss": "validation loss"} if losses else {}) | curves
         plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +16,7 @@ from common.likelihood import mean_nll
 from common.models import check_model, load_tokenizer, require_context
 from common.preflight.checks import require_clean_files
 from common.settings import UserError, resolve_model
+from common.training.arguments import require_finite
 from common.training.rewards import load_rewards, score, total
 
 
@@ -149,7 +149,7 @@ class DriftProbe:
             means |= {"stopped": stopped, "nll": nll}
         figures = {f"probe/{name}": value for name, value in means.items()} | {"samples": texts[:2]}
         figures = broadcast_object_list([figures])[0]
-        require_finite(figures, step)
+        require_finite(figures, step, self.settings)
         return figures
 
     def over_budget(self, figures: dict, first: dict) -> str:
@@ -173,16 +173,6 @@ def as_loaded(model):
     finally:
         if plain:
             model.forward = wrapped
-
-
-def require_finite(figures: dict, step: int) -> None:
-    """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk then stay good."""
-    for name, value in figures.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(
-                f"step {step}: {name} is {value}; fix: a lower --lr, or --dtype float32, with --overwrite; "
-                "the checkpoints from before it are kept"
-            )
 
 
 class ProbeCallback(TrainerCallback):
@@ -209,11 +199,6 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.measured(self.probe.measure(model, state.global_step), model, state, control)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        require_finite(
-            {name: logs[name] for name in ("loss", "grad_norm", "reward", "kl") if name in logs}, state.global_step
-        )
 
     def measured(self, figures: dict, model, state, control) -> None:
         samples, due = figures["samples"], control.should_log
