@@ -10,7 +10,7 @@ about how the weights are used.
 Logits. On real rows the logits of both are compared in float32, where that fits into memory, whatever the dtype of the
 file. A merge that is right moves them by rounding alone. How much rounding is normal depends on the model: 135M
 parameters in bfloat16 differ from themselves in float32 by more than a larger model does. So the untouched base is run
-in the file's dtype and in float32 over the same rows, and this noise is what is allowed. A float32 file has no such
+in the file's dtype and in float32 over the same rows, and a few times this noise is allowed. A float32 file has no such
 noise, and a fixed tolerance. This finds what weights cannot show: tied embeddings that moved the head too, another
 config, another scaling of attention.
 
@@ -25,7 +25,9 @@ from contextlib import nullcontext
 # allowed difference of a logit, largest and mean, and the least share of places with the same best token, where no noise is measured
 TOLERANCES = {"float32": (2e-3, 1e-4, 0.999), "bfloat16": (2.0, 0.1, 0.95), "float16": (0.25, 0.02, 0.98)}
 HALF_ULP = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative rounding error of a weight
-NOISE_MAX = 2.0  # the largest of many differences varies by chance: allowed up to this many times the base's
+NOISE = (
+    3.0  # allowed: so many times the base's. A trained model feels rounding more than its base: 1.8 times was measured
+)
 NOISE_TOP1 = 0.02  # share of places by which the agreement may be below the base's
 POSITIONS = 32  # compared in a row, evenly spaced: all of them would be gigabytes with a vocabulary of 150,000
 
@@ -105,7 +107,7 @@ def certificate(adapted, merged, rough, logits, texts: list[str], dtype: str, is
     largest, mean, top1 = TOLERANCES[compared]
     if rough is not None:
         measured = noise.figures()
-        largest, mean = max(largest, NOISE_MAX * measured["max"]), max(mean, measured["mean"])
+        largest, mean = max(largest, NOISE * measured["max"]), max(mean, NOISE * measured["mean"])
         top1 = min(top1, measured["top1"] - NOISE_TOP1)
     return {
         "dtype": dtype,
