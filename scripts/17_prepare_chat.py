@@ -15,7 +15,7 @@ Run     python scripts/17_prepare_chat.py
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,73 +72,6 @@ def read_renames(words: tuple[str, ...]) -> dict[str, str]:
         if not old or not new:
             raise UserError(f"--rename {word}: not OLD=NEW; fix: for example --rename 答案=output")
     return {old: new for old, _, new in pairs}
-
-
-def read_file(path: Path, settings: Settings, renames: dict[str, str]) -> tuple[list, list, dict]:
-    """Converted rows of one file, its problems, and what the report says of it."""
-    from common.preflight.finding import Finding, Refused
-    from tasks.chat.dialects import expand
-    from tasks.chat.labels import scales
-    from tasks.chat.rows import convert, read_cells, read_rows, without_empty
-
-    found, problems = read_rows(path)
-    is_table = path.suffix in (".csv", ".tsv")
-    rows, named, unknown = [], [], defaultdict(list)
-    for line, raw in found:
-        row = {renames.get(key, key): value for key, value in raw.items()}
-        if len(row) < len(raw):
-            problems.append(Finding(path, line, "--rename gives two columns one name", "rename the other one too"))
-            continue
-        try:
-            named += [(line, without_empty(part) if is_table else part) for part in expand(row)]
-        except Refused as refused:
-            problems.append(Finding(path, line, *refused.args))
-    labels = scales(row for _, row in named)
-    for line, raw in named:
-        try:
-            row = convert(raw, line, kept_columns(settings), labels)
-        except Refused as refused:
-            problems.append(Finding(path, line, *refused.args))
-            continue
-        rows.append(row)
-        for column in row.unused:
-            unknown[column].append(line)
-    if is_table:
-        read_cells([row.row["meta"] for row in rows], kept_columns(settings))
-    formats = Counter(row.format for row in rows)
-    if "prompt/completion" in formats and "prompt" in formats:
-        fix = "add it, or put prompts for RL into a file of their own"
-        problems += [
-            Finding(path, row.line, "completion is missing, though other rows of the file have it", fix)
-            for row in rows
-            if row.format == "prompt"
-        ]
-        rows = [row for row in rows if row.format != "prompt"]
-    if not found and not problems:
-        problems.append(Finding(path, 0, "the file holds no rows", "name another file"))
-    for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
-        print(f"notice: {path.name} has no column {name!r} that --rename names")
-    read = {line for line, _ in found}
-    facts = {
-        "rows": len(found) + sum(problem.line > 0 for problem in problems if problem.line not in read),
-        "formats": dict(Counter(row.format for row in rows)),
-        "unknown columns": {name: {"rows": len(lines), "first line": lines[0]} for name, lines in unknown.items()},
-    }
-    if judged := Counter(row.label for row in rows if row.label):
-        facts["labels"] = {"columns": labels} | {word: judged[word] for word in ("good", "bad", "neither")}
-    return with_answers(rows), sorted(problems, key=lambda problem: problem.line), facts
-
-
-def with_answers(rows: list) -> list:
-    """Labelled rows, and the good ones among them as SFT rows too; those that are neither good nor bad are left out."""
-    found = []
-    for row in rows:
-        if row.label != "neither":
-            found.append(row)
-        if row.label == "good":
-            answer = {key: dict(value) if key == "meta" else value for key, value in row.row.items() if key != "label"}
-            found.append(replace(row, kind="sft", row=answer))
-    return found
 
 
 def kept_columns(settings: Settings) -> tuple[str, ...]:
@@ -218,6 +151,7 @@ def main(settings: Settings) -> None:
     from common.models import load_tokenizer
     from common.runs import begin_run
     from tasks.chat.dialects import MAPPINGS
+    from tasks.chat.files import read_file
     from tasks.chat.splits import split_groups
 
     val_share, test_share = settings.val_share, settings.test_share
@@ -231,7 +165,7 @@ def main(settings: Settings) -> None:
     renames = read_renames(settings.rename)
     rows, problems, report, origins = [], [], {"files": {}, "dropped": {"faulty": {}}, "splits": {}}, {}
     for path in settings.files:  # before an earlier run's files are touched
-        converted, faults, facts = read_file(path, settings, renames)
+        converted, faults, facts = read_file(path, renames, kept_columns(settings))
         rows += converted
         origins |= {id(row.row): (path, row.line) for row in converted}
         problems += faults

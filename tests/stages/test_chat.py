@@ -7,6 +7,7 @@ import json
 import pytest
 
 from conftest import ROOT
+from tasks.chat.files import read_file
 
 Q, A = "为什么海水是咸的？", "河水把岩石里的盐类带进海里，水走盐留。"
 
@@ -235,7 +236,6 @@ def test_what_parquet_can_hold_and_json_cannot_is_named(row, message):
 
 
 def test_a_table_of_several_formats_and_its_numbers(tmp_path):
-    from test_sft_ways import stage
 
     cells = [
         {
@@ -260,10 +260,7 @@ def test_a_table_of_several_formats_and_its_numbers(tmp_path):
         table = csv.DictWriter(out, header, restval="")
         table.writeheader()
         table.writerows(cells)
-    module = stage("17_prepare_chat")
-    rows, problems, facts = module.read_file(
-        file, module.Settings(keep=("max_characters", "n", "no", "must_include")), {}
-    )
+    rows, problems, facts = read_file(file, {}, ("max_characters", "n", "no", "must_include"))
     assert [row.format for row in rows] == ["alpaca", "prompt/completion", "pairs", "pairs", "messages"]
     assert facts["rows"] == 8 and facts["unknown columns"] == {}
     assert [row.row["meta"]["max_characters"] for row in rows] == [30, None, 2.5, None, None]

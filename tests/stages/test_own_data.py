@@ -5,6 +5,7 @@ import json
 import pytest
 
 from conftest import ROOT
+from tasks.chat.files import read_file
 from test_chat import assistant, lines, prepare, rows_of, user  # noqa: F401 (prepare is a fixture)
 
 SYSTEM = {"role": "system", "content": "简短。"}
@@ -98,11 +99,8 @@ WRONG = {
 
 
 def test_wrong_rows_of_every_dialect_are_named_with_their_line(tmp_path):
-    from test_sft_ways import stage
-
-    module = stage("17_prepare_chat")
     (tmp_path / "a.jsonl").write_bytes(lines(*(row for row, _ in WRONG.values())))
-    rows, problems, _ = module.read_file(tmp_path / "a.jsonl", module.Settings(), {})
+    rows, problems, _ = read_file(tmp_path / "a.jsonl", {}, ("id",))
     assert rows == [] and [problem.line for problem in problems] == list(range(1, len(WRONG) + 1))
     for problem, (_, message) in zip(problems, WRONG.values(), strict=True):
         assert message in problem.reason and problem.fix
