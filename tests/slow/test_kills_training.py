@@ -15,6 +15,9 @@ from conftest import ROOT, SCRIPTS
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT = ["--model", BASE, "--lora-r", 4, "--lora-alpha", 8, "--lora-dropout", 0.1, "--report-to", "none", "--seed", 7]
 SHORT += ["--probe-count", 2, "--probe-tokens", 8, "--batch-size", 4, "--accumulation", 2, "--eval-rows", 6]
+RL = ["--model", BASE, "--rewards", "form", "no_repeat", "--lora-r", 4, "--report-to", "none", "--probe-count", 2]
+RL += ["--batch-size", 8, "--max-new-tokens", 8, "--max-steps", 4, "--eval-steps", 1, "--seed", 7]
+GRPO = [*RL, "--num-generations", 4]
 STAGES = {
     # 24 rows: three steps an epoch. The second run of each stops early: at this rate the loss soon grows.
     "sft": ("20_train_sft.py", "sft", [*SHORT, "--epochs", 4, "--eval-steps", 3]),
@@ -25,7 +28,14 @@ STAGES = {
     ),
     "sft, max_steps": ("20_train_sft.py", "sft", [*SHORT, "--max-steps", 5, "--eval-steps", 4]),
     "dpo": ("40_train_dpo.py", "pref", [*SHORT, "--epochs", 4, "--eval-steps", 3, "--patience", 1]),
+    # The first step's rate is small, the second's is over the budget.
+    "grpo": ("50_train_grpo.py", "sft", GRPO),
+    "grpo, budget": ("50_train_grpo.py", "sft", [*GRPO, "--warmup-share", 0.5, "--lr", 0.02, "--kl-budget", 0.05]),
+    "ppo": ("51_train_ppo.py", "sft", RL),
+    "ppo, budget": ("51_train_ppo.py", "sft", [*RL, "--lr", 0.02, "--kl-budget", 0.05]),
 }
+MOMENTS = ("first checkpoint", "second checkpoint being written", "closing minute")
+CASES = [(name, moment) for name in STAGES for moment in MOMENTS if not name.endswith("budget") or moment == MOMENTS[2]]
 TIMES = ("seconds", "runtime", "per_second", "time")
 
 
@@ -39,7 +49,7 @@ def rows(tmp_path_factory) -> Path:
                 answer = [
                     {"role": "assistant", "content": f"第{number}句，" + "山水花月"[number % 4] * (1 + number % 5)}
                 ]
-                row = {"prompt": [{"role": "user", "content": f"写第{number}句"}], "meta": {}}
+                row = {"prompt": [{"role": "user", "content": f"写第{number}句"}], "meta": {"form": "五言绝句"}}
                 worse = [{"role": "assistant", "content": f"{number}不好" * 3}]
                 row |= {"completion": answer} if schema == "sft" else {"chosen": answer, "rejected": worse}
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -60,7 +70,7 @@ def command(name: str, rows: Path, output: Path, dtype: str) -> list[str]:
 def results(output: Path) -> tuple:
     """Everything a run leaves that is not a time: the log, the figures, the weights."""
     log = json.loads((output / "log_history.json").read_text(encoding="utf-8"))
-    log = [{key: value for key, value in entry.items() if not key.endswith(TIMES)} for entry in log]
+    log = [{key: value for key, value in entry.items() if not any(word in key for word in TIMES)} for entry in log]
     figures = json.loads((output / "run.json").read_text(encoding="utf-8"))["figures"]
     return log, figures, (output / "adapter_model.safetensors").read_bytes()
 
@@ -96,8 +106,7 @@ def undisturbed(rows, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint being written", "closing minute"])
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(("name", "moment"), CASES)
 def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, undisturbed, tmp_path):
     whole, output = undisturbed(name, dtype), tmp_path / "out"
     steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
@@ -119,3 +128,9 @@ def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, 
 def test_the_early_stop_is_one(undisturbed):
     log, figures, _ = results(undisturbed("sft, early stop", "float32"))
     assert figures["steps"] < 27 and figures["eval_loss"] == min(e["eval_loss"] for e in log[1:] if "eval_loss" in e)
+
+
+@pytest.mark.parametrize("name", ["grpo, budget", "ppo, budget"])
+def test_the_budget_ended_it(name, undisturbed):
+    _, figures, _ = results(undisturbed(name, "float32"))
+    assert "over its budget" in figures["stopped_by"] and figures["steps"] < 4
