@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3F
 
 from common.pretraining.char_tokenizer import build_tokenizer
 from common.settings import UserError
-from common.training.rewards import Reward, load_rewards, score, total
+from common.training.rewards import Reward, check_meta, load_rewards, score, total
 from tasks import poems
 from tasks.base import load_task
 
@@ -195,3 +195,12 @@ def test_two_models_of_one_folder_name_are_told_apart_or_refused(models):
 def test_no_completions_no_values(models):
     loaded, columns = judge(["form", f"model={models[0] / 'reward'}"], [])
     assert columns == {"form": [], "model=reward": []} and total(loaded, columns) == []
+
+
+def test_a_meta_that_a_rule_cannot_read_is_told_with_its_line(tmp_path):
+    rewards = load_rewards(("form",), load_task("poems"))
+    ask = [{"role": "user", "content": "写一首五言绝句"}]
+    rows = [{"prompt": ask, "meta": {"form": "五言绝句"}}, {"prompt": ask, "meta": {"form": "十四行诗"}}]
+    with pytest.raises(UserError, match=r"prompts\.jsonl:2: reward form: .*十四行诗.*fix:"):
+        check_meta(rewards, tmp_path / "prompts.jsonl", rows)
+    check_meta(rewards, tmp_path / "prompts.jsonl", rows[:1])

@@ -24,7 +24,8 @@ def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
         try:
             values = measured(metric, *texts)
         except ValueError as error:  # e.g. a form that the task does not know
-            raise UserError(f"metric {name}: {error}; fix: correct meta in the generation file") from error
+            row = next((row for row in rows if _fails(metric, row)), {"id": "unknown"})
+            raise UserError(f"row {row['id']}: metric {name}: {error}; fix: correct its meta") from error
         if len(values) != len(rows):
             raise UserError(f"metric {name} returned {len(values)} values for {len(rows)} texts; fix: one a text")
         for row, value in zip(rows, values, strict=True):
@@ -32,6 +33,14 @@ def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
                 raise UserError(f"metric {name} of row {row['id']} is {value}; fix: return a number, or None")
         columns[name] = [None if value is None else float(value) for value in values]
     return columns
+
+
+def _fails(metric, row: dict) -> bool:
+    try:
+        measured(metric, [row["prompt"]], [row["completion"]], [row["meta"]])
+    except ValueError:
+        return True
+    return False
 
 
 def measure_sets(task, rows: list[dict]) -> dict[str, dict]:

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from pathlib import Path
 
 from common.evaluation.scoring import measured
-from common.settings import UserError, resolve_model
+from common.settings import UserError, resolve_model, show_path
 
 SPEC = re.compile(r"(?P<name>.+?)(?::(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)))?")
 
@@ -72,6 +73,25 @@ def score(
                 )
         columns[reward.name] = [None if value is None else float(value) for value in values]
     return columns
+
+
+def check_meta(rewards: list[Reward], file: Path, rows: list[dict]) -> None:
+    """Asks every rule about an empty answer to each row of `file`, so that a meta which it cannot read is told with its line before
+    a model writes. Raises UserError."""
+    rules = [reward for reward in rewards if not reward.path]
+
+    def ask(part: list[dict]) -> None:
+        score(rules, [row["prompt"] for row in part], [""] * len(part), [row.get("meta", {}) for row in part])
+
+    try:
+        ask(rows)
+    except UserError:
+        for line, row in enumerate(rows, start=1):
+            try:
+                ask([row])
+            except UserError as error:
+                raise UserError(f"{show_path(file)}:{line}: {error}") from None
+        raise
 
 
 def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list[float | None]:
