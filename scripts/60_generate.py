@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.model_files import check_adapter, check_model
-from common.settings import UserError, next_command, read_settings, resolve_model
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 
@@ -175,8 +175,10 @@ def main(settings: Settings) -> None:
             f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; fix: remove them"
         )
     texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    require_context(model_path, longest + settings.max_new_tokens, "longest prompt + --max-new-tokens:")
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(lengths)
+    place = f"{show_path(settings.prompts_file)}:{lengths.index(longest) + 1}"
+    require_context(model_path, longest + settings.max_new_tokens, f"{place}: the longest prompt + --max-new-tokens:")
     with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate") as run:
         if notice:
             run.figure("base_notice", notice)
