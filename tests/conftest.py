@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="needs --all"))
 
 
+def stage_command(script: str | Path, *words) -> list[str]:
+    """The stage's command line. Where it loads a model and no dtype is named, float32: some CPUs pick bfloat16 by themselves."""
+    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    has_dtype = '    dtype: str = "auto"' in (SCRIPTS / script).read_text(encoding="utf-8")
+    named = any(word.split("=")[0] in ("--dtype", "--help", "-h") for word in command)
+    return [*command, "--dtype", "float32"] if has_dtype and not named else command
+
+
 @pytest.fixture
 def run_stage(tmp_path):
     """run_stage("20_train_sft.py", "--max-length", 64): the real command, from a folder outside the repo.
@@ -37,7 +45,7 @@ def run_stage(tmp_path):
         script: str | Path, *args, env: dict | None = None, check: bool = True, timeout: float = 600
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(
-            [sys.executable, str(SCRIPTS / script), *map(str, args)],
+            stage_command(script, *args),
             cwd=tmp_path,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), **(env or {})},
             capture_output=True,

@@ -7,19 +7,18 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, stage_command
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    command = stage_command(script, *words)
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
@@ -209,7 +208,7 @@ def test_sft_refuses_other_settings_without_overwrite(trained, prepared):
 
 def test_sft_killed_in_the_middle_ends_at_the_same_loss(trained, prepared, tmp_path):
     output = tmp_path / "sft"
-    command = [sys.executable, str(SCRIPTS / "20_train_sft.py"), *map(str, sft_words(prepared, output))]
+    command = stage_command("20_train_sft.py", *sft_words(prepared, output))
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (output / "checkpoint-8" / "trainer_state.json").exists():
         assert process.poll() is None, "ended before it could be killed"
@@ -349,7 +348,7 @@ def test_generation_killed_in_the_middle_has_every_row_once(generations, trained
     words = generate_words(
         prepared, output, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300
     )
-    command = [sys.executable, str(SCRIPTS / "60_generate.py"), *map(str, words)]
+    command = stage_command("60_generate.py", *words)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not output.exists() or output.read_bytes().count(b"\n") < 4:
         assert process.poll() is None, "ended before it could be killed"
@@ -384,7 +383,7 @@ def test_one_prompt_and_typed_prompts(merged):
         2,
     )
     assert done.stdout.count("[stop, ") + done.stdout.count("[length, ") == 2
-    command = [sys.executable, str(SCRIPTS / "60_generate.py"), "--model", str(merged), "--interactive"]
+    command = stage_command("60_generate.py", "--model", merged, "--interactive")
     typed = subprocess.run(
         command, input="写一首七言绝句\n\n", env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8"
     )
@@ -394,7 +393,11 @@ def test_one_prompt_and_typed_prompts(merged):
 def test_an_adapter_of_another_base_is_refused(trained, merged, prepared, tmp_path):
     words = generate_words(prepared, tmp_path / "x.jsonl", "--model", merged, "--adapter", trained)
     done = stage("60_generate.py", *words, check=False)
-    assert done.returncode == 2 and "was trained on" in done.stderr
+    assert done.returncode == 2 and "is another model" in done.stderr and "--force-base" in done.stderr
+    assert not (tmp_path / "x.jsonl").exists()
+    done = stage("60_generate.py", *words, "--force-base", "--max-prompts", 1, "--max-new-tokens", 2)
+    notice = json.loads((tmp_path / "x.run.json").read_text(encoding="utf-8"))["figures"]["base_notice"]
+    assert f"notice: {notice}" in done.stdout and "--force-base goes on" in notice
 
 
 # --- stages 70 and 72

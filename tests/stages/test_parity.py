@@ -270,7 +270,7 @@ def test_the_certificate_catches_a_wrong_merge_in_both_dtypes(made, tmp_path, fa
     assert bool(found) == (fault != "none"), report
     if found:
         assert "not those of base + adapter" in found[0] and "fix: merge again" in found[0]
-    if fault == "scale x 2":
+    if fault != "none" and dtype == "float32":
         assert report["logits"]["mean"] > report["allowed"]["mean"], "the logits alone tell it too"
 
 

@@ -4,14 +4,13 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, stage_command
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT_LORA = ["--lora-r", 8, "--lora-alpha", 16, "--report-to", "none", "--dtype", "float32"]
@@ -189,7 +188,7 @@ def reward(tmp_path_factory, data) -> Path:
 
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    command = stage_command(script, *words)
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
@@ -384,7 +383,7 @@ def test_dpo_warns_where_both_sides_fall(data, tmp_path):
 
 def test_dpo_goes_on_after_a_kill_to_the_same_loss(dpo, data, tmp_path):
     output = tmp_path / "dpo"
-    command = [sys.executable, str(SCRIPTS / "40_train_dpo.py"), *map(str, dpo_words(data, output))]
+    command = stage_command("40_train_dpo.py", *dpo_words(data, output))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 300
     while (
