@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.long_rows import LongRowsPolicy
 from common.settings import UserError, read_settings
 from common.training.loss_masks import RowStyle, row_dataset
 
@@ -29,12 +30,14 @@ class Settings:
     """base model: a folder or a hub id"""
     train_file: Path = Path("processed_data/{task}/sft_train.jsonl")
     """rows to learn from"""
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
-    """rows that decide when to stop"""
+    val_file: Path | None = Path("processed_data/{task}/sft_val.jsonl")
+    """rows that decide when to stop; None = train without"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
+    long_rows: LongRowsPolicy = "refuse"
+    """rows over max_length: refuse, drop, or cut at whole turns"""
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
     row_style: RowStyle = "prompt"
@@ -111,7 +114,7 @@ def main(settings: Settings) -> None:
             f"--row-style messages: the chat template of {settings.model} does not mark its answers; "
             "fix: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
         )
-    train, val = arguments.read_rows(settings, "sft")
+    train, val, long = arguments.read_rows(settings, "sft", tokenizer)
     config = arguments.trainer_arguments(
         SFTConfig,
         settings,
@@ -139,20 +142,22 @@ def main(settings: Settings) -> None:
             model=model,
             args=config,
             train_dataset=row_dataset(train, settings.row_style, tokenizer, settings.enable_thinking),
-            eval_dataset=row_dataset(val, settings.row_style, tokenizer, settings.enable_thinking),
+            eval_dataset=row_dataset(val, settings.row_style, tokenizer, settings.enable_thinking) if val else None,
             processing_class=tokenizer,
             peft_config=lora,
         )
         arguments.watch_stops(trainer, tokenizer, val, settings)
-        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size))
+        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
         arguments.save_adapter(trainer, settings)
         arguments.save_log(log, settings, run)
+        shown, name = (val, "val") if val else (train[: settings.eval_rows or None], "train")
         with trainer.model.disable_adapter():
-            before = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
-        after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
-        print(f"NLL per character of the validation answers: base {before:.3f}, now {after:.3f} nats")
-        arguments.finish_adapter(run, trainer, tokenizer, val, settings, val_nll_base=before, val_nll=after)
+            before = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
+        after = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
+        print(f"NLL per character of the {name} answers: base {before:.3f}, now {after:.3f} nats")
+        figures = {f"{name}_nll_base": before, f"{name}_nll": after}
+        arguments.finish_adapter(run, trainer, tokenizer, shown, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.long_rows import LongRowsPolicy
 from common.settings import read_settings
 
 IGNORED = -100  # a label that the loss leaves out
@@ -29,12 +30,14 @@ class Settings:
     """base model: a folder or a hub id"""
     train_file: Path = Path("processed_data/{task}/sft_train.jsonl")
     """rows to learn from"""
-    val_file: Path = Path("processed_data/{task}/sft_val.jsonl")
-    """rows that show what was learned"""
+    val_file: Path | None = Path("processed_data/{task}/sft_val.jsonl")
+    """rows that show what was learned; None = train without"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a row that is longer loses its end, and stage 19 says so"""
+    long_rows: LongRowsPolicy = "refuse"
+    """rows over max_length: refuse, drop, or cut at whole turns"""
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
@@ -134,7 +137,7 @@ def main(settings: Settings) -> None:
 
     # before an earlier run's files are touched
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "sft")
-    train, val = arguments.read_rows(settings, "sft")
+    train, val, long = arguments.read_rows(settings, "sft", tokenizer)
     config = arguments.trainer_arguments(
         TrainingArguments,
         settings,
@@ -166,16 +169,18 @@ def main(settings: Settings) -> None:
             args=config,
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
             train_dataset=examples,
-            eval_dataset=held_out,
+            eval_dataset=held_out or None,
             processing_class=tokenizer,
         )
-        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size))
+        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
         arguments.save_adapter(trainer, settings)
         arguments.save_log(log, settings, run)
-        after = mean_nll(trainer.model, tokenizer, val, settings.enable_thinking)
-        print(f"NLL per character of the validation answers: {after:.3f} nats")
-        arguments.finish_adapter(run, trainer, tokenizer, val, settings, trained_tokens=trained, val_nll=after)
+        shown, name = (val, "val") if val else (train[: settings.eval_rows or None], "train")
+        after = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
+        print(f"NLL per character of the {name} answers: {after:.3f} nats")
+        figures = {"trained_tokens": trained, f"{name}_nll": after}
+        arguments.finish_adapter(run, trainer, tokenizer, shown, settings, **figures)
 
 
 if __name__ == "__main__":

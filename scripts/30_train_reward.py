@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from common.long_rows import LongRowsPolicy
 from common.settings import Limit, next_command, read_settings
 
 
@@ -30,12 +31,14 @@ class Settings:
     """body of the reward model: a folder or a hub id"""
     train_file: Path = Path("processed_data/{task}/pref_train.jsonl")
     """pairs to learn from"""
-    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")
-    """pairs that decide when to stop"""
+    val_file: Path | None = Path("processed_data/{task}/pref_val.jsonl")
+    """pairs that decide when to stop; None = train without"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a longer pair is left out and counted"""
+    long_rows: LongRowsPolicy = "refuse"
+    """rows over max_length: refuse, drop, or cut at whole turns"""
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
     center: float = 0.01
@@ -122,7 +125,7 @@ def main(settings: Settings) -> None:
     require_whole_weights()
     # before an earlier run's files are touched
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference", "reward base")
-    train, val = arguments.read_rows(settings, "preference")
+    train, val, long = arguments.read_rows(settings, "preference", tokenizer)
     config = arguments.trainer_arguments(
         RewardConfig,
         settings,
@@ -148,19 +151,23 @@ def main(settings: Settings) -> None:
             model=model,
             args=config,
             train_dataset=token_rows(tokenizer, train, settings),
-            eval_dataset=token_rows(tokenizer, val, settings),
+            eval_dataset=token_rows(tokenizer, val, settings) if val else None,
             processing_class=tokenizer,
             peft_config=lora,
         )
-        log = arguments.fit(trainer, settings, run)
+        log = arguments.fit(trainer, settings, run, long_rows=long)
 
         if not run.is_main:
             return  # one process saves and reports
         arguments.save_merged(trainer, tokenizer, settings)
         arguments.save_log(log, settings, run)
-        # the folder as anyone would load it scores the validation pairs
+        # the folder as anyone would load it scores the validation pairs, or without them those that it has learned from
         saved, _ = load_classifier(str(settings.output_dir), settings.dtype, num_labels=1)
-        sides = [row[f"{side}_ids"] for row in trainer.eval_dataset for side in ("chosen", "rejected")]
+        sides = [
+            row[f"{side}_ids"]
+            for row in trainer.eval_dataset or trainer.train_dataset
+            for side in ("chosen", "rejected")
+        ]
         scores = logits_of(saved, tokenizer, [tokenizer.decode(ids) for ids in sides], settings.max_length)[:, 0]
         scores = scores.view(-1, 2)  # [pairs, (chosen, rejected)]
         accuracy = (scores[:, 0] > scores[:, 1]).float().mean().item()

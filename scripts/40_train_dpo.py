@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.long_rows import LongRowsPolicy
 from common.settings import read_settings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
 LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
+
+
+PAIR = ("prompt", "chosen", "rejected")
 
 
 @dataclass
@@ -34,12 +38,14 @@ class Settings:
     """where the policy starts, and the reference: a folder or a hub id"""
     train_file: Path = Path("processed_data/{task}/pref_train.jsonl")
     """pairs to learn from"""
-    val_file: Path = Path("processed_data/{task}/pref_val.jsonl")
-    """pairs that decide when to stop"""
+    val_file: Path | None = Path("processed_data/{task}/pref_val.jsonl")
+    """pairs that decide when to stop; None = train without"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
     """tokens, prompt and answer; a longer answer loses its end, and stage 19 says so"""
+    long_rows: LongRowsPolicy = "refuse"
+    """rows over max_length: refuse, drop, or cut at whole turns"""
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
@@ -106,6 +112,28 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
+def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
+    """Figures of the kept weights on validation pairs, against the reference; without them those of the last training batches."""
+    from common.training import arguments
+
+    if not held_out:
+        last = [entry for entry in log if "rewards/accuracies" in entry][-1]
+        return {"train_accuracy": last["rewards/accuracies"], "train_margin": last["rewards/margins"]}
+    first, best = arguments.first_and_kept(trainer)  # the first is that of the reference
+    change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
+    print(
+        f"pairs ranked right {best['eval_rewards/accuracies']:.1%}; log-probability of an answer: "
+        f"chosen {change['chosen']:+.2f} nats, rejected {change['rejected']:+.2f}"
+    )
+    if max(change.values()) < 0:
+        print(
+            "warning: chosen and rejected answers both became less likely; fix: a larger --beta, a lower --lr, "
+            "or --loss-types sigmoid sft --loss-weights 1 0.1"
+        )
+    figures = {"accuracy": best["eval_rewards/accuracies"], "margin": best["eval_rewards/margins"]}
+    return figures | {f"{side}_logps_change": nats for side, nats in change.items()}
+
+
 def main(settings: Settings) -> None:
     from trl import DPOConfig
 
@@ -115,7 +143,7 @@ def main(settings: Settings) -> None:
 
     # before an earlier run's files are touched
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
-    train, val = arguments.read_rows(settings, "preference")
+    train, val, long = arguments.read_rows(settings, "preference", tokenizer)
     config = arguments.trainer_arguments(
         DPOConfig,
         settings,
@@ -140,30 +168,19 @@ def main(settings: Settings) -> None:
         trainer = LeanDPOTrainer(
             model=model,
             args=config,
-            train_dataset=chat_dataset(train, ("prompt", "chosen", "rejected"), settings.enable_thinking),
-            eval_dataset=chat_dataset(val, ("prompt", "chosen", "rejected"), settings.enable_thinking),
+            train_dataset=chat_dataset(train, PAIR, settings.enable_thinking),
+            eval_dataset=chat_dataset(val, PAIR, settings.enable_thinking) if val else None,
             processing_class=tokenizer,
             peft_config=lora,
         )
         arguments.watch_stops(trainer, tokenizer, val, settings)
-        log = arguments.fit(trainer, settings, run)
+        log = arguments.fit(trainer, settings, run, long_rows=long)
 
         arguments.save_adapter(trainer, settings)
         arguments.save_log(log, settings, run)
-        first, best = arguments.first_and_kept(trainer)  # the first is that of the reference
-        change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
-        print(
-            f"pairs ranked right {best['eval_rewards/accuracies']:.1%}; log-probability of an answer: "
-            f"chosen {change['chosen']:+.2f} nats, rejected {change['rejected']:+.2f}"
+        arguments.finish_adapter(
+            run, trainer, tokenizer, val or train, settings, **what_was_learned(trainer, log, bool(val))
         )
-        if max(change.values()) < 0:
-            print(
-                "warning: chosen and rejected answers both became less likely; fix: a larger --beta, a lower --lr, "
-                "or --loss-types sigmoid sft --loss-weights 1 0.1"
-            )
-        figures = {"accuracy": best["eval_rewards/accuracies"], "margin": best["eval_rewards/margins"]}
-        figures |= {f"{side}_logps_change": nats for side, nats in change.items()}
-        arguments.finish_adapter(run, trainer, tokenizer, val, settings, **figures)
 
 
 if __name__ == "__main__":

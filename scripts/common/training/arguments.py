@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -43,16 +44,34 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
     rows = (settings.train_file, settings.val_file)
-    require_clean_files(settings, tokenizer, schema, *rows)
+    # rows that are dropped or cut below are no fault of the file
+    told = settings if settings.long_rows == "refuse" else replace(settings, allow=(*settings.allow, "too-long"))
+    require_clean_files(told, tokenizer, schema, *rows)
     return model_path, tokenizer, {"model": model_path, "train_file": rows[0], "val_file": rows[1]}
 
 
-def read_rows(settings, schema: str) -> tuple[list[dict], list[dict]]:
-    """(training rows, validation rows), as many as the settings max_train and eval_rows use; 0 is all."""
-    from common.jsonl import read_jsonl
+def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict], dict]:
+    """(training rows, validation rows, what --long-rows did to each file), as many rows as max_train and eval_rows use; 0 is all.
 
-    train = read_jsonl(settings.train_file, schema)[: getattr(settings, "max_train", 0) or None]
-    return train, read_jsonl(settings.val_file, schema)[: settings.eval_rows or None]
+    Without a validation file there are no validation rows. Raises UserError where no training row is left.
+    """
+    from common.jsonl import read_jsonl
+    from common.long_rows import fit_rows
+
+    kept, done = {"train": [], "val": []}, {}
+    for name, file in (("train", settings.train_file), ("val", settings.val_file)):
+        rows = read_jsonl(file, schema) if file else []
+        if settings.long_rows != "refuse" and rows:
+            limits = settings.max_length, settings.long_rows, settings.enable_thinking
+            rows, long = fit_rows(rows, schema, tokenizer, *limits)
+            print(f"{name}: {long.sentence()}")
+            done[name] = long.as_dict()
+        kept[name] = rows
+    if not kept["train"]:
+        raise UserError(f"{settings.train_file}: no row fits; fix: --max-length, or other rows")
+    if not settings.val_file:
+        print("notice: no validation rows: no validation loss, no early stopping, the last weights are kept")
+    return kept["train"][: getattr(settings, "max_train", 0) or None], kept["val"][: settings.eval_rows or None], done
 
 
 def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more):
@@ -123,7 +142,7 @@ def trainer_arguments(cls, settings, rows: int = 0, **more):
     }
     if hasattr(settings, "eval_steps"):
         values |= {"save_steps": settings.eval_steps}
-    if hasattr(settings, "eval_rows"):
+    if getattr(settings, "val_file", None) and hasattr(settings, "eval_rows"):
         values |= {
             "per_device_eval_batch_size": settings.batch_size,
             "eval_strategy": "steps",
@@ -218,10 +237,10 @@ def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
         trainer.add_callback(StopProbe(trainer, tokenizer, val, *probe))
 
 
-def fit(trainer, settings, run, chance: float = math.inf) -> list[dict]:
+def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dict]:
     """Train, or go on from the newest checkpoint; returns the log. The best weights are loaded where the arguments say so.
 
-    chance: the loss of a model that guesses, named where training does not end below it.
+    chance: the loss of a model that guesses, named where training does not end below it. figures: for the run record.
 
     Raises UserError for a run that learned nothing, before anything is saved.
     """
@@ -229,7 +248,7 @@ def fit(trainer, settings, run, chance: float = math.inf) -> list[dict]:
 
     from common.models import newest_checkpoint
 
-    if getattr(settings, "patience", 0):
+    if getattr(settings, "patience", 0) and trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.add_callback(Guard(settings))
     args = trainer.args
@@ -240,6 +259,8 @@ def fit(trainer, settings, run, chance: float = math.inf) -> list[dict]:
         print(
             f"notice: {steps} optimizer steps are few; fix: --epochs {epochs}, or a smaller --batch-size and --accumulation"
         )
+    for name, value in figures.items():
+        run.figure(name, value)
     run.figure("batch_size", args.per_device_train_batch_size)
     run.figure("accumulation", args.gradient_accumulation_steps)
     checkpoint = newest_checkpoint(settings.output_dir) if run.resuming else None
