@@ -1,6 +1,6 @@
 """Everything of this project that reaches into trl's private methods, written for trl 1.16.0.
 
-On a CPU the trainers of stages 20, 40 and 50 project only the positions with a label; on a GPU they are trl's own. GRPO also gets
+On a CPU the trainers of stages 20, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's own. GRPO also gets
 batches without padding columns, a rollout that leaves the base's weights as they are, and an order of prompts that a resumed run repeats.
 tests/unit/test_trl_cpu.py fails where another trl is installed or one of the methods below has changed.
 """
@@ -14,7 +14,7 @@ import types
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
-from trl import DPOTrainer, GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
 from common.generation import write_on_cpu
@@ -104,6 +104,10 @@ class LeanDPOTrainer(LeanHead, DPOTrainer):
     def _get_train_sampler(self, train_dataset=None):
         # the data loader hands over a copy without the length column
         return _seeded(super()._get_train_sampler(self.train_dataset), self.args.seed)
+
+
+class LeanKTOTrainer(LeanHead, KTOTrainer):
+    """Rows keep trl's order: the KL is estimated from the answers of a batch set against each other's prompts."""
 
 
 def gather_uneven(accelerator, values):
