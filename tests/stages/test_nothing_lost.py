@@ -35,11 +35,13 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     prompts = [[{"role": "user", "content": f"写一首关于{what}的五言绝句。"}] for what in "春夏秋冬山水风月"]
     answers = [[{"role": "assistant", "content": ANSWERS[i % 2]}] for i in range(len(prompts))]
-    metas = [{"form": "五绝", "id": str(i)} for i in range(len(prompts))]
+    metas = [{"form": "五言绝句", "id": str(i)} for i in range(len(prompts))]
     rows = list(zip(prompts, answers, metas, strict=True))
     write_jsonl(folder / "sft.jsonl", [{"prompt": p, "completion": a, "meta": m} for p, a, m in rows])
     bad = [{"role": "assistant", "content": "不知道。"}]
     write_jsonl(folder / "pref.jsonl", [{"prompt": p, "chosen": a, "rejected": bad, "meta": m} for p, a, m in rows])
+    labelled = [{"prompt": p, "completion": a, "label": i % 2 == 0, "meta": m} for i, (p, a, m) in enumerate(rows)]
+    write_jsonl(folder / "kto.jsonl", labelled)
     write_jsonl(folder / "prompts.jsonl", [{"prompt": p, "meta": m} for p, _, m in rows])
     made = [
         {"id": f"{m['id']}#0", "prompt_id": m["id"], "sample": 0, "seed": 1, "prompt": p, "completion": a[0]["content"]}
@@ -87,6 +89,7 @@ STAGES = {
     "32": ("--output out.md", f"--model {TINY} {PAIRS}"),
     "33": ("--output-dir .", "--generations generations/a.jsonl"),
     "40": (FOLDER, f"{PAIRS} {MODEL}"),
+    "41": (FOLDER, f"--train-file kto.jsonl --val-file None {MODEL}"),
     "50": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
     "51": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
     "60": (FILE, f"--prompts-file prompts.jsonl --model {TINY} --dtype float32"),
@@ -98,24 +101,25 @@ STAGES = {
 }
 # What the file of a stage's output is called where its flag does not say so.
 NAMES = {"33": "pref_onpolicy_train.jsonl", "70": "a.jsonl", "16": "out/prepare.json"}
-TRAINING = ("20", "21", "30", "31", "40", "50", "51")
+TRAINING = ("20", "21", "30", "31", "40", "41", "50", "51")
 CASES = [
-    *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40")),
-    *((number, "--eval-steps 0") for number in ("20", "21", "30", "40", "50", "51")),
-    *((number, "--warmup-share 1.5") for number in ("20", "21", "30", "31", "40", "50")),
-    *((number, "--lora-r 0") for number in ("20", "21", "30", "40", "50", "51")),
-    *((number, "--report-to neptune") for number in ("20", "30", "40", "50")),
-    *((number, "--model adapter") for number in ("20", "21", "30", "40", "50", "51", "60", "61", "32")),
-    *((number, "--model cut") for number in ("20", "21", "30", "40", "50", "51", "60", "61", "32", "22")),
+    *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40", "41")),
+    *((number, "--eval-steps 0") for number in ("20", "21", "30", "40", "41", "50", "51")),
+    *((number, "--warmup-share 1.5") for number in ("20", "21", "30", "31", "40", "41", "50")),
+    *((number, "--lora-r 0") for number in ("20", "21", "30", "40", "41", "50", "51")),
+    *((number, "--report-to neptune") for number in ("20", "30", "40", "41", "50")),
+    *((number, "--model adapter") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32")),
+    *((number, "--model cut") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32", "22")),
     *((number, "--train-file broken.jsonl") for number in TRAINING),
-    *((number, "--val-file broken.jsonl") for number in ("20", "21", "30", "40", "50", "51")),
-    *((number, "--lora-targets no_such_layer") for number in ("20", "30", "40", "50", "51")),
+    *((number, "--val-file broken.jsonl") for number in ("20", "21", "30", "40", "41", "50", "51")),
+    *((number, "--lora-targets no_such_layer") for number in ("20", "30", "40", "41", "50", "51")),
     ("20", "--lora-targets q_proj,no_such_layer"),
     ("31", "--model-name-or-path adapter"), ("31", "--model-name-or-path cut"),
     ("24", "--model adapter"), ("24", "--model cut"),
     ("40", "--loss-types no_such_loss"), ("40", "--beta -1"),
+    ("41", "--loss-type no_such_loss"), ("41", "--beta -1"), ("41", "--batch-size 1"),
     ("50", "--num-generations 3"), ("50", "--temperature 0"), ("50", "--temperature -1"), ("50", "--rewards no_such_reward"),
-    ("51", "--rewards no_such_reward"), ("51", "--batch-size 7"),
+    ("51", "--rewards no_such_reward"), ("51", "--batch-size 0"),
     ("22", "--probe-file broken.jsonl"), ("22", "--adapter cut"), ("22", ""),
     ("23", "--rows-file broken.jsonl"), ("23", ""),
     ("60", "--prompts-file broken.jsonl"), ("60", "--temperature -1"), ("60", "--top-p 0"), ("60", "--adapter adapter"),
