@@ -337,8 +337,15 @@ def save_adapter(trainer, settings) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
+    from common.jsonl import read_json, write_json
+
     trainer.save_model(str(settings.output_dir))
     delete_pickle(settings.output_dir)
+    if trainer.args.process_index == 0:  # peft keeps the targets as a set, which every process orders in its own way
+        path = settings.output_dir / "adapter_config.json"
+        config = read_json(path)
+        if isinstance(config["target_modules"], list):
+            write_json(path, config | {"target_modules": sorted(config["target_modules"])})
     if trainer.args.world_size == 1:
         saved = load_file(settings.output_dir / "adapter_model.safetensors")
         held = get_peft_model_state_dict(trainer.model)
