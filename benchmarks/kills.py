@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,10 @@ def run(number: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
 
 def start(number: str, folder: Path, *more: str) -> subprocess.Popen:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command(number, *more), cwd=folder, env=environment(), **quiet)
+    hears = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a job in the background of a shell would ignore Ctrl-C
+    return subprocess.Popen(command(number, *more), cwd=folder, env=environment(), preexec_fn=hears, **quiet)
 
 
 def make_inputs(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.jsonl import read_json
+from common.jsonl import read_json, sha256_file
 from conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("kills", ROOT / "benchmarks" / "kills.py")
@@ -71,6 +71,10 @@ def test_a_data_stage_killed_at_any_moment_ends_as_if_nothing_had_happened(numbe
     assert not [path for path in (place / "out").rglob(".*")], "hidden files are left"
 
 
+def hashes(folder: Path) -> dict[Path, str]:
+    return {path: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
 def rows_of(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -106,13 +110,13 @@ def test_training_killed_at_any_moment_ends_with_the_same_weights_and_figures(mo
 def test_a_training_that_was_to_replace_a_finished_one_and_is_stopped_early_leaves_it_whole(how, place, whole):
     expected = whole("20")
     kills.run_whole("20", place)
-    before = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    before = hashes(place / "out")
     process = kills.start("20", place, "--overwrite", "--lr", "0.001")
     assert kills.kill_when(process, lambda: something(place / "out", ".run.json.earlier/run.json"), how)
     if how == signal.SIGKILL:  # the next start brings it back
         done = kills.run("20", place)
         assert done.returncode == 0 and "already done" in done.stdout, done.stderr
-    assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
+    assert hashes(place / "out") == before
     assert kills.outcome(place / "out") == expected
 
 

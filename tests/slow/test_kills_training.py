@@ -35,7 +35,22 @@ STAGES = {
     "ppo, budget": ("51_train_ppo.py", "sft", [*RL, "--lr", 0.02, "--kl-budget", 0.05]),
 }
 MOMENTS = ("first checkpoint", "second checkpoint being written", "closing minute")
-CASES = [(name, moment) for name in STAGES for moment in MOMENTS if not name.endswith("budget") or moment == MOMENTS[2]]
+FIRST, SECOND, CLOSING = MOMENTS
+# Every stage at one moment at least, each moment with one stage at least, both types of numbers with every algorithm.
+CASES = [
+    *(("sft", moment, "float32") for moment in MOMENTS),
+    ("sft", FIRST, "bfloat16"),
+    ("sft, early stop", CLOSING, "float32"),
+    ("sft, early stop", CLOSING, "bfloat16"),
+    ("sft, max_steps", CLOSING, "float32"),
+    ("dpo", SECOND, "float32"),
+    ("dpo", FIRST, "bfloat16"),
+    ("grpo", SECOND, "float32"),
+    ("grpo", FIRST, "bfloat16"),
+    ("grpo, budget", CLOSING, "float32"),
+    ("ppo", FIRST, "bfloat16"),
+    ("ppo, budget", CLOSING, "float32"),
+]
 TIMES = ("seconds", "runtime", "per_second", "time")
 
 
@@ -105,8 +120,7 @@ def undisturbed(rows, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "moment"), CASES)
+@pytest.mark.parametrize(("name", "moment", "dtype"), CASES)
 def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, undisturbed, tmp_path):
     whole, output = undisturbed(name, dtype), tmp_path / "out"
     steps = sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*"))
