@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.jsonl import sha256_file
 from conftest import ROOT, SCRIPTS
 
 BASE = ROOT / "data" / "tiny_qwen3"
@@ -87,7 +88,7 @@ def results(output: Path) -> tuple:
     log = json.loads((output / "log_history.json").read_text(encoding="utf-8"))
     log = [{key: value for key, value in entry.items() if not any(word in key for word in TIMES)} for entry in log]
     figures = json.loads((output / "run.json").read_text(encoding="utf-8"))["figures"]
-    return log, figures, (output / "adapter_model.safetensors").read_bytes()
+    return log, figures, sha256_file(output / "adapter_model.safetensors")
 
 
 def run(words: list[str]) -> str:
