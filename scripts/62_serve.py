@@ -99,12 +99,12 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
     model, tokenizer = load_classifier(model_path, settings.dtype)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     limits = (settings.max_length, settings.token_budget or (1024 if model.device.type == "cpu" else 16384))
-    opened = {"styles": (lambda texts: predict_styles(model, tokenizer, texts, *limits), names)}
+    opened = {"styles": (lambda texts: predict_styles(model, tokenizer, texts, *limits, finite=False), names)}
     if reward_path:
         reward_model, reward_tokenizer = load_classifier(reward_path, settings.dtype, num_labels=1)
 
         def rewards(texts: list[str]) -> list[float]:
-            return logits_of(reward_model, reward_tokenizer, texts, *limits)[:, 0].tolist()
+            return logits_of(reward_model, reward_tokenizer, texts, *limits, finite=False)[:, 0].tolist()
 
         opened["reward"] = (rewards, reward_tokenizer)
     for path, (score, _) in zip((model_path, reward_path), opened.values(), strict=False):

@@ -83,7 +83,7 @@ def data(tmp_path_factory) -> Path:
 def words_of(script: str, data: Path, output: Path, accumulation: int) -> list:
     flags, files, _ = STAGES[script]
     files = ["--train-file", data / f"{files}_train.jsonl", "--val-file", data / f"{files}_val.jsonl"]
-    return [*files, *flags, "--accumulation", accumulation, "--output-dir", output]
+    return [*files, *flags, "--dtype", "float32", "--accumulation", accumulation, "--output-dir", output]
 
 
 @pytest.fixture(scope="module")

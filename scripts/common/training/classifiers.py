@@ -103,13 +103,14 @@ def render_conversation(tokenizer, prompt: list[dict], completion: str, enable_t
     return tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=enable_thinking)
 
 
-def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192):
+def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True):
     """float32 tensor [texts, labels] on the CPU, in the order of `texts`.
 
     max_length: tokens; a longer text loses its beginning, because the head reads the last token. token_budget: padded
     tokens a batch. The figures do not depend on the batches nor on tokenizer.padding_side, up to rounding.
 
-    Raises UserError naming the text where a logit is not finite: no label and no score follows from it.
+    Raises UserError naming the text where a logit is not finite: no label and no score follows from it. With finite=False the caller
+    looks for itself: of many requests scored together only some may be so.
     """
     import torch
 
@@ -119,7 +120,7 @@ def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_b
         for indices in length_batches([max(1, len(ids)) for ids in encoded], token_budget, seed=0):
             batch = tokenizer.pad({"input_ids": [encoded[i] for i in indices]}, return_tensors="pt").to(model.device)
             logits[indices] = model(**batch).logits.float().cpu()
-    for number in (~logits.isfinite().all(-1)).nonzero().flatten().tolist():
+    for number in (~logits.isfinite().all(-1)).nonzero().flatten().tolist() if finite else ():
         raise UserError(
             f"{show_path(model.name_or_path)} gives {logits[number].tolist()} for {texts[number][:60]!r}; "
             "fix: train it again, or --dtype float32"
