@@ -448,4 +448,6 @@ def test_a_bad_input_ends_the_command_with_one_line(run_stage, tmp_path):
     flags = words(tmp_path, tmp_path / "ppo", rows_of(4, form="七言排律"))
     done = run_stage("51_train_ppo.py", *flags, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: reward form: ValueError")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"error: {tmp_path / 'prompts_train.jsonl'}:1: reward form: ValueError"
+    )

@@ -16,6 +16,7 @@ from common.training import trl_cpu
 # What trl_cpu replaces or calls, as it was read when trl_cpu was written. Where a hash differs, read trl's new code, correct
 # trl_cpu.py, and write the new hash here.
 READ = {
+    "KTOTrainer.log": "e80e122cfe5f",
     "SFTTrainer._get_train_sampler": "1580d7493244",
     "DPOTrainer._prepare_dataset": "35e349e8e826",
     "DPOTrainer._get_train_sampler": "1580d7493244",
