@@ -1,14 +1,17 @@
 """Did RL on a style classifier teach the style, or only what the classifier falls for?
 
-Two generation files on the same prompts (stage 60), before and after RL. Beside the reward itself stand opinions that the training could
-not adapt to: the TF-IDF baseline's probability of the wanted style, the text's length, repetition, copies of training answers; and how
-far the policy went from its reference: KL per character, estimated on the policy's own samples as log p(policy) - log p(reference)
-(needs both models). The reward rising while TF-IDF's opinion does not is what hacking the classifier looks like, and is said aloud.
+Two generation files on the same prompts (stage 60), before and after RL. Beside the reward itself stand opinions that
+the training could not adapt to: the TF-IDF baseline's probability of the wanted style, the text's length, repetition,
+copies of training answers; and how far the policy went from its reference: KL per character, estimated on the policy's
+own samples as log p(policy) - log p(reference) (needs both models). The reward rising while TF-IDF's opinion does not
+is what hacking the classifier looks like, and is said aloud.
 
 Reads:  --before, --after (stage 60), --classifier (stage 31), data/styles; --model and --adapter for the KL
-Writes: a Markdown table on standard output; --output FILE.json for every figure; --plot FILE.png, reward against length and TF-IDF
+Writes: a Markdown table on standard output; --output FILE.json for every figure; --plot FILE.png, reward against length
+and TF-IDF
 Run:    python benchmarks/audit_style_reward.py --before results/styles/generations/sft_merged.jsonl \
-            --after results/styles/generations/grpo.jsonl --model checkpoints/styles/sft_merged --adapter checkpoints/styles/grpo
+            --after results/styles/generations/grpo.jsonl --model checkpoints/styles/sft_merged --adapter
+            checkpoints/styles/grpo
 """
 
 import argparse
@@ -117,7 +120,8 @@ def main() -> None:
         table.append(["KL to the reference, nats per character", "0", interval(mean), ""])
         figures["kl_per_character"] = mean._asdict()
     print(
-        f"style {options.style}: {len(files['before'])} texts before, {len(files['after'])} after; 95 % intervals over prompts"
+        f"style {options.style}: {len(files['before'])} texts before, {len(files['after'])} after; 95 % intervals "
+        f"over prompts"
     )
     print(markdown_table(["", "before", "after", "difference, paired"], table))
     print(verdict(differences))

@@ -1,12 +1,13 @@
 """How fast does stage 60 generate, with each backend, beside a transformers pipeline and beside vLLM's engine alone?
 
-Four ways draw samples (temperature 1) for the same prompts with the same model and room, in turn, several rounds, in one run:
+Four ways draw samples (temperature 1) for the same prompts with the same model and room, in turn, several rounds, in
+one run:
   pipeline     transformers' text-generation pipeline, batch_size 8, as its documentation shows it
   hf           stage 60's backend hf: batches by length within --batch-tokens
   vllm bare    LLM.generate of vLLM's offline engine, no seeds a prompt, no text made of the tokens
   vllm         stage 60's backend vllm: rows as they finish, and the text
-Each way runs in a process of its own that loads its model once; a warm-up of 8 prompts goes before, and only generation is timed.
-Tokens are those of the answers, up to and with their end.
+Each way runs in a process of its own that loads its model once; a warm-up of 8 prompts goes before, and only generation
+is timed. Tokens are those of the answers, up to and with their end.
 
 Reads:  --model, first --prompts rows of processed_data/poems/prompts_test.jsonl (stage 10)
 Writes: a Markdown table and a line of JSON on standard output
@@ -30,7 +31,8 @@ SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def run_pipeline(options, tokenizer):
-    """Calls of the pipeline return text with the prompt cut off: tokens are counted in it, and an end where it is short of the limit."""
+    """Calls of the pipeline return text with the prompt cut off: tokens are counted in it, and an end where it is short
+    of the limit."""
     from transformers import pipeline
 
     from common.models import load_model
@@ -148,7 +150,8 @@ def main() -> None:
     medians = {way: statistics.median(found) for way, found in speeds.items()}
     first = medians[options.ways[0]]
     print(
-        f"\n| | tokens/s, median of {options.rounds} | lowest to highest | against {options.ways[0]} |\n|---|---:|---:|---:|"
+        f"\n| | tokens/s, median of {options.rounds} | lowest to highest | against {options.ways[0]} |\n|---|---:|"
+        f"---:|---:|"
     )
     for way, median in medians.items():
         print(f"| {way} | {median:.0f} | {min(speeds[way]):.0f} to {max(speeds[way]):.0f} | {median / first:.2f} x |")

@@ -1,8 +1,9 @@
 """How long is a GRPO step of stage 50, rollout and update apart, beside trl's trainer as it comes?
 
-Both take the same model, prompts, reward and 128 answers a step (16 prompts x 8), in turn, several rounds. Everything else of trl is
-its default: 8 answers a micro-batch, gradient checkpointing, tiled log-probabilities; only bfloat16 is off, because it refuses to
-start on a CPU. The rollout ends when rewards and reference log-probabilities are known; the update is forward and backward.
+Both take the same model, prompts, reward and 128 answers a step (16 prompts x 8), in turn, several rounds. Everything
+else of trl is its default: 8 answers a micro-batch, gradient checkpointing, tiled log-probabilities; only bfloat16 is
+off, because it refuses to start on a CPU. The rollout ends when rewards and reference log-probabilities are known; the
+update is forward and backward.
 
 Reads:  --model (a merged SFT model), processed_data/poems/prompts_train.jsonl (stage 10)
 Writes: a Markdown table on standard output; nothing else stays
@@ -64,10 +65,19 @@ def measure(kind: str, model_path: str, rows: list[dict], steps: int, beta: floa
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
-            output_dir=folder, num_generations=GROUP, max_completion_length=96, max_steps=steps, beta=beta, learning_rate=1e-3,
-            bf16=False, use_cpu=model.device.type == "cpu", report_to="none", save_strategy="no", logging_steps=1,
+            output_dir=folder,
+            num_generations=GROUP,
+            max_completion_length=96,
+            max_steps=steps,
+            beta=beta,
+            learning_rate=1e-3,
+            bf16=False,
+            use_cpu=model.device.type == "cpu",
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
             **(ours if kind == "ours" else theirs),
-        )  # fmt: skip
+        )
         lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
         data = Dataset.from_list([{"prompt": row["prompt"], "form": row["meta"]["form"]} for row in rows])
         Timed(

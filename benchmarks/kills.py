@@ -1,8 +1,9 @@
 """Kill stages at random moments (kill -9), run the same command again, and count how many end as an undisturbed run.
 
-Small inputs are made first: poems of stage 10, an adapter of stage 20, texts of stage 60, scores of stage 70. Each stage runs
-once undisturbed and is timed; then it is started, killed after a random share of that time, and run again. Equal means: the same
-files byte for byte, and the same figures in run.json, but for times and what a checkpoint holds beside its weights.
+Small inputs are made first: poems of stage 10, an adapter of stage 20, texts of stage 60, scores of stage 70. Each
+stage runs once undisturbed and is timed; then it is started, killed after a random share of that time, and run again.
+Equal means: the same files byte for byte, and the same figures in run.json, but for times and what a checkpoint holds
+beside its weights.
 
 Reads:  data/poems, data/styles, data/copywriting, data/chat, data/tiny_qwen3
 Writes: a Markdown table on standard output; works in a temporary folder

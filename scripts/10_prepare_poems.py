@@ -1,13 +1,14 @@
-"""Tang verse to training files: clean, name the form, split by content, write SFT rows, preference pairs and RL prompts.
+"""Tang verse to training files: clean, name the form, split by content, write SFT rows, preference pairs and RL
+prompts.
 
 Reads   --corpus: chinese-poetry JSON (data/poems/tang.json.xz, or a folder of poet.*.json)
 Writes  --output-dir (processed_data/poems): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
 Run     python scripts/10_prepare_poems.py
         python scripts/10_prepare_poems.py --clean none --output-dir processed_data/poems_raw
 
-Rejected poems keep the chosen one's length and characters wherever the fault allows (tasks/poems/faults.py has the kinds), so
-that neither length nor a bag of characters tells the two apart. Only poems that pass rhyme and meter are chosen: a fault is then
-the only difference.
+Rejected poems keep the chosen one's length and characters wherever the fault allows (tasks/poems/faults.py has the
+kinds), so that neither length nor a bag of characters tells the two apart. Only poems that pass rhyme and meter are
+chosen: a fault is then the only difference.
 """
 
 from __future__ import annotations
@@ -114,14 +115,19 @@ def main(settings: Settings) -> None:
                 "sft": [{**prompt_of(p), "completion": answer(p.text)} for p in sft],
                 "prompts": [
                     # the reference is what a poet wrote: for side-by-side pages, never a training target
-                    {**(row := prompt_of(p)), "meta": {**row["meta"], "reference": p.text}} for p in prompts
+                    {**(row := prompt_of(p)), "meta": {**row["meta"], "reference": p.text}}
+                    for p in prompts
                 ],
                 "pref": [
-                    {"prompt": (row := prompt_of(p))["prompt"], "chosen": answer(p.text), "rejected": answer(rejected),
-                     "meta": {**row["meta"], "kind": kind}}
+                    {
+                        "prompt": (row := prompt_of(p))["prompt"],
+                        "chosen": answer(p.text),
+                        "rejected": answer(rejected),
+                        "meta": {**row["meta"], "kind": kind},
+                    }
                     for p, rejected, kind in pairs
                 ],
-            }  # fmt: skip
+            }
             counts = write_splits({split: files}, settings.output_dir)[split]
             report["splits"][split] = {
                 **counts,

@@ -1,13 +1,15 @@
-"""Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, RL prompts, a report.
+"""Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, RL prompts, a
+report.
 
-Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB, which keeps to its memory
-and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own replies are never a
-target: they serve as rejected answers only, where people took them badly.
+Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB, which keeps to
+its memory and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own
+replies are never a target: they serve as rejected answers only, where people took them badly.
 
 Reads   --posts, --comments, --users: JSON arrays, or globs of them in quotes (data/weibo/sample_*.json)
 Writes  --output-dir (processed_data/weibo): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
 Run     python scripts/11_prepare_weibo.py
-        python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' --users full/users.json
+        python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' \
+            --users full/users.json
         python scripts/11_prepare_weibo.py --recipe classic --output-dir processed_data/weibo_classic
 """
 
@@ -138,7 +140,8 @@ def prompt_rows(con, settings: Settings, split: str) -> Iterator[dict]:
     """One prompt a post; the reference is its best liked human comment, where it has one: never a target here."""
     limit = f"LIMIT {settings.max_prompts}" if settings.max_prompts else ""
     query = f"""SELECT min(p.text) AS post_text, '' AS root, false AS root_is_bot, '' AS parent, false AS parent_is_bot,
-        min_by(k.text, (-coalesce(k.likes, 0), k.id)) AS reference FROM post p LEFT JOIN kept k ON k.post = p.n AND NOT k.is_reply
+        min_by(k.text, (-coalesce(k.likes, 0), k.id)) AS reference FROM post p LEFT JOIN kept k ON k.post = p.n
+            AND NOT k.is_reply
         WHERE p.split = '{split}' AND p.reason IS NULL GROUP BY p.key ORDER BY sha256(p.key) {limit}"""
     for row in select(con, query):
         prompt, post = prompt_row(settings, row)
@@ -178,14 +181,24 @@ def main(settings: Settings) -> None:
     with TemporaryDirectory(prefix="weibo_", dir=settings.scratch_dir) as scratch:
         con = weibo_corpus.connect(Path(scratch), settings.memory_gib, settings.workers)
         # read before an earlier run's files are touched; side by side, for DuckDB reads an array on one core
-        tables = {"posts": ("post", weibo_arrays.POST), "comments": ("comment", weibo_arrays.COMMENT),
-                  "users": ("account", weibo_arrays.ACCOUNT)}  # fmt: skip
+        tables = {
+            "posts": ("post", weibo_arrays.POST),
+            "comments": ("comment", weibo_arrays.COMMENT),
+            "users": ("account", weibo_arrays.ACCOUNT),
+        }
         with ThreadPoolExecutor(settings.workers) as pool:
             loading = {
-                name: pool.submit(weibo_arrays.load_arrays, con.cursor(), f"raw_{table}", files[name], fields, Path(scratch),
-                                  settings.allow_truncated)
+                name: pool.submit(
+                    weibo_arrays.load_arrays,
+                    con.cursor(),
+                    f"raw_{table}",
+                    files[name],
+                    fields,
+                    Path(scratch),
+                    settings.allow_truncated,
+                )
                 for name, (table, fields) in tables.items()
-            }  # fmt: skip
+            }
         fixed = {tables[name][0]: future.result() for name, future in loading.items()}
         for name, (table, _) in tables.items():
             count = con.execute(f"SELECT count(*) FROM raw_{table}").fetchone()[0]
@@ -195,12 +208,21 @@ def main(settings: Settings) -> None:
         weibo_corpus.make_comments(con, rules, settings.workers)
         report = weibo_corpus.counts(con, fixed) | {"pairs": weibo_corpus.make_pairs(con, rules, settings.recipe)}
         if not con.execute("SELECT count(*) FROM kept WHERE split = 'train'").fetchone()[0]:
-            raise UserError(f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
-                            f"{report['comments']['dropped']}; fix: comments need the posts they belong to")  # fmt: skip
+            raise UserError(
+                f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
+                f"{report['comments']['dropped']}; fix: comments need the posts they belong to"
+            )
 
         inputs = {f"{name} {show_path(path)}": path for name, paths in files.items() for path in paths}
-        with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "11_prepare_weibo", resumable=False,
-                       ignore=("scratch_dir", "memory_gib", "workers")) as run:  # fmt: skip
+        with begin_run(
+            settings.output_dir,
+            settings,
+            inputs,
+            settings.overwrite,
+            "11_prepare_weibo",
+            resumable=False,
+            ignore=("scratch_dir", "memory_gib", "workers"),
+        ) as run:
 
             def progress(name: str, split: str, rows) -> Iterator[dict]:
                 bar = tqdm(desc=f"{name}_{split}", unit=" rows", mininterval=1, leave=False)
@@ -211,7 +233,8 @@ def main(settings: Settings) -> None:
             kinds = {"sft": sft_rows, "pref": pref_rows, "prompts": prompt_rows}
             files = {split: {name: progress(name, split, rows) for name, rows in kinds.items()} for split in SPLITS}
             report["splits"] = write_splits(files, settings.output_dir)
-            pairs = con.execute("""SELECT source, split, count(*), round(avg((length(chosen) > length(rejected))::INT), 3)
+            pairs = con.execute("""SELECT source, split, count(*), round(avg((length(chosen) > length(rejected))::INT),
+                3)
                 FROM pair GROUP BY ALL ORDER BY ALL""").fetchall()
             for source, split, count, longer in pairs:
                 report["pairs"][source][split] = count

@@ -1,12 +1,16 @@
-"""Labelled dialogue answers to training files: check, split by question, write rows for classifier, SFT, preference and RL.
+"""Labelled dialogue answers to training files: check, split by question, write rows for classifier, SFT, preference and
+RL.
 
-The answers to one question all stand in one split, which the question's own text decides: a grown file moves no row, and a validation
-question was never seen in training. The labels, their order and their ids come from --labels: a new style is an entry there and rows.
+The answers to one question all stand in one split, which the question's own text decides: a grown file moves no row,
+and a validation question was never seen in training. The labels, their order and their ids come from --labels: a new
+style is an entry there and rows.
 
 Reads   --data: a JSON array or JSONL (data/styles/training_data.json), --labels (data/styles/labels.json)
-Writes  --output-dir (processed_data/styles): style_, sft_, pref_, prompts_ {train,val,test}.jsonl, labels.json, report.json, run.json
+Writes  --output-dir (processed_data/styles): style_, sft_, pref_, prompts_ {train,val,test}.jsonl, labels.json,
+        report.json, run.json
 Run     python scripts/12_prepare_styles.py
-        python scripts/12_prepare_styles.py --balance oversample --augment 2 --target-style 诚实 --output-dir processed_data/styles_honest
+        python scripts/12_prepare_styles.py --balance oversample --augment 2 --target-style 诚实 \\
+            --output-dir processed_data/styles_honest
 """
 
 from __future__ import annotations
@@ -103,7 +107,8 @@ def main(settings: Settings) -> None:
     for split in ("train", "val"):
         if missing := set(names) - {row["label"] for row in splits[split]}:
             raise UserError(
-                f"{settings.data}: no {split} row is {', '.join(sorted(missing))}; fix: add rows, or another --split-salt"
+                f"{settings.data}: no {split} row is {', '.join(sorted(missing))}; fix: add rows, or another "
+                f"--split-salt"
             )
 
     inputs = {"data": settings.data, "labels": settings.labels}
@@ -170,8 +175,10 @@ def main(settings: Settings) -> None:
             held, total = counts["labels"], sum(counts["labels"].values())
             far = [name for name in names if total and abs(held[name] / total - whole[name] / len(rows)) > FAR]
             if far:
-                print(f"warning: {', '.join(far)}: over {100 * FAR:.0f} points from the share in all rows, in {split}; "
-                      "fix: another --split-salt")  # fmt: skip
+                print(
+                    f"warning: {', '.join(far)}: over {100 * FAR:.0f} points from the share in all rows, in {split}; "
+                    "fix: another --split-salt"
+                )
         for split, counts in report["splits"].items():
             print(f"{split}: " + ", ".join(f"{counts[name]} {name}" for name in ("style", "sft", "pref", "prompts")))
         files = {

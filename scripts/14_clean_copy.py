@@ -1,12 +1,15 @@
-"""Clean copy in rounds until every one passes the rules or the rounds are used up: stray tags and markdown, forbidden words,
-exclamation, a missing call to action in ads, no voice in social notes, wrong facts, wrong length.
+"""Clean copy in rounds until every one passes the rules or the rounds are used up: stray tags and markdown, forbidden
+words, exclamation, a missing call to action in ads, no voice in social notes, wrong facts, wrong length.
 
-Round 0 checks what came in (`problems` of tasks/copywriting); what passes is never touched. Round 1 takes out marks by rule: tags,
-markdown, exclamation marks. Every further round lets a model rewrite what still fails and tells it why. Without --model there are
-rounds 0 and 1 only. What never passes is left out. Each round's rejects are kept with their reasons.
+Round 0 checks what came in (`problems` of tasks/copywriting); what passes is never touched. Round 1 takes out marks by
+rule: tags, markdown, exclamation marks. Every further round lets a model rewrite what still fails and tells it why.
+Without --model there are rounds 0 and 1 only. What never passes is left out. Each round's rejects are kept with their
+reasons.
 
-Reads   --copies-file (stage 13: id, product_id, copy_type, copy), --products-file; with --model: --prompts-dir, --guide-file
-Writes  --output-file: what passes, with the round and what fixed it; beside it <name>_rejects.jsonl: every rejected text of every round
+Reads   --copies-file (stage 13: id, product_id, copy_type, copy), --products-file; with --model: --prompts-dir,
+        --guide-file
+Writes  --output-file: what passes, with the round and what fixed it; beside it <name>_rejects.jsonl: every rejected
+        text of every round
 Run     python scripts/14_clean_copy.py
         python scripts/14_clean_copy.py --model deepseek-chat --max-rounds 4
 """
@@ -84,7 +87,8 @@ LINK = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
 
 
 def fix_marks(text: str, meta: dict, problems) -> str:
-    """The text without the marks that `problems` finds in it: tags and markdown go, exclamation marks and dots become stops."""
+    """The text without the marks that `problems` finds in it: tags and markdown go, exclamation marks and dots become
+    stops."""
     text = LINK.sub(r"\1", HEADING.sub("", text))
     for _ in range(3):  # a label may stand behind another
         spans = {p.span for p in problems(text, meta) if p.kind in MARKS and p.span}
@@ -140,8 +144,14 @@ def main(settings: Settings) -> None:
             return
         llm.check(first)
         with begin_run(
-            settings.output_file, settings, inputs, settings.overwrite, "14_clean_copy", ignore=HOW_TO_ASK, also=(rejects_file,)
-        ) as run:  # fmt: skip
+            settings.output_file,
+            settings,
+            inputs,
+            settings.overwrite,
+            "14_clean_copy",
+            ignore=HOW_TO_ASK,
+            also=(rejects_file,),
+        ) as run:
             try:
                 clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file)
             finally:
@@ -201,8 +211,10 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
             reject = {"id": id, "round": number, **{k: metas[id][k] for k in ("product_id", "copy_type")}, "copy": text}
             rejects.append(reject | {"problems": listed} | ({"answer": broken[id]} if id in broken else {}))
         by = ("as written", "fixed by rule")[number] if number < 2 else f"rewritten by {settings.model}"
-        print(f"round {number} ({by}): {len(texts) - len(failing)} of {len(texts)} pass"
-              + "".join(f", {kind} {count}" for kind, count in counts.most_common()))  # fmt: skip
+        print(
+            f"round {number} ({by}): {len(texts) - len(failing)} of {len(texts)} pass"
+            + "".join(f", {kind} {count}" for kind, count in counts.most_common())
+        )
         rounds.append({"by": by, "checked": len(texts), "passed": len(texts) - len(failing), "problems": counts})
         run.figure("rounds", rounds)
         texts = failing
@@ -212,17 +224,23 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
     write_jsonl(rejects_file, rejects)
     if not passed:
         raise UserError(
-            f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; fix: give stage 14 a --model"
+            f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; fix: give stage 14 a "
+            f"--model"
         )
     names = ("", "rules")
     write_jsonl(
         settings.output_file,
         (
-            {**row, "copy": passed[row["id"]][0], "round": (n := passed[row["id"]][1]),
-             "mended_by": (names[n] if n < 2 else settings.model) or None}
-            for row in rows if row["id"] in passed
+            {
+                **row,
+                "copy": passed[row["id"]][0],
+                "round": (n := passed[row["id"]][1]),
+                "mended_by": (names[n] if n < 2 else settings.model) or None,
+            }
+            for row in rows
+            if row["id"] in passed
         ),
-    )  # fmt: skip
+    )
     print(f"{len(passed)} of {len(rows)} copies pass, {len(texts)} are left out ({show_path(rejects_file)})")
     run.figure("passed", len(passed))
     run.figure("left_out", len(texts))

@@ -1,9 +1,10 @@
 """A rejected copy for every golden one: 50 % weak, 30 % exaggerated, 20 % with one or two false facts.
 
-With --model the model exaggerates and falsifies, and --weak-model writes the weak ones from a bare prompt. An answer has to show its
-fault to the rules (hype words, a contradicted fact); one that does not gives way to the rules, and so does everything where there is no
---model: tasks/copywriting/faults.py. The report sets the realised mix against the target and says how well length alone and a bag of
-characters tell the pairs apart (the baselines of stage 32): pairs that those separate teach a reward model little else.
+With --model the model exaggerates and falsifies, and --weak-model writes the weak ones from a bare prompt. An answer
+has to show its fault to the rules (hype words, a contradicted fact); one that does not gives way to the rules, and so
+does everything where there is no --model: tasks/copywriting/faults.py. The report sets the realised mix against the
+target and says how well length alone and a bag of characters tell the pairs apart (the baselines of stage 32): pairs
+that those separate teach a reward model little else.
 
 Reads   --golden-file (stage 14), --products-file; with --model: --prompts-dir (weak.md, exaggerated.md, false.md)
 Writes  --output-file: one row a golden copy (id, product_id, copy_type, kind, strategy, change, rejected, source)
@@ -102,7 +103,8 @@ def assign_kinds(rows: list[dict], shares: dict[str, float], seed: int) -> dict[
 
 
 def measure_leakage(rows: list[dict], rejected: dict[str, dict]) -> dict[str, dict]:
-    """Pair accuracy on val of what is fitted on train and sees no more than length, or characters; for all and for each kind."""
+    """Pair accuracy on val of what is fitted on train and sees no more than length, or characters; for all and for each
+    kind."""
     from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline
 
     report = {}
@@ -214,11 +216,17 @@ def write_rejected(settings, run, rows, kinds, shares, requests, answers) -> Non
     leakage = measure_leakage(rows, rejected)
     header = ["kind", "target", "realised", "rows", "length ratio", "length alone", "characters alone"]
     table = [
-        [kind, *((f"{shares[kind]:.0%}", f"{realised[kind] / len(rows):.1%}", str(realised[kind])) if kind in shares else
-                 ("", "", str(len(rows)))),
-         *(f"{leakage[kind][n]:.3f}" if kind in leakage else "-" for n in ("length_ratio", "length", "characters"))]
+        [
+            kind,
+            *(
+                (f"{shares[kind]:.0%}", f"{realised[kind] / len(rows):.1%}", str(realised[kind]))
+                if kind in shares
+                else ("", "", str(len(rows)))
+            ),
+            *(f"{leakage[kind][n]:.3f}" if kind in leakage else "-" for n in ("length_ratio", "length", "characters")),
+        ]
         for kind in (*copy_faults.KINDS, "all")
-    ]  # fmt: skip
+    ]
     print(markdown_table(header, table))
     print("length, characters: pair accuracy on val of a baseline that sees nothing else; 0.5 is a guess")
     for reason, count in fallbacks.most_common():

@@ -1,10 +1,12 @@
-"""Golden and rejected copies to training files: SFT rows, preference pairs and RL prompts, split by product, and one CSV for spreadsheets.
+"""Golden and rejected copies to training files: SFT rows, preference pairs and RL prompts, split by product, and one
+CSV for spreadsheets.
 
-Every product of the sheets gives one prompt a copy type, golden copy or not: val and test prompts are for generation and judging, and carry
-the golden copy as `reference` where there is one.
+Every product of the sheets gives one prompt a copy type, golden copy or not: val and test prompts are for generation
+and judging, and carry the golden copy as `reference` where there is one.
 
 Reads   --golden-file (stage 14), --rejected-file (stage 15), --products-file with the split of each product
-Writes  --output-dir (processed_data/copywriting): sft_, pref_, prompts_ {train,val,test}.jsonl, pairs.csv (UTF-8 with BOM), prepare.json
+Writes  --output-dir (processed_data/copywriting): sft_, pref_, prompts_ {train,val,test}.jsonl, pairs.csv (UTF-8 with
+        BOM), prepare.json
 Run     python scripts/16_prepare_copy.py
         python scripts/16_prepare_copy.py --rejected-file None
 """

@@ -1,15 +1,19 @@
-"""Your own rows to training files: the format is found row by row, every fault named with its line, the split made by content.
+"""Your own rows to training files: the format is found row by row, every fault named with its line, the split made by
+content.
 
-Alpaca (instruction, input, output, history, system), prompt/completion, messages, ShareGPT (conversations), pairs (chosen, rejected; the
-prompt may be implicit), prompts alone for RL, and dialects that are found by their columns (docs/DATA.md lists all); as JSON, JSONL, CSV,
-TSV or parquet, mixed as you like. Rows with a label (thumbs, true/false, stars) become kto_ rows, and only good ones SFT rows. Columns
-that no format knows are listed; --keep carries them into meta. A faulty row stops the stage, or with --skip-bad is left out and counted.
+Alpaca (instruction, input, output, history, system), prompt/completion, messages, ShareGPT (conversations), pairs
+(chosen, rejected; the prompt may be implicit), prompts alone for RL, and dialects that are found by their columns
+(docs/DATA.md lists all); as JSON, JSONL, CSV, TSV or parquet, mixed as you like. Rows with a label (thumbs, true/false,
+stars) become kto_ rows, and only good ones SFT rows. Columns that no format knows are listed; --keep carries them into
+meta. A faulty row stops the stage, or with --skip-bad is left out and counted.
 
 Reads   --files (data/chat: sft.json, pairs.jsonl, prompts.jsonl)
-Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_, kto_ {train,val,test}.jsonl of the rows there are, report.json, run.json
+Writes  --output-dir (processed_data/chat): sft_, pref_, prompts_, kto_ {train,val,test}.jsonl of the rows there are,
+        report.json, run.json
 Run     python scripts/17_prepare_chat.py
         python scripts/17_prepare_chat.py --files mine.json --output-dir processed_data/mine
-        python scripts/17_prepare_chat.py --files faq.csv --rename 问题=instruction 答案=output --output-dir processed_data/faq
+        python scripts/17_prepare_chat.py --files faq.csv --rename 问题=instruction 答案=output \\
+            --output-dir processed_data/faq
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class Settings:
 
     # --- splits: by a hash of the question, so that a grown file moves no row
     group_by: str = "answer"
-    """what goes to one split together: answer (rows of one question or one answer), prompt (of one question), none, or a column"""
+    """what goes to one split together: answer (rows of one question or one answer), prompt (of one question), none, or
+    a column"""
     val_share: float = 0.1
     """of the groups: for early stopping and choices"""
     test_share: float = 0.1
@@ -107,7 +112,8 @@ def fit(of_kinds: dict[str, list[dict]], settings: Settings, tokenizer, origins:
 
 
 def as_files(splits: dict[str, list[dict]]) -> None:
-    """Rows of one kind as they are written: in an order that comes from the rows, with one schema of meta for all files."""
+    """Rows of one kind as they are written: in an order that comes from the rows, with one schema of meta for all
+    files."""
     columns = dict.fromkeys(key for part in splits.values() for row in part for key in row["meta"])
     for part in splits.values():
         part.sort(key=lambda row: str(row["meta"]["id"]))  # the first n are a fair sample
@@ -200,7 +206,8 @@ def main(settings: Settings) -> None:
             if "labels" in facts:
                 counts = ", ".join(f"{facts['labels'][word]} {word}" for word in ("good", "bad", "neither"))
                 print(
-                    f"  labels in {', '.join(facts['labels']['columns'])}: {counts}; neither is left out, good is SFT too"
+                    f"  labels in {', '.join(facts['labels']['columns'])}: {counts}; neither is left out, good is SFT "
+                    f"too"
                 )
         split_rows, dropped = split_groups(of_kinds, settings.group_by, val_share, test_share)
         for kind, splits in split_rows.items():

@@ -1,10 +1,11 @@
 """Check training files before a run: what would waste it, with line, reason and fix.
 
-Schema, encoding, roles, empty and equal texts, damaged and personal texts, copies and near-copies within and between the files, languages,
-what the surface of pairs gives away, token counts, answers that lose their end at --max-length, and whether tokenizer and model folder
-can teach a model to stop. The training stages call the quick ones of these checks themselves; docs/CHECKS.md lists them all.
-The preview shows rows with the tokens that are trained in colour: those checked, and a few of the other kinds beside them.
-Exit code 0: no errors; 1: errors; 2: the check itself could not run.
+Schema, encoding, roles, empty and equal texts, damaged and personal texts, copies and near-copies within and between
+the files, languages, what the surface of pairs gives away, token counts, answers that lose their end at --max-length,
+and whether tokenizer and model folder can teach a model to stop. The training stages call the quick ones of these
+checks themselves; docs/CHECKS.md lists them all. The preview shows rows with the tokens that are trained in colour:
+those checked, and a few of the other kinds beside them. Exit code 0: no errors; 1: errors; 2: the check itself could
+not run.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17), the tokenizer of --model
 Writes  results/{task}/mask_preview.html, and with --report one JSON file with every finding and figure
@@ -92,7 +93,8 @@ def check_output_paths(report: Path | None, preview: Path | None) -> None:
 
 
 def open_tokenizer(model: str):
-    """The tokenizer as the training stages load it; as it stands in the folder where they would refuse it, so that the checks say why."""
+    """The tokenizer as the training stages load it; as it stands in the folder where they would refuse it, so that the
+    checks say why."""
     from transformers import AutoTokenizer
 
     from common.models import load_tokenizer
@@ -132,8 +134,12 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
         samples.append((show_path(path), kind, chosen))
     thinking = "on" if settings.enable_thinking else "off"
     notes = [
-        f"Tokenizer {settings.model}, max_length {settings.max_length}, row style {settings.row_style}, thinking {thinking}.",
-        "Rows are taken evenly from each file; the last one is its longest. A line end is shown as ⏎, a special token in a frame; the "
+        (
+            f"Tokenizer {settings.model}, max_length {settings.max_length}, row style {settings.row_style}, thinking "
+            f"{thinking}."
+        ),
+        "Rows are taken evenly from each file; the last one is its longest. A line end is shown as ⏎, a special token "
+        "in a frame; the "
         "pointer shows ids.",
     ]
     sections = make_sections(samples, tokenizer, settings.max_length, settings.enable_thinking, settings.row_style)

@@ -1,13 +1,14 @@
 """Supervised fine-tuning with LoRA: the model learns to answer as the completions do, and to stop.
 
-Loss on the answer and its eos only. Rows are grouped by length into micro-batches of equal cost, so that little is padding; there is
-no gradient checkpointing unless asked; weights are bfloat16 where the hardware multiplies in it. After a kill the same command goes
-on from the newest whole checkpoint.
+Loss on the answer and its eos only. Rows are grouped by length into micro-batches of equal cost, so that little is
+padding; there is no gradient checkpointing unless asked; weights are bfloat16 where the hardware multiplies in it.
+After a kill the same command goes on from the newest whole checkpoint.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
 Writes  checkpoints/{task}/sft: adapter, tokenizer, learning_curve.png, log_history.json, TensorBoard logs, run.json
 Run     python scripts/20_train_sft.py
-        python scripts/20_train_sft.py --model Qwen/Qwen3-0.6B --lora-r 8 --lora-alpha 32 --lr 2e-4 --batch-size 4 --accumulation 8
+        python scripts/20_train_sft.py --model Qwen/Qwen3-0.6B --lora-r 8 --lora-alpha 32 --lr 2e-4 --batch-size 4 \\
+            --accumulation 8
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def main(settings: Settings) -> None:
         rows=0 if settings.packing else len(train),
         max_length=settings.max_length,
         completion_only_loss=True,
-        # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or that has marks
+        # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or that
+        # has marks
         assistant_only_loss=settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
         packing=settings.packing,
         eval_packing=False,  # the same validation loss whether or not training rows are packed

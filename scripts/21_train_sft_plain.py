@@ -1,12 +1,15 @@
-"""The same fine-tuning as stage 20 with nothing but transformers' Trainer: rows become tokens and labels in this file, by hand.
+"""The same fine-tuning as stage 20 with nothing but transformers' Trainer: rows become tokens and labels in this file,
+by hand.
 
-Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` shows what trl does for you. On single-turn rows both
-train the same tokens (tests/stages/test_sft_ways.py), docs/SFT.md compares them. Of a conversation the last answer is trained.
+Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` shows what trl does for you. On
+single-turn rows both train the same tokens (tests/stages/test_sft_ways.py), docs/SFT.md compares them. Of a
+conversation the last answer is trained.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
 Writes  checkpoints/{task}/sft_plain: adapter, tokenizer, learning_curve.png, log_history.json, run.json
 Run     python scripts/21_train_sft_plain.py
-        python scripts/21_train_sft_plain.py --task chat --model Qwen/Qwen3-0.6B --lr 2e-4 --batch-size 4 --accumulation 8
+        python scripts/21_train_sft_plain.py --task chat --model Qwen/Qwen3-0.6B --lr 2e-4 --batch-size 4 \\
+            --accumulation 8
 """
 
 from __future__ import annotations
@@ -100,7 +103,8 @@ def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict
     # no special tokens: the template has written its own
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    # labels stand at the places of their tokens: the model itself compares the logits of place t with the label of t + 1
+    # labels stand at the places of their tokens: the model itself compares the logits of place t with the label of t +
+    # 1
     return {
         "input_ids": (prompt_ids + answer_ids)[:max_length],
         "labels": ([IGNORED] * len(prompt_ids) + answer_ids)[:max_length],
@@ -110,8 +114,9 @@ def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict
 def collate(examples: list[dict], pad_token_id: int) -> dict:
     """Examples of different lengths as tensors [rows, longest], padded on the right.
 
-    Padding is known by its place, never by its token: labels[input_ids == pad] = -100, as many recipes have it, hides every eos from
-    the loss where pad and eos are one token, and such a model never learns to stop (benchmarks/pad_eos_trap.py).
+    Padding is known by its place, never by its token: labels[input_ids == pad] = -100, as many recipes have it, hides
+    every eos from the loss where pad and eos are one token, and such a model never learns to stop
+    (benchmarks/pad_eos_trap.py).
     """
     import torch
 

@@ -7,12 +7,12 @@ a classifier or a reward model (task_type SEQ_CLS) the scores are compared. Gree
 nothing. A certificate that is refused says why and what to do, and the folder is not marked as done. An adapter merges
 into the base it was trained on, told by its hash in the adapter's run.json.
 
-Reads   --adapter (stages 20, 30, 31, 40, 50, 51), its base, --probe-file: rows with a prompt, and a completion where there is one; of a
-        classifier also preference pairs, and labelled rows with "input"
+Reads   --adapter (stages 20, 30, 31, 40, 50, 51), its base, --probe-file: rows with a prompt, and a completion where
+        there is one; of a classifier also preference pairs, and labelled rows with "input"
 Writes  checkpoints/{task}/sft_merged: model, tokenizer, merge_report.json, run.json
 Run     python scripts/22_merge_adapter.py
         python scripts/22_merge_adapter.py --adapter checkpoints/poems/dpo --output-dir checkpoints/poems/dpo_merged
-        python scripts/22_merge_adapter.py --adapter checkpoints/styles/classifier_lora/adapter --probe-file \
+        python scripts/22_merge_adapter.py --adapter checkpoints/styles/classifier_lora/adapter --probe-file \\
             processed_data/styles/style_val.jsonl --output-dir checkpoints/styles/classifier_merged
 """
 
@@ -71,7 +71,8 @@ def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> lis
 
 
 def score_texts(tokenizer, rows: list[dict]) -> list[str]:
-    """What a classifier or reward model scores: labelled inputs as they are, both sides of a pair, or prompt and answer."""
+    """What a classifier or reward model scores: labelled inputs as they are, both sides of a pair, or prompt and
+    answer."""
     if all("input" in row for row in rows):
         return [row["input"] for row in rows]
     parts = ("chosen", "rejected", "completion")

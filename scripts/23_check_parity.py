@@ -70,7 +70,8 @@ class Settings:
     max_new_tokens: int = 64
     """in an answer"""
     near_tie: float = 1e-3
-    """difference of the two best logits below which rounding decides; raised to the noise of the merged model's dtype"""
+    """difference of the two best logits below which rounding decides; raised to the noise of the merged model's
+    dtype"""
 
     # --- run
     output_file: Path = Path("results/{task}/parity.json")
@@ -80,7 +81,8 @@ class Settings:
 
 
 def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
-    """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's tokenizer."""
+    """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's
+    tokenizer."""
     from common.preflight.mask_preview import sft_sequence
     from common.vllm_engine import post
 

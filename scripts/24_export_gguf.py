@@ -1,8 +1,9 @@
 """Export a merged model as a GGUF file for llama.cpp and Ollama, and prove it in llama.cpp.
 
-Token ids of varied texts have to be llama.cpp's, next-token distributions close, greedy answers equal where the file is F32, answers
-have to end at the model's own stop token, and a chat completion has to answer. Needs requirements-gguf.txt. Other quantisations
-(Q4_K_M, ...) are llama.cpp's own: llama-quantize FILE-f16.gguf FILE-q4_k_m.gguf q4_k_m.
+Token ids of varied texts have to be llama.cpp's, next-token distributions close, greedy answers equal where the file is
+F32, answers have to end at the model's own stop token, and a chat completion has to answer. Needs
+requirements-gguf.txt. Other quantisations (Q4_K_M, ...) are llama.cpp's own: llama-quantize FILE-f16.gguf
+FILE-q4_k_m.gguf q4_k_m.
 
 Reads   --model: a merged model (stage 22) or a base
 Writes  --output-dir: <name>-<type>.gguf, Modelfile (Ollama: template, stop tokens, sampling), run.json
@@ -100,8 +101,10 @@ def main(settings: Settings) -> None:
         for key, value in figures.items():
             run.figure(key, value)
         print(
-            f"llama.cpp: {len(different)} of {len(texts)} texts with other token ids; KL {figures['kl_mean']:.6f} nats, the same first "
-            f"choice at {figures['top1_agreement']:.1%}; {equal} of {len(prompts)} greedy answers equal, {ended} ended by themselves"
+            f"llama.cpp: {len(different)} of {len(texts)} texts with other token ids; KL {figures['kl_mean']:.6f} "
+            f"nats, the same first "
+            f"choice at {figures['top1_agreement']:.1%}; {equal} of {len(prompts)} greedy answers equal, {ended} "
+            f"ended by themselves"
         )
         print(f"chat completion: {reply['message']['content'][:80]!r} ({reply['finish_reason']})")
         wrong = (

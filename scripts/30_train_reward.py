@@ -1,14 +1,17 @@
 """Scalar reward model from pairs: the chosen answer of a pair shall score above the rejected one.
 
-LoRA with the score head trained in full, or all weights (--lora-r 0). The merged model stands at the folder's root and the adapter beside
-it, so that plain AutoModelForSequenceClassification loads the folder with the trained head; an adapter alone would get a fresh one.
+LoRA with the score head trained in full, or all weights (--lora-r 0). The merged model stands at the folder's root and
+the adapter beside it, so that plain AutoModelForSequenceClassification loads the folder with the trained head; an
+adapter alone would get a fresh one.
 
 Reads   processed_data/{task}/pref_train.jsonl, pref_val.jsonl (stages 10-17, 33)
 Writes  checkpoints/{task}/reward: merged model, tokenizer, adapter/, learning_curve.png, log_history.json, run.json
 Run     python scripts/30_train_reward.py
-        python scripts/30_train_reward.py --model Qwen/Qwen3-0.6B --lora-r 16 --lora-alpha 32 --lr 1e-4 --batch-size 4 --accumulation 8
+        python scripts/30_train_reward.py --model Qwen/Qwen3-0.6B --lora-r 16 --lora-alpha 32 --lr 1e-4 \\
+            --batch-size 4 --accumulation 8
 
-Loss: Bradley-Terry, as in Stiennon et al. 2020, arXiv 2009.01325, section 3.4; --center adds the penalty of Eisenstein et al. 2023, arXiv
+Loss: Bradley-Terry, as in Stiennon et al. 2020, arXiv 2009.01325, section 3.4; --center adds the penalty of Eisenstein
+et al. 2023, arXiv
 2312.09244, on the sum of both scores, so that scores of different prompts have one zero.
 """
 
@@ -96,7 +99,8 @@ class Settings:
 
 
 def token_rows(tokenizer, pairs: list[dict], settings: Settings):
-    """Pairs as the trainer reads them: chosen_ids and rejected_ids, the same text that render_conversation gives to a finished model."""
+    """Pairs as the trainer reads them: chosen_ids and rejected_ids, the same text that render_conversation gives to a
+    finished model."""
     from datasets import Dataset
 
     from common.training.classifiers import render_conversation

@@ -1,19 +1,22 @@
 """Train a dialogue style classifier: which of the styles in --labels-file does an answer have?
 
-Full fine-tuning of a causal model with a fresh head on its last token; --lora-r trains an adapter instead and merges it, so that the
-folder loads with plain transformers either way. The head and the labels are checked by reading the folder back. Beside it in the
-report, on the same rows: the majority class, and TF-IDF + logistic regression on the whole text and on the answer alone. Weights
-are trained in float32; bfloat16 is used in the multiplications where the hardware has it.
+Full fine-tuning of a causal model with a fresh head on its last token; --lora-r trains an adapter instead and merges
+it, so that the folder loads with plain transformers either way. The head and the labels are checked by reading the
+folder back. Beside it in the report, on the same rows: the majority class, and TF-IDF + logistic regression on the
+whole text and on the answer alone. Weights are trained in float32; bfloat16 is used in the multiplications where the
+hardware has it.
 
 Reads   --train-file, --val-file (stage 12; a JSON array or JSONL of labelled rows), --labels-file
-Writes  checkpoints/{task}/classifier: model.safetensors, config.json with id2label, tokenizer, label_mapping.json, metrics.json,
-        confusion.png, reliability.png, learning_curve.png, log_history.json, adapter/ with --lora-r, run.json
+Writes  checkpoints/{task}/classifier: model.safetensors, config.json with id2label, tokenizer, label_mapping.json,
+        metrics.json, confusion.png, reliability.png, learning_curve.png, log_history.json, adapter/ with --lora-r,
+        run.json
 Run     python scripts/31_train_style_classifier.py --lr 5e-4 --epochs 4 --batch-size 16
-        python scripts/31_train_style_classifier.py --model Qwen/Qwen2.5-0.5B --train-file data/styles/training_data.json \
+        python scripts/31_train_style_classifier.py --model Qwen/Qwen2.5-0.5B \\
+            --train-file data/styles/training_data.json \\
             --val-file None --demo-inference
 
-The flags of the classifier's earlier recipe work as well: --model_name_or_path, --validation_file, --num_train_epochs, --learning_rate,
---per_device_train_batch_size, --per_device_eval_batch_size.
+The flags of the classifier's earlier recipe work as well: --model_name_or_path, --validation_file, --num_train_epochs,
+--learning_rate, --per_device_train_batch_size, --per_device_eval_batch_size.
 """
 
 from __future__ import annotations
@@ -121,7 +124,8 @@ def main(settings: Settings) -> None:
         per_device_eval_batch_size=settings.eval_batch_size,
         lr_scheduler_type="linear",
         train_sampling_strategy="group_by_length",
-        average_tokens_across_devices=False,  # the loss is a mean over rows; transformers would multiply it by the number of processes
+        # the loss is a mean over rows; transformers would multiply it by the number of processes
+        average_tokens_across_devices=False,
         eval_strategy="epoch",
         eval_on_start=True,
         save_strategy="epoch",

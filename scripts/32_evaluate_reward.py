@@ -1,17 +1,19 @@
 """Report card of a reward model or a classifier: what it knows beyond the surface of the texts.
 
 A reward model (one label, stage 30) is judged on preference pairs: accuracy with 95 % interval, per kind of rejected
-answer, against two baselines fitted on the training pairs (length; bag of characters + logistic regression, neither sees
-the prompt), paired; correlation of score and length; calibration of sigmoid(margin), as Bradley and Terry's model means
-it; ranking real > sampled > corrupted within a prompt. A classifier (several labels, stage 31) is judged on labelled
-texts against the majority class and TF-IDF + logistic regression, the rest alike. The card says in words when a baseline
-does as well, and when there are too few pairs to claim anything.
+answer, against two baselines fitted on the training pairs (length; bag of characters + logistic regression, neither
+sees the prompt), paired; correlation of score and length; calibration of sigmoid(margin), as Bradley and Terry's model
+means it; ranking real > sampled > corrupted within a prompt. A classifier (several labels, stage 31) is judged on
+labelled texts against the majority class and TF-IDF + logistic regression, the rest alike. The card says in words when
+a baseline does as well, and when there are too few pairs to claim anything.
 
-Reads   checkpoints/{task}/reward (stage 30), processed_data/{task}/pref_{train,val}.jsonl; a generation file of stage 60
+Reads   checkpoints/{task}/reward (stage 30), processed_data/{task}/pref_{train,val}.jsonl; a generation file of stage
+        60
 Writes  results/{task}/reward_card.md, .json (every figure, every pair's score), .png, .run.json
 Run     python scripts/32_evaluate_reward.py
         python scripts/32_evaluate_reward.py --generations results/poems/samples/val.jsonl --overwrite
-        python scripts/32_evaluate_reward.py --task styles --model checkpoints/styles/classifier --train-file TEXTS --val-file TEXTS
+        python scripts/32_evaluate_reward.py --task styles --model checkpoints/styles/classifier --train-file TEXTS \\
+            --val-file TEXTS
 """
 
 import json
@@ -68,7 +70,8 @@ class Settings:
 
 
 def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows for the baselines, rows to judge, samples for the ranking. What they must look like follows from the model."""
+    """Rows for the baselines, rows to judge, samples for the ranking. What they must look like follows from the
+    model."""
     from common.jsonl import read_jsonl
 
     if settings.train_file == settings.val_file:
@@ -102,7 +105,8 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
     lengths = [len(ids) for ids in tokenizer(unique, add_special_tokens=False)["input_ids"]]
     if cut := sum(length > settings.max_length for length in lengths):
         notes.append(
-            f"{cut} of {len(unique)} texts are longer than {settings.max_length} tokens (the longest {max(lengths)}) and "
+            f"{cut} of {len(unique)} texts are longer than {settings.max_length} tokens (the longest {max(lengths)}) "
+            f"and "
             "were scored without their beginning: raise --max-length if the model can read more."
         )
     return dict(zip(unique, logits, strict=True))

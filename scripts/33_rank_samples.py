@@ -1,13 +1,17 @@
 """On-policy pairs: several samples of a model for each prompt, ranked by named rewards, the best against the worst.
 
-Rewards are those of stages 50 and 51: rules of the task, a reward model, a classifier, or a weighted mix. Ties, near-duplicates,
-samples that did not stop, that a reward cannot judge or that break a rule of --require are dropped and counted.
+Rewards are those of stages 50 and 51: rules of the task, a reward model, a classifier, or a weighted mix. Ties,
+near-duplicates, samples that did not stop, that a reward cannot judge or that break a rule of --require are dropped and
+counted.
 
 Reads   --generations: one file of stage 60 with --num-samples 8 or more, on training prompts
-Writes  processed_data/{task}/pref_onpolicy_train.jsonl, pref_onpolicy_val.jsonl, with both scores in meta; run record beside them
-Run     python scripts/60_generate.py --model checkpoints/poems/sft_merged --prompts-file processed_data/poems/prompts_train.jsonl \\
+Writes  processed_data/{task}/pref_onpolicy_train.jsonl, pref_onpolicy_val.jsonl, with both scores in meta; run record
+        beside them
+Run     python scripts/60_generate.py --model checkpoints/poems/sft_merged \\
+            --prompts-file processed_data/poems/prompts_train.jsonl \\
             --max-prompts 480 --num-samples 16 --output-file results/poems/onpolicy/sft_merged.jsonl
-        python scripts/33_rank_samples.py --generations results/poems/onpolicy/sft_merged.jsonl --rewards rhyme:1 meter:1 --require form
+        python scripts/33_rank_samples.py --generations results/poems/onpolicy/sft_merged.jsonl \\
+            --rewards rhyme:1 meter:1 --require form
 """
 
 from __future__ import annotations
@@ -138,7 +142,8 @@ def main(settings: Settings) -> None:
         for file, (split, pairs) in zip(files, splits.items(), strict=True):
             if not pairs:
                 raise UserError(
-                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a smaller --min-margin"
+                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a "
+                    f"smaller --min-margin"
                 )
             write_jsonl(file, pairs)
         pairs = splits["train"] + splits["val"]
@@ -147,11 +152,14 @@ def main(settings: Settings) -> None:
             sides[side] = sum(pair["meta"][f"{side}_score"] for pair in pairs) / len(pairs)
             lengths[side] = sum(len(pair[side][0]["content"]) for pair in pairs) / len(pairs)
         print(
-            f"{len(rows)} samples of {len(prompts)} prompts -> {len(splits['train'])} training and {len(splits['val'])} validation pairs"
+            f"{len(rows)} samples of {len(prompts)} prompts -> {len(splits['train'])} training and "
+            f"{len(splits['val'])} validation pairs"
         )
         print(f"dropped: {dict(dropped)}")
-        print(f"mean reward: chosen {sides['chosen']:.3f}, rejected {sides['rejected']:.3f}; "
-              f"mean length: chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters")  # fmt: skip
+        print(
+            f"mean reward: chosen {sides['chosen']:.3f}, rejected {sides['rejected']:.3f}; "
+            f"mean length: chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters"
+        )
         run.figure("pairs", {split: len(rows) for split, rows in splits.items()})
         run.figure("dropped", dict(dropped))
         run.figure("mean_reward", sides)

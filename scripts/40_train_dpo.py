@@ -1,16 +1,16 @@
 """Direct preference optimisation with LoRA: the model learns to prefer the chosen answer of a pair to the rejected one.
 
-The reference is the same model with the adapter switched off, so no second copy is in memory. Logs hold the log-probabilities of chosen and
-rejected answers and their margin; where both have fallen below the reference, which widens the margin by unlearning, a warning
-says so.
+The reference is the same model with the adapter switched off, so no second copy is in memory. Logs hold the
+log-probabilities of chosen and rejected answers and their margin; where both have fallen below the reference, which
+widens the margin by unlearning, a warning says so.
 
 Reads   processed_data/{task}/pref_train.jsonl, pref_val.jsonl (stages 10-17), or pref_onpolicy_*.jsonl (stage 33)
 Writes  checkpoints/{task}/dpo: adapter, tokenizer, learning_curve.png, log_history.json, TensorBoard logs, run.json
 Run     python scripts/40_train_dpo.py --train-file processed_data/poems/pref_onpolicy_train.jsonl \\
             --val-file processed_data/poems/pref_onpolicy_val.jsonl
 
-Loss: Rafailov et al. 2023, arXiv 2305.18290, equation 7, and the variants that trl names. As in trl, what the template writes
-behind the eos (one newline in Qwen's) counts as part of both answers.
+Loss: Rafailov et al. 2023, arXiv 2305.18290, equation 7, and the variants that trl names. As in trl, what the template
+writes behind the eos (one newline in Qwen's) counts as part of both answers.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Settings:
 
 
 def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
-    """Figures of the kept weights on validation pairs, against the reference; without them those of the last training batches."""
+    """Figures of the kept weights on validation pairs, against the reference; without them those of the last training
+    batches."""
     from common.training import arguments
 
     if not held_out:

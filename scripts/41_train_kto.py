@@ -1,15 +1,15 @@
 """KTO with LoRA: the model learns from single answers with a label, good or bad, where no pairs are at hand.
 
-The reference is the same model with the adapter switched off. Good and bad answers weigh alike in sum: the weights are set from
-their counts unless named, and printed. Logs hold the log-probabilities of good and of bad answers; where both have fallen below the
-reference, a warning says so.
+The reference is the same model with the adapter switched off. Good and bad answers weigh alike in sum: the weights are
+set from their counts unless named, and printed. Logs hold the log-probabilities of good and of bad answers; where both
+have fallen below the reference, a warning says so.
 
 Reads   processed_data/{task}/kto_train.jsonl, kto_val.jsonl (stage 17, from rows with a label)
 Writes  checkpoints/{task}/kto: adapter, tokenizer, learning_curve.png, log_history.json, TensorBoard logs, run.json
 Run     python scripts/41_train_kto.py --task chat --model checkpoints/chat/sft_merged
 
-Loss: Ethayarajh et al. 2024, arXiv 2402.01306, equations 7 and 8; the weights keep to its section 4.2 (their products with the counts
-in a ratio of 1 to 4/3).
+Loss: Ethayarajh et al. 2024, arXiv 2402.01306, equations 7 and 8; the weights keep to its section 4.2 (their products
+with the counts in a ratio of 1 to 4/3).
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Settings:
 
 
 def class_weights(settings: Settings, rows: list[dict]) -> tuple[float, float]:
-    """(weight of good answers, weight of bad ones): as set, else 1 for the more frequent kind and more for the rarer one."""
+    """(weight of good answers, weight of bad ones): as set, else 1 for the more frequent kind and more for the rarer
+    one."""
     good = sum(row["label"] for row in rows)
     bad = len(rows) - good
     if not good or not bad:
@@ -120,7 +121,8 @@ def class_weights(settings: Settings, rows: list[dict]) -> tuple[float, float]:
 
 
 def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
-    """Figures of the kept weights on validation answers, against the reference; without them those of the last training batches."""
+    """Figures of the kept weights on validation answers, against the reference; without them those of the last training
+    batches."""
     from common.training import arguments
 
     if not held_out:

@@ -1,17 +1,19 @@
 """GRPO with LoRA: groups of answers to one prompt, each pulled up or down by how its reward stands in the group.
 
-Rewards go by name: rules of the task, a reward model, a classifier, or a weighted mix (common/training/rewards.py); every part is logged
-on its own. A fixed probe watches reward, KL to the reference (the adapter switched off), held-out NLL and whether answers stop; a
-budget on KL or NLL ends the run and keeps the last adapter within it. overoptimisation.png shows reward against both.
+Rewards go by name: rules of the task, a reward model, a classifier, or a weighted mix (common/training/rewards.py);
+every part is logged on its own. A fixed probe watches reward, KL to the reference (the adapter switched off), held-out
+NLL and whether answers stop; a budget on KL or NLL ends the run and keeps the last adapter within it.
+overoptimisation.png shows reward against both.
 
 Reads   processed_data/{task}/prompts_train.jsonl; sft_val.jsonl for the probe
-Writes  checkpoints/{task}/grpo: adapter, tokenizer, learning_curve.png, overoptimisation.png, log_history.json, run.json
+Writes  checkpoints/{task}/grpo: adapter, tokenizer, learning_curve.png, overoptimisation.png, log_history.json,
+        run.json
 Run     python scripts/50_train_grpo.py
         python scripts/50_train_grpo.py --rewards rhyme:1 meter:1 form:1 fluency:0.5 model=checkpoints/poems/reward:0.2
         accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --rollout vllm --vllm-mode colocate
 
-Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476), and a
-completion that a reward cannot judge is counted and gets advantage 0.
+Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476),
+and a completion that a reward cannot judge is counted and gets advantage 0.
 """
 
 from __future__ import annotations

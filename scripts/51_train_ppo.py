@@ -1,19 +1,23 @@
-"""Proximal policy optimisation (PPO) with LoRA: the model writes, rewards by name judge, a value head says what was to be expected.
+"""Proximal policy optimisation (PPO) with LoRA: the model writes, rewards by name judge, a value head says what was to
+be expected.
 
-One step: write an answer to each of `batch_size` prompts; judge the texts; give every token its share of the reward (GAE on the value
-head, less a KL penalty to the reference); then pass a few times over the answers with the clipped surrogate. The policy is a LoRA adapter,
-its reference the same model with the adapter switched off. docs/PPO.md has the formulas and what was decided.
+One step: write an answer to each of `batch_size` prompts; judge the texts; give every token its share of the reward
+(GAE on the value head, less a KL penalty to the reference); then pass a few times over the answers with the clipped
+surrogate. The policy is a LoRA adapter, its reference the same model with the adapter switched off. docs/PPO.md has the
+formulas and what was decided.
 
-Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only: [tokens].
-Several processes (accelerate launch) share the writing, the judging and the passes of the model; all hold the whole batch.
+Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only:
+[tokens]. Several processes (accelerate launch) share the writing, the judging and the passes of the model; all hold the
+whole batch.
 
 Reads   --model (stage 22); processed_data/{task}/prompts_train.jsonl, sft_val.jsonl
-Writes  checkpoints/{task}/ppo: adapter, tokenizer, checkpoint-N, learning_curve.png, overoptimisation.png, log_history.json, run.json
+Writes  checkpoints/{task}/ppo: adapter, tokenizer, checkpoint-N, learning_curve.png, overoptimisation.png,
+        log_history.json, run.json
 Run     python scripts/51_train_ppo.py
         python scripts/51_train_ppo.py --rewards form:1 rhyme:1 meter:1 fluency:0.5 --value-body own --kl-target 1.5
 
-Deviations from Schulman et al. 2017: whitened advantages; no entropy bonus (the KL penalty keeps the policy broad); the value head starts
-from the first batch's mean reward; an answer that is cut ends its episode like one that stops.
+Deviations from Schulman et al. 2017: whitened advantages; no entropy bonus (the KL penalty keeps the policy broad); the
+value head starts from the first batch's mean reward; an answer that is cut ends its episode like one that stops.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """Generate texts with any model or adapter: for a prompt file, for one prompt, or for prompts typed in.
 
-Backend hf (transformers) batches prompts by length on one fixed plan, and draws sample k of every prompt with seed + k; backend vllm
-(docs/PARITY.md) has its engine batch them and seeds the engine once. Either way a run that was killed goes on where it stopped.
+Backend hf (transformers) batches prompts by length on one fixed plan, and draws sample k of every prompt with seed + k;
+backend vllm (docs/PARITY.md) has its engine batch them and seeds the engine once. Either way a run that was killed goes
+on where it stopped.
 
 Reads   --model, --adapter; --prompts-file: rows with "prompt" (messages) and "meta"
-Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model, finish_reason, tokens, meta)
+Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model,
+        finish_reason, tokens, meta)
 Run     python scripts/60_generate.py --adapter checkpoints/poems/sft
-        python scripts/60_generate.py --adapter checkpoints/poems/sft --prompt "写一首[五言绝句] 要求4句 主题为: 山水、自然、宁静"
+        python scripts/60_generate.py --adapter checkpoints/poems/sft \\
+            --prompt "写一首[五言绝句] 要求4句 主题为: 山水、自然、宁静"
         python scripts/60_generate.py --model checkpoints/poems/sft_merged --interactive
         python scripts/60_generate.py --adapter checkpoints/poems/sft --backend vllm
 """
@@ -90,8 +93,8 @@ def run_name(settings: Settings) -> str:
 
 
 def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int, done: int = 0):
-    """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a prompt; done: rows
-    of an earlier run, whose draws a resumed engine must not repeat."""
+    """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a
+    prompt; done: rows of an earlier run, whose draws a resumed engine must not repeat."""
     names = ["max_new_tokens", "temperature", "top_k", "top_p"]
     if settings.backend == "hf":
         from common.generation import sample

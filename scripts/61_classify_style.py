@@ -1,12 +1,14 @@
 """Which style does a text have? One text, a file, or standard input, a JSON object a text.
 
-A text is what the classifier was trained on: 用户问题：…\\n回答：…. Rows of a generation file (prompt, completion) are put into that
-shape. Texts are batched by length; neither batch size nor padding side changes the answer beyond rounding.
+A text is what the classifier was trained on: 用户问题：…\\n回答：…. Rows of a generation file (prompt, completion) are
+put into that shape. Texts are batched by length; neither batch size nor padding side changes the answer beyond
+rounding.
 
-Reads   --model: checkpoints/{task}/classifier (stage 31); --text, or --input-file: .txt (a text a line), .json or .jsonl (rows with
-        "input" or "text", or prompt and completion); neither: standard input, a text a line (\\n inside a text as two characters)
-Writes  standard output: {"predicted_label", "confidence", "probabilities": {label: probability}} a line; for a file --output-file, with
-        the row's id and input in front, and <output>.run.json
+Reads   --model: checkpoints/{task}/classifier (stage 31); --text, or --input-file: .txt (a text a line), .json or
+        .jsonl (rows with "input" or "text", or prompt and completion); neither: standard input, a text a line (\\n
+        inside a text as two characters)
+Writes  standard output: {"predicted_label", "confidence", "probabilities": {label: probability}} a line; for a file
+        --output-file, with the row's id and input in front, and <output>.run.json
 Run     python scripts/61_classify_style.py --text $'用户问题：能退吗？\\n回答：能，七天内都可以，运费我们出。'
         python scripts/61_classify_style.py --input-file processed_data/styles/style_test.jsonl
 """
@@ -50,7 +52,8 @@ class Settings:
 
 
 def decode_lines(data: bytes, name: str) -> list[str]:
-    r"""Texts, one a line, with \n written as two characters for a line end inside one. Raises UserError with the line at fault."""
+    r"""Texts, one a line, with \n written as two characters for a line end inside one. Raises UserError with the line
+    at fault."""
     texts = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:

@@ -1,22 +1,27 @@
-"""Serve the style classifier and the scalar reward model over HTTP. Writing models are served by `vllm serve` (docs/STYLES.md).
+"""Serve the style classifier and the scalar reward model over HTTP. Writing models are served by `vllm serve`
+(docs/STYLES.md).
 
-Requests that wait are scored together (micro-batching): while one batch is on the model the next one fills, so one client waits for
-nothing and many share a batch. SIGTERM or Ctrl-C: no new connection is taken, what was accepted is answered, then the process ends.
-Bound to 127.0.0.1 unless told otherwise. Put TLS and rate limits in front of it (nginx, caddy) before anyone else can reach it.
+Requests that wait are scored together (micro-batching): while one batch is on the model the next one fills, so one
+client waits for nothing and many share a batch. SIGTERM or Ctrl-C: no new connection is taken, what was accepted is
+answered, then the process ends. Bound to 127.0.0.1 unless told otherwise. Put TLS and rate limits in front of it
+(nginx, caddy) before anyone else can reach it.
 
     POST /predict        {"text": "..."} or ?text=...   -> predicted_label, confidence, probabilities
     POST /predict_batch  {"texts": ["...", ...]}        -> {"results": [the same, in order]}
     POST /reward         {"prompt": "..." or messages, "completion": "..."} -> {"reward": number}
     GET  /health, GET /metrics (Prometheus), GET /docs (OpenAPI, with examples)
 
-Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 408 body too slow, 413 body too large,
-422 bad field, empty or too long text, too many texts, 429 too many requests waiting, 500 the model's answer is not a number. No text or
-token is ever logged or sent back in an error.
+Errors are {"detail": "..."}: 400 not JSON or not UTF-8, 401 wrong token, 404 model not loaded, 408 body too slow, 413
+body too large, 422 bad field, empty or too long text, too many texts, 429 too many requests waiting, 500 the model's
+answer is not a number. No text or token is ever logged or sent back in an error.
 
-Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it is set
-Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client gone), milliseconds
+Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the environment variable SERVE_TOKEN, if it
+        is set
+Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client
+        gone), milliseconds
 Run     python scripts/62_serve.py
-        SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model checkpoints/styles/reward
+        SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model
+        checkpoints/styles/reward
 """
 
 import asyncio
@@ -114,7 +119,8 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
 
 
 def build_app(settings: Settings, model_path: str, reward_path: str | None, token: str | None):
-    """The ASGI app; models are loaded when the server starts up. What keeps them from it is left in the guard's `failed`."""
+    """The ASGI app; models are loaded when the server starts up. What keeps them from it is left in the guard's
+    `failed`."""
     from typing import Annotated, Literal
 
     from fastapi import Depends, FastAPI, HTTPException, Query

@@ -1,19 +1,21 @@
 """Let a judge score what the models wrote, 1 to 5 on each dimension, and pick the best text of every prompt.
 
-Candidates A, B, C, ... are golden texts and generation files. The judge is a model behind any OpenAI-compatible endpoint
-(OPENAI_BASE_URL, OPENAI_API_KEY), or `rules`: the measures of scripts/tasks/<task>.py, which need no API and see less.
-A model judges every item in rotated orders, so that each text stands once in each place; where the orders disagree it is a tie. The
-report says how far the judge can be trusted: position bias, one text against itself, unparsed replies. docs/JUDGE.md has the rules.
+Candidates A, B, C, ... are golden texts and generation files. The judge is a model behind any OpenAI-compatible
+endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), or `rules`: the measures of scripts/tasks/<task>.py, which need no API and
+see less. A model judges every item in rotated orders, so that each text stands once in each place; where the orders
+disagree it is a tie. The report says how far the judge can be trusted: position bias, one text against itself, unparsed
+replies. docs/JUDGE.md has the rules.
 
-Every reply is kept in the request log the moment it arrives: a killed run goes on with nothing asked twice, and --report-only makes
-the report again from the log with no call.
+Every reply is kept in the request log the moment it arrives: a killed run goes on with nothing asked twice, and
+--report-only makes the report again from the log with no call.
 
 Reads   --candidates; data/{task}/judge_prompts/<version>/*.md; results/{task}/generations for the stop rates
-Writes  results/{task}/judgements/<name>.jsonl (one row an item: scores, verdict, raw replies), <name>.txt (report), <name>.csv
-        (utf-8-sig), <name>.run.json; <name>.requests.jsonl (request log, never deleted)
+Writes  results/{task}/judgements/<name>.jsonl (one row an item: scores, verdict, raw replies), <name>.txt (report),
+        <name>.csv (utf-8-sig), <name>.run.json; <name>.requests.jsonl (request log, never deleted)
 Run     python scripts/71_judge.py --task copywriting
         python scripts/71_judge.py --task copywriting --judge deepseek-chat --prompt-versions v1 v2 --dry-run
-        python scripts/71_judge.py --task poems --candidates golden sft=results/poems/generations/sft.jsonl --judge qwen-max
+        python scripts/71_judge.py --task poems --candidates golden sft=results/poems/generations/sft.jsonl \\
+            --judge qwen-max
 """
 
 from __future__ import annotations
@@ -229,7 +231,8 @@ def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
 
 
 def judge_by_model(settings: Settings, calls: list[Call], answers: list, items: list, names: list[str]):
-    """Parse every reply and put the orders of each item together. Returns the results and one row of raw replies a call."""
+    """Parse every reply and put the orders of each item together. Returns the results and one row of raw replies a
+    call."""
     from common.judging.aggregate import Judged, combine
     from common.judging.replies import parse_reply
 

@@ -165,7 +165,8 @@ def measure(entry: Entry, task, settings: Settings, metrics: list[str], prompts:
 
 
 def parent_of(name: str, names: list[str]) -> str | None:
-    """The run that `name` is measured against: the nearest ancestor that is there, else the run before it; base against none."""
+    """The run that `name` is measured against: the nearest ancestor that is there, else the run before it; base against
+    none."""
     ancestor = PARENTS.get(name)
     while ancestor is not None and ancestor not in names:
         ancestor = PARENTS[ancestor]

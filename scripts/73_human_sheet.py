@@ -1,18 +1,23 @@
 """A sheet for people to judge texts blind, and what they said: write a shuffled CSV, read it back, report agreement.
 
-Three kinds: `rating` (each text alone, 1-5), `style` (which of the labels has the answer), `pair` (two runs' answers to one prompt, A or
-B or tie). Who wrote what stands only in the key beside the sheet, with a hash of the sheet's texts, so that a sheet is read with its own
-key. Sides and order are drawn at random. Give every rater a copy of the same sheet; cells that look like formulas are made harmless.
+Three kinds: `rating` (each text alone, 1-5), `style` (which of the labels has the answer), `pair` (two runs' answers to
+one prompt, A or B or tie). Who wrote what stands only in the key beside the sheet, with a hash of the sheet's texts, so
+that a sheet is read with its own key. Sides and order are drawn at random. Give every rater a copy of the same sheet;
+cells that look like formulas are made harmless.
 
-Reads   --generations (stage 60; with `rating` and `pair` the prompts that all files share) or labelled rows for `style`;
-        --read: filled sheets, one a rater; --machine: what to compare them with, a file a run of the sheet: stage 61's output, stage 70's
-        (with --metric), or rows with "id" and "score" (1-5); stage 71's one file speaks of all its candidates
-Writes  results/{task}/human/<kind>.csv (UTF-8 with a byte order mark, for spreadsheets), <kind>.key.json, <kind>.run.json;
-        with --read nothing, or --report FILE.json
-Run     python scripts/73_human_sheet.py --task poems --kind pair --generations results/poems/generations/{base,sft}.jsonl
+Reads   --generations (stage 60; with `rating` and `pair` the prompts that all files share) or labelled rows for
+        `style`; --read: filled sheets, one a rater; --machine: what to compare them with, a file a run of the sheet:
+        stage 61's output, stage 70's (with --metric), or rows with "id" and "score" (1-5); stage 71's one file speaks
+        of all its candidates
+Writes  results/{task}/human/<kind>.csv (UTF-8 with a byte order mark, for spreadsheets), <kind>.key.json,
+        <kind>.run.json; with --read nothing, or --report FILE.json
+Run     python scripts/73_human_sheet.py --task poems --kind pair \\
+            --generations results/poems/generations/{base,sft}.jsonl
         python scripts/73_human_sheet.py --kind style --generations processed_data/styles/style_test.jsonl
-        python scripts/73_human_sheet.py --kind style --read anna.csv bo.csv --machine results/styles/classified/style_test.jsonl
-        python scripts/73_human_sheet.py --task poems --kind pair --read anna.csv bo.csv --machine results/poems/judgements/rules.jsonl
+        python scripts/73_human_sheet.py --kind style --read anna.csv bo.csv \\
+            --machine results/styles/classified/style_test.jsonl
+        python scripts/73_human_sheet.py --task poems --kind pair --read anna.csv bo.csv \\
+            --machine results/poems/judgements/rules.jsonl
 """
 
 from __future__ import annotations
@@ -64,7 +69,8 @@ class Settings:
 
 
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
-    """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come without)."""
+    """run -> id -> {"prompt", "text"}; the id is the prompt's, of its first sample (rows of `style` may come
+    without)."""
     from common.jsonl import read_jsonl
     from common.judging.prompts import conversation_text, read_generations
     from common.training.classifiers import plain_question
@@ -78,8 +84,10 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
             raise UserError(f"two files are called {path.stem}; fix: rename one")
         rows = read_jsonl(path)
         if settings.kind == "style" and all("input" in row for row in rows):
-            texts = [{"id": str(row.get("id", n)), "prompt": question_of(row["input"]), "text": answer_of(row["input"])}
-                     for n, row in enumerate(rows, start=1)]  # fmt: skip
+            texts = [
+                {"id": str(row.get("id", n)), "prompt": question_of(row["input"]), "text": answer_of(row["input"])}
+                for n, row in enumerate(rows, start=1)
+            ]
             runs[path.stem] = {row["id"]: row for row in texts}
             if len(runs[path.stem]) < len(texts):
                 line, twice = next((n, t["id"]) for n, t in enumerate(texts, 1) if runs[path.stem][t["id"]] is not t)
@@ -99,7 +107,8 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
 
 
 def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dict]:
-    """The lines of the sheet in random order: {"sides": [(run, row), ...]}, one side, or two of different runs in random order."""
+    """The lines of the sheet in random order: {"sides": [(run, row), ...]}, one side, or two of different runs in
+    random order."""
     rng = random.Random(settings.seed)
     shared = sorted(set.intersection(*(set(rows) for rows in runs.values())))
     if not shared:
@@ -124,10 +133,14 @@ def write_sheet(settings: Settings) -> None:
     items = make_items(settings, runs)
     allowed = ANSWERS.get(settings.kind) or [row["label"] for row in read_labels(settings.labels)]
     *texts, asked = COLUMNS[settings.kind]
-    lines = [[str(n), cell(item["sides"][0][1]["prompt"]), *(cell(row["text"]) for _, row in item["sides"])]
-             for n, item in enumerate(items, start=1)]  # fmt: skip
-    key = [{"item": n, "runs": [run for run, _ in item["sides"]], "ids": [row["id"] for _, row in item["sides"]]}
-           for n, item in enumerate(items, start=1)]  # fmt: skip
+    lines = [
+        [str(n), cell(item["sides"][0][1]["prompt"]), *(cell(row["text"]) for _, row in item["sides"])]
+        for n, item in enumerate(items, start=1)
+    ]
+    key = [
+        {"item": n, "runs": [run for run, _ in item["sides"]], "ids": [row["id"] for _, row in item["sides"]]}
+        for n, item in enumerate(items, start=1)
+    ]
     output = Path(str(settings.output).replace("{kind}", settings.kind))
     usual = ROOT / "results" / settings.task / "human" / f"{settings.kind}.csv"
     if output.suffix != ".csv":

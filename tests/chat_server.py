@@ -25,7 +25,8 @@ GARBAGE = (
     '{"error": {"message": "upstream error", "type": "server_error"}}',
     '{"id": "x", "object": "chat.completion", "choices": []}',
     '{"id": "x", "object": "chat.completion", "choices": [{"index": 0, "mess',
-    '{"id": "x", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": null}}]}',
+    '{"id": "x", "choices": [{"index": 0, "finish_reason": "stop", '
+    '"message": {"role": "assistant", "content": null}}]}',
     "",
 )
 
@@ -51,12 +52,13 @@ class ChatServer:
     """Use as a context manager; it serves in a thread of its own.
 
     reply: body of the request (dict with messages, model, temperature ...) -> text of the answer, or the whole
-        `message` / choice fields as a dict: {"content": ..., "finish_reason": "length"}. In the dict may stand, too: "usage" (in
-        place of the counts), or "raw" (the whole body), "status" (of it) and "headers" (further lines).
+        `message` / choice fields as a dict: {"content": ..., "finish_reason": "length"}. In the dict may stand, too:
+        "usage" (in place of the counts), or "raw" (the whole body), "status" (of it) and "headers" (further lines).
     latency: seconds before every answer, or a function of the body.
     faults: name (FAULTS) -> share of the requests that meet it, drawn with `seed` in order of arrival.
         drop: the connection is closed without a byte; cut: in the middle of the body; hang: no answer for
-        `hang_seconds`; trickle: an answer that takes as long, byte by byte; garbage: status 200 with something that is not an answer.
+        `hang_seconds`; trickle: an answer that takes as long, byte by byte; garbage: status 200 with something that is
+        not an answer.
     script: outcomes ("ok" or a fault) of the next requests in order of arrival, before `faults` counts.
     retry_after: value of that header with 429 and 503, None = no header.
     key: the only key accepted, None = any.

@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def stage_command(script: str | Path, *words) -> list[str]:
-    """The stage's command line. Where it loads a model and no dtype is named, float32: some CPUs pick bfloat16 by themselves."""
+    """The stage's command line. Where it loads a model and no dtype is named, float32: some CPUs pick bfloat16 by
+    themselves."""
     command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
     has_dtype = '    dtype: str = "auto"' in (SCRIPTS / script).read_text(encoding="utf-8")
     named = any(word.split("=")[0] in ("--dtype", "--help", "-h") for word in command)

@@ -1,4 +1,5 @@
-"""Training files with one planted fault each: which, where and how grave. tests/stages/test_broken_corpus.py runs the preflight over them.
+"""Training files with one planted fault each: which, where and how grave. tests/stages/test_broken_corpus.py runs the
+preflight over them.
 
 A new case is one call of `case` in `write_cases`.
 """

@@ -1,7 +1,9 @@
-"""One of the processes of tests/slow/test_distributed_rl.py: learns from a recorded batch with the code of stages 50 and 51.
+"""One of the processes of tests/slow/test_distributed_rl.py: learns from a recorded batch with the code of stages 50
+and 51.
 
-    PYTHONPATH=scripts python tests/rl_process.py FOLDER                                   one process, which has the whole batch
-    PYTHONPATH=scripts accelerate launch --config_file configs/accelerate/cpu_2.yaml tests/rl_process.py FOLDER        two of them
+    PYTHONPATH=scripts python tests/rl_process.py FOLDER                                   one process, which has the
+    whole batch PYTHONPATH=scripts accelerate launch --config_file configs/accelerate/cpu_2.yaml tests/rl_process.py
+    FOLDER        two of them
 
 Writes FOLDER/<rank>.pt: the gradients as one vector and the logged figures, for each learner.
 """
@@ -54,8 +56,8 @@ def probe_of(rows: list[dict], **changed) -> DriftProbe:
 
 
 def ppo_step(value_body: str) -> dict:
-    """One update on 15 recorded answers, of which this process brings its share. The step is plain SGD of rate 1: what the weights
-    lose is the gradient."""
+    """One update on 15 recorded answers, of which this process brings its share. The step is plain SGD of rate 1: what
+    the weights lose is the gradient."""
     agent = stirred(toy_agent(value_body))
     torch.manual_seed(0)
     whole = agent.rollout(PROMPTS[:15], max_new_tokens=9)
@@ -97,7 +99,8 @@ class Gradients(TrainerCallback):
 
 
 def grpo_step(folder: Path) -> dict:
-    """One step on 72 recorded answers in groups of 8; of two processes each has 36, so that a group stands on both sides."""
+    """One step on 72 recorded answers in groups of 8; of two processes each has 36, so that a group stands on both
+    sides."""
     tokenizer, rows, texts, count = load_tokenizer(BASE), rows_of(12), recorded_texts(72), 72
     answers = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
 
@@ -107,19 +110,38 @@ def grpo_step(folder: Path) -> dict:
         return {"prompt_ids": ids, "completion_ids": answers[first : first + len(prompts)], "logprobs": None}
 
     config = GRPOConfig(
-        output_dir=str(folder / "grpo"), per_device_train_batch_size=count // STATE.num_processes, num_generations=8, beta=0.04,
-        max_completion_length=32, max_steps=1, learning_rate=1.0, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0,
-        bf16=False, use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", gradient_checkpointing=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder / "grpo"),
+        per_device_train_batch_size=count // STATE.num_processes,
+        num_generations=8,
+        beta=0.04,
+        max_completion_length=32,
+        max_steps=1,
+        learning_rate=1.0,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        logging_steps=1,
+        save_strategy="no",
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
     set_seed(3)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     data = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"])} for row in rows]
     # other rows in each process: it would have other figures, and another mind about the budget
     probe = probe_of([{**row, "completion": POEM} for row in rows][STATE.process_index :][:2], kl_budget=1e9)
     trainer = LeanGRPOTrainer(
-        model=load_model(BASE, tokenizer, "float32"), args=config, train_dataset=Dataset.from_list(data), peft_config=lora,
-        reward_funcs=[grpo.reward_function(probe.rewards)], processing_class=tokenizer, rollout_func=recorded,
-    )  # fmt: skip
+        model=load_model(BASE, tokenizer, "float32"),
+        args=config,
+        train_dataset=Dataset.from_list(data),
+        peft_config=lora,
+        reward_funcs=[grpo.reward_function(probe.rewards)],
+        processing_class=tokenizer,
+        rollout_func=recorded,
+    )
     gradients = Gradients()
     trainer.add_callback(gradients)
     trainer.add_callback(ProbeCallback(trainer, probe, 1))

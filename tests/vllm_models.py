@@ -1,4 +1,5 @@
-"""An adapter with weights that are not zero on the embedded base, its merged model, rows and prompts: for tests of stages 22, 23 and 60."""
+"""An adapter with weights that are not zero on the embedded base, its merged model, rows and prompts: for tests of
+stages 22, 23 and 60."""
 
 import json
 from pathlib import Path

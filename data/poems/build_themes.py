@@ -1,11 +1,11 @@
 """Learn the theme lexicon from the training split of the shipped Tang verse. One-off; themes.json ships with the repo.
 
-A theme starts from words in titles (SEEDS: a poem called 送李侍御归蜀 is about parting). For every theme and every character of
-the verse itself the lexicon holds the smoothed log-odds of the character standing in a poem so titled against one that is not
-(Monroe, Colaresi and Quinn 2008, "Fightin' Words", section 3.3.4; the prior is worth PRIOR poems at the character's overall rate, so
-that rare characters say little). A text's score is the mean weight of its
-distinct characters, standardised by mean and deviation over the training poems; `threshold` is the score that the top fifth of
-the training poems reach. Titles of val and test poems, and their texts, are not looked at.
+A theme starts from words in titles (SEEDS: a poem called 送李侍御归蜀 is about parting). For every theme and every
+character of the verse itself the lexicon holds the smoothed log-odds of the character standing in a poem so titled
+against one that is not (Monroe, Colaresi and Quinn 2008, "Fightin' Words", section 3.3.4; the prior is worth PRIOR
+poems at the character's overall rate, so that rare characters say little). A text's score is the mean weight of its
+distinct characters, standardised by mean and deviation over the training poems; `threshold` is the score that the top
+fifth of the training poems reach. Titles of val and test poems, and their texts, are not looked at.
 
 Reads   tang.json.xz
 Writes  themes.json: {theme: {seeds, poems, mean, deviation, threshold, weights: {character: weight}}}
@@ -81,8 +81,14 @@ def main() -> None:
         scores = [sum(weights.get(char, 0.0) for char in chars) / len(chars) for chars in sets]
         mean, deviation = statistics.fmean(scores), statistics.pstdev(scores)
         threshold = (sorted(scores)[int(0.8 * len(scores))] - mean) / deviation
-        lexicon[theme] = {"seeds": words, "poems": n_in, "mean": round(mean, 5), "deviation": round(deviation, 5),
-                          "threshold": round(threshold, 4), "weights": weights}  # fmt: skip
+        lexicon[theme] = {
+            "seeds": words,
+            "poems": n_in,
+            "mean": round(mean, 5),
+            "deviation": round(deviation, 5),
+            "threshold": round(threshold, 4),
+            "weights": weights,
+        }
         print(theme, n_in, round(threshold, 2), "".join(sorted(weights, key=lambda char: -weights[char])[:15]))
     text = json.dumps(lexicon, ensure_ascii=False, separators=(",", ":")).replace('},"', '},\n"')
     (HERE / "themes.json").write_text(text + "\n", encoding="utf-8")

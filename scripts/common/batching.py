@@ -8,9 +8,9 @@ import random
 def length_batches(lengths: list[int], token_budget: int, seed: int, window: int = 64) -> list[list[int]]:
     """Row indices in batches whose padded size, rows x longest row, stays within `token_budget` tokens.
 
-    Rows are shuffled, sorted by length inside windows of about `window` batches (so that neighbours in length still vary from
-    epoch to epoch) and cut; then the batches are shuffled. A row longer than the budget is a batch of its own. Every row
-    stands in exactly one batch.
+    Rows are shuffled, sorted by length inside windows of about `window` batches (so that neighbours in length still
+    vary from epoch to epoch) and cut; then the batches are shuffled. A row longer than the budget is a batch of its
+    own. Every row stands in exactly one batch.
     """
     rng = random.Random(seed)
     order = list(range(len(lengths)))

@@ -1,8 +1,8 @@
 """When two texts count as the same one: punctuation and spaces are ignored, nothing else.
 
-Operators, signs, marks on letters, case and emoji stay, because they change what a text says: C, C++ and C#; 2+2 and 2*2; -5 and 5;
-e and é; $5 and €5. Punctuation stays too where it works as a sign: 3.5 is not 35, 10:30 not 1030, f(x) not fx, 5! not 5, a!=b not a=b.
-Every check, stage and task that compares texts does it by this rule.
+Operators, signs, marks on letters, case and emoji stay, because they change what a text says: C, C++ and C#; 2+2 and
+2*2; -5 and 5; e and é; $5 and €5. Punctuation stays too where it works as a sign: 3.5 is not 35, 10:30 not 1030, f(x)
+not fx, 5! not 5, a!=b not a=b. Every check, stage and task that compares texts does it by this rule.
 """
 
 import re
@@ -11,7 +11,8 @@ from functools import cache
 
 # Punctuation by its Unicode category (P*), but used as an operator, a unit, or a part of a name or a path.
 SIGNS = "#%&*-/@\\_‰‱′″‴"
-# Full-width letters, digits and signs are the same ones in another width. Not ！ and ～: they end a sentence, while ! and ~ are signs too.
+# Full-width letters, digits and signs are the same ones in another width. Not ！ and ～: they end a sentence, while !
+# and ~ are signs too.
 NARROW = {code: code - 0xFEE0 for code in range(0xFF02, 0xFF5E)} | {ord("￥"): "¥", ord("、"): ","}
 WAVES = "～〜"
 

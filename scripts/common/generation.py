@@ -1,4 +1,5 @@
-"""Sampling with transformers: batches of prompts of similar length, one fixed plan, so that a resumed run repeats no row."""
+"""Sampling with transformers: batches of prompts of similar length, one fixed plan, so that a resumed run repeats no
+row."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False
 
 
 def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -> list[tuple[dict, list[int]]]:
-    """The rows of a prompts file with the token ids of each rendered prompt; those of more than `room` tokens are left out and counted."""
+    """The rows of a prompts file with the token ids of each rendered prompt; those of more than `room` tokens are left
+    out and counted."""
     rows = read_jsonl(file, "prompts")
     texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -40,18 +42,27 @@ def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -
 
 
 def decode(choose, ids, seen, cache, stops, max_new_tokens: int):
-    """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended leave the batch
-    at once: transformers' own loop computes them until the longest has ended.
+    """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended
+    leave the batch at once: transformers' own loop computes them until the longest has ended.
 
-    ids, seen: prompts and their mask, padded on the left. choose(rows, texts, inputs) picks the tokens; texts [rows, so far] is what they
-    follow, inputs what the model takes.
+    ids, seen: prompts and their mask, padded on the left. choose(rows, texts, inputs) picks the tokens; texts [rows, so
+    far] is what they follow, inputs what the model takes.
     """
     import torch
 
     rows, texts, places = torch.arange(len(ids), device=ids.device), ids, (seen.cumsum(1) - 1).clamp(min=0)
     for _ in range(max_new_tokens):
-        tokens = choose(rows, texts, {"input_ids": ids, "attention_mask": seen, "position_ids": places, "past_key_values": cache,
-                                      "use_cache": True})  # fmt: skip
+        tokens = choose(
+            rows,
+            texts,
+            {
+                "input_ids": ids,
+                "attention_mask": seen,
+                "position_ids": places,
+                "past_key_values": cache,
+                "use_cache": True,
+            },
+        )
         yield rows, tokens
         going = (~torch.isin(tokens[:, 0], stops)).nonzero()[:, 0]
         if not len(going):
@@ -63,9 +74,9 @@ def decode(choose, ids, seen, cache, stops, max_new_tokens: int):
 
 
 def draw(probs, rows, count: int):
-    """One index of each row, [rows, 1]: through the inverse of the distribution function, on a CPU four times as fast as
-    torch.multinomial. `rows` says which of the `count` rows of the whole batch these are: each has its random number whether the
-    others have ended or not."""
+    """One index of each row, [rows, 1]: through the inverse of the distribution function, on a CPU four times as fast
+    as torch.multinomial. `rows` says which of the `count` rows of the whole batch these are: each has its random number
+    whether the others have ended or not."""
     import torch
 
     below = probs.cumsum(-1)
@@ -98,21 +109,36 @@ def write_on_cpu(model, input_ids, logits_processor, stopping_criteria, generati
     return torch.cat([input_ids, answers[:, : place + 1]], 1)
 
 
-def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,
-           batch_tokens: int = 32768, skip=lambda indices: False) -> Iterator[tuple[int, str, str, int]]:  # fmt: skip
+def sample(
+    model,
+    tokenizer,
+    texts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    batch_tokens: int = 32768,
+    skip=lambda indices: False,
+) -> Iterator[tuple[int, str, str, int]]:
     """(index, completion, finish_reason, tokens) for every rendered prompt in `texts`, in the order of the plan.
 
-    Batches hold prompts of similar length within `batch_tokens` (prompt + max_new_tokens); each is seeded by `seed` and its place in
-    the plan. `skip(indices)` says that a batch need not be run. temperature 0 is greedy. finish_reason is "stop" (an eos was
-    written) or "length"; tokens counts the completion without what follows the eos, the eos included.
+    Batches hold prompts of similar length within `batch_tokens` (prompt + max_new_tokens); each is seeded by `seed` and
+    its place in the plan. `skip(indices)` says that a batch need not be run. temperature 0 is greedy. finish_reason is
+    "stop" (an eos was written) or "length"; tokens counts the completion without what follows the eos, the eos
+    included.
     """
     import torch
 
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
     stops = set(model.generation_config.eos_token_id)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature > 0 else {
-        "do_sample": False, "temperature": None, "top_k": None, "top_p": None}  # fmt: skip
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if temperature > 0
+        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    )
     # a model's own defaults, such as Qwen2.5's repetition penalty, would bend every figure drawn from samples
     sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     own_loop = write_on_cpu if model.device.type == "cpu" else None
@@ -137,8 +163,14 @@ def sample(model, tokenizer, texts: list[str], *, max_new_tokens: int, temperatu
             mask[row, width - len(encoded[index]) :] = 1
         torch.manual_seed(seed * 1_000_003 + number)
         with torch.inference_mode():
-            output = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max_new_tokens,
-                                    use_cache=True, custom_generate=own_loop, **sampling)  # fmt: skip
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                use_cache=True,
+                custom_generate=own_loop,
+                **sampling,
+            )
         for index, tokens in zip(indices, output[:, width:].tolist(), strict=True):
             length = next((place for place, token in enumerate(tokens) if token in stops), None)
             answer = tokens if length is None else tokens[:length]

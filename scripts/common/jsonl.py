@@ -18,8 +18,13 @@ BOM = b"\xef\xbb\xbf"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd",
-              b"PK\x03\x04": "unzip"}  # fmt: skip  # first bytes -> what unpacks it
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\xfd7zXZ": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK\x03\x04": "unzip",
+}  # first bytes -> what unpacks it
 
 
 class DataError(UserError):
@@ -36,8 +41,8 @@ class DataError(UserError):
 def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> list[dict]:
     """Read a JSONL file, all of it or none.
 
-    With a `schema` (a name in SCHEMAS) every row is checked against it. Notes (CRLF, empty lines) are counted and printed.
-    Raises DataError naming every faulty line, what is wrong and how to fix it.
+    With a `schema` (a name in SCHEMAS) every row is checked against it. Notes (CRLF, empty lines) are counted and
+    printed. Raises DataError naming every faulty line, what is wrong and how to fix it.
     """
     rows, found = [], []
     for _, row, findings in scan_jsonl(path, schema, max_line_bytes):
@@ -54,7 +59,8 @@ def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int 
 def scan_jsonl(
     path: Path | str, schema: str | None = None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[int, dict | None, list[Finding]]]:
-    """(line, row or None, what is wrong with it) for every line, then one last (0, None, findings) for the file as a whole."""
+    """(line, row or None, what is wrong with it) for every line, then one last (0, None, findings) for the file as a
+    whole."""
     path = Path(path)
     if schema is not None and schema not in SCHEMAS:
         raise ValueError(f"unknown schema {schema!r}: one of {', '.join(SCHEMAS)}")
@@ -94,7 +100,8 @@ def scan_jsonl(
 
 
 def unreadable(path: Path | str) -> Finding | None:
-    """Why a file cannot be read as text at all: it is missing, a folder, a pipe, compressed, or UTF-16. Never waits for a pipe."""
+    """Why a file cannot be read as text at all: it is missing, a folder, a pipe, compressed, or UTF-16. Never waits for
+    a pipe."""
     path = Path(path)
     if not path.is_file():
         if path.is_dir():
@@ -246,7 +253,8 @@ def read_array(
 ) -> tuple[list[tuple[int, dict]], list[Finding]]:
     """(line, object) of every row of a JSON array that can be read, and what is wrong with the others.
 
-    raw: the bytes of the array, where they do not stand in the file as they are. wrap: a row that is a list becomes {wrap: list}.
+    raw: the bytes of the array, where they do not stand in the file as they are. wrap: a row that is a list becomes
+    {wrap: list}.
     """
     path = Path(path)
     if raw is None:

@@ -5,11 +5,12 @@
 
 OPENAI_BASE_URL and OPENAI_API_KEY name the endpoint (common/llm_endpoint.py).
 
-Every answer is appended to the request log (JSONL) the moment it arrives, under a hash of what was asked. A question that
-stands in the log is never asked again, by this run or another. Only answers get there: what failed is counted and asked anew.
+Every answer is appended to the request log (JSONL) the moment it arrives, under a hash of what was asked. A question
+that stands in the log is never asked again, by this run or another. Only answers get there: what failed is counted and
+asked anew.
 
-The openai library sends and parses; its own retries are off (max_retries=0), because they neither cover an answer that is no
-answer, nor limit the time of a whole exchange, nor say what happened. docs/COPYWRITING.md has the rules.
+The openai library sends and parses; its own retries are off (max_retries=0), because they neither cover an answer that
+is no answer, nor limit the time of a whole exchange, nor say what happened. docs/COPYWRITING.md has the rules.
 """
 
 from __future__ import annotations
@@ -148,9 +149,10 @@ def _estimate_prompt(messages: list[dict]) -> float:
 class LLM:
     """An endpoint with its request log. Use it as a context manager.
 
-    request_log: JSONL file of answers; one process at a time writes it. Keep it outside the folders that --overwrite empties.
-    concurrency: questions under way at once. max_tries: per question. time_limit: seconds for one try as a whole.
-    price_in, price_out: per million tokens. max_cost, max_total_tokens: budget for the questions asked through this object,
+    request_log: JSONL file of answers; one process at a time writes it. Keep it outside the folders that --overwrite
+    empties. concurrency: questions under way at once. max_tries: per question. time_limit: seconds for one try as a
+    whole. price_in, price_out: per million tokens. max_cost, max_total_tokens: budget for the questions asked through
+    this object,
         answers from the log included, 0 = none. A try starts only if the budget would hold the longest answer to it.
     max_failed: questions that may stay without an answer. dry_run: refuse to ask.
     """
@@ -292,7 +294,8 @@ class LLM:
         print(f"tokens in about {e.tokens_in}, out about {e.tokens_out}, at most {e.most_tokens_out} ({e.basis})")
         if self.price_in or self.price_out:
             print(
-                f"cost about {e.cost:.4f}, at most {e.most_cost:.4f} (in {self.price_in}, out {self.price_out} per million)"
+                f"cost about {e.cost:.4f}, at most {e.most_cost:.4f} (in {self.price_in}, out {self.price_out} per "
+                f"million)"
             )
         else:
             print("cost unknown: set --price-in and --price-out (per million tokens)")
@@ -477,11 +480,13 @@ class LLM:
         cost = f", cost {self.cost(*tokens):.4f}" if self.price_in or self.price_out else ""
         return (
             f"{answers}; {self.sent} requests sent in {self.seconds:.1f} s, {self.retried} of them again; "
-            f"billed: {billed} with at most {round(tokens[0])} tokens in, {round(tokens[1])} out{cost}; faults: {faults}"
+            f"billed: {billed} with at most {round(tokens[0])} tokens in, {round(tokens[1])} out{cost}; faults: "
+            f"{faults}"
         )
 
     def figures(self) -> dict:
-        """For the run's record. The first sums are those of the answers used, also where an earlier run paid for them."""
+        """For the run's record. The first sums are those of the answers used, also where an earlier run paid for
+        them."""
         billed, *tokens = self._paid
         return {
             "requests": len(self._counted),

@@ -1,6 +1,7 @@
 """The endpoint behind common/llm_api.py: its address and key, the HTTP client, what its errors and replies mean.
 
-The key leaves this file in one header only. What a server sends back goes through `redact` before anything else sees it.
+The key leaves this file in one header only. What a server sends back goes through `redact` before anything else sees
+it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Fault(Exception):
 
 
 def redact(text: str, is_error: bool = False) -> str:
-    """The text without the key, in whichever encoding a server repeats it. Of an error also what looks like a part of a key."""
+    """The text without the key, in whichever encoding a server repeats it. Of an error also what looks like a part of a
+    key."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if len(key) >= 4:
         text = _forms(key).sub("***", text)
@@ -139,7 +141,8 @@ def is_loopback(host: str) -> bool:
 
 
 def open_client(time_limit: float):
-    """The openai client; its own retries are off. A server on this machine is never asked through a proxy. Raises UserError."""
+    """The openai client; its own retries are off. A server on this machine is never asked through a proxy. Raises
+    UserError."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     url, key = endpoint()
@@ -178,7 +181,8 @@ def status_fault(error) -> Fault:
 
 
 def is_filtered(body) -> bool:
-    """Does an error's body speak of a content filter? By its words, or by a code of a provider that has only numbers."""
+    """Does an error's body speak of a content filter? By its words, or by a code of a provider that has only
+    numbers."""
     codes = {str(part.get(name)) for part in _objects(body) for name in ("code", "status_code", "type", "error_code")}
     return bool(codes & FILTER_CODES) or bool(FILTER_ERRORS.search(str(body)))
 

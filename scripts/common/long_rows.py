@@ -3,8 +3,9 @@
     rows, long = fit_rows(rows, "sft", tokenizer, max_length=512, policy="cut")
     print(long.sentence())
 
-What cut does: a conversation of SFT ends at an earlier answer. Of a pair, a labelled answer or a prompt the oldest exchanges are left out,
-the system text stays: there the last answer is what counts. A row that no such cut makes short enough is dropped.
+What cut does: a conversation of SFT ends at an earlier answer. Of a pair, a labelled answer or a prompt the oldest
+exchanges are left out, the system text stays: there the last answer is what counts. A row that no such cut makes short
+enough is dropped.
 """
 
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class LongRows:
 def fit_rows(
     rows: list[dict], schema: str, tokenizer, max_length: int, policy: LongRowsPolicy, enable_thinking: bool = False
 ) -> tuple[list[dict], LongRows]:
-    """The rows that fit, in their order, and what was done. With refuse all rows come back, and `long` says which do not fit."""
+    """The rows that fit, in their order, and what was done. With refuse all rows come back, and `long` says which do
+    not fit."""
     from common.preflight.checks import percentiles
 
     needs = lengths(rows, schema, tokenizer, max_length, enable_thinking)

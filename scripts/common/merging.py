@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-# allowed difference of a logit, largest and mean, and the least share of places with the same best token, where no noise is measured
+# allowed difference of a logit, largest and mean, and the least share of places with the same best token, where no
+# noise is measured
 TOLERANCES = {"float32": (2e-3, 1e-4, 0.999), "bfloat16": (2.0, 0.1, 0.95), "float16": (0.25, 0.02, 0.98)}
 HALF_ULP = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # relative rounding error of a weight
 # times the base's noise that is allowed: a trained model feels rounding more, 1.8 times was measured
@@ -51,7 +52,8 @@ class Difference:
 
 
 def compared_in(model: str, dtype: str) -> str:
-    """float32 where the adapter's model and the merged one in float32 and a third in `dtype` fit into free memory, else `dtype`."""
+    """float32 where the adapter's model and the merged one in float32 and a third in `dtype` fit into free memory, else
+    `dtype`."""
     import psutil
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -63,7 +65,8 @@ def compared_in(model: str, dtype: str) -> str:
     if dtype == "float32" or needed <= free:
         return "float32"
     print(
-        f"notice: {needed / 1e9:.0f} GB of memory for a comparison in float32, {free / 1e9:.0f} are free: compared in {dtype}"
+        f"notice: {needed / 1e9:.0f} GB of memory for a comparison in float32, {free / 1e9:.0f} are free: compared in "
+        f"{dtype}"
     )
     return dtype
 
@@ -169,19 +172,23 @@ def faults(report: dict) -> list[str]:
     found, weights, logits, allowed = [], report["weights"], report["logits"], report["allowed"]
     if weights and weights["wrong"]:
         found.append(
-            f"{weights['wrong']} of {weights['compared']} weights are not those of base + adapter, most in {weights['tensors'][0]} "
-            f"({len(weights['tensors'])} tensors); fix: merge again (stage 22, --overwrite) with the adapter and its own base"
+            f"{weights['wrong']} of {weights['compared']} weights are not those of base + adapter, most in "
+            f"{weights['tensors'][0]} "
+            f"({len(weights['tensors'])} tensors); fix: merge again (stage 22, --overwrite) with the adapter and its "
+            f"own base"
         )
     close = logits["max"] <= allowed["max"] and logits["mean"] <= allowed["mean"] and logits["top1"] >= allowed["top1"]
     if not close and not found:
-        how = f"mean {logits['mean']:.1e}, allowed {allowed['mean']:.1e}; largest {logits['max']:.1e}, allowed {allowed['max']:.1e}; "
+        how = f"mean {logits['mean']:.1e}, allowed {allowed['mean']:.1e}; "
+        how += f"largest {logits['max']:.1e}, allowed {allowed['max']:.1e}; "
         how += f"same best token {logits['top1']:.3f}, allowed {allowed['top1']:.3f}"
+        as_it_is = "an adapter on tied embeddings cannot be merged, use it as it is (stage 60, --adapter)"
         if report["compared_in"] != "float32":
             fix = "fix: more free memory, so that float32 can be compared, or --dtype float32"
         elif report["dtype"] != "float32":
-            fix = "fix: --dtype float32; an adapter on tied embeddings cannot be merged, use it as it is (stage 60, --adapter)"
+            fix = f"fix: --dtype float32; {as_it_is}"
         else:
-            fix = "fix: an adapter on tied embeddings cannot be merged, use it as it is (stage 60, --adapter)"
+            fix = f"fix: {as_it_is}"
         found.append(f"the weights are right, the logits are not ({how}); {fix}")
     return found
 
@@ -196,7 +203,8 @@ def print_certificate(report: dict) -> None:
     print(f"  same best token {logits['top1']:.2%} (allowed {allowed['top1']:.1%})")
     if noise := report["noise"]:
         print(
-            f"  {report['dtype']} against float32 without any merge: mean {noise['mean']:.2e}, largest {noise['max']:.2e}"
+            f"  {report['dtype']} against float32 without any merge: mean {noise['mean']:.2e}, largest "
+            f"{noise['max']:.2e}"
         )
     if effect := report["effect"]:
         print(f"  the adapter itself moves the logits by {effect['mean']:.2e}")

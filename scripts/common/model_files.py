@@ -15,7 +15,8 @@ from common.jsonl import read_json
 from common.runs import describe_input
 from common.settings import UserError, resolve_model, show_path
 
-# Endings of the names that transformers gives to models which write text; "Qwen3Model" is one without its head, which may be tied.
+# Endings of the names that transformers gives to models which write text; "Qwen3Model" is one without its head, which
+# may be tied.
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -37,7 +38,8 @@ def check_model(model: str, wanted: str = "causal") -> str:
     if not (folder / "config.json").exists():
         if has_adapter:
             raise UserError(
-                f"{name} is an adapter without its base; fix: --adapter where the stage has it (with --model its base), or "
+                f"{name} is an adapter without its base; fix: --adapter where the stage has it (with --model its "
+                f"base), or "
                 f"merge it first: python scripts/22_merge_adapter.py --adapter {name}"
             )
         raise UserError(f"{name}: no config.json inside; fix: name a folder that save_pretrained or a stage wrote")
@@ -97,7 +99,8 @@ def _parse(path: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights. Raises UserError where there is none or where a part is missing."""
+    """The safetensors files that hold a model's weights. Raises UserError where there is none or where a part is
+    missing."""
     name, whole, index = show_path(folder), folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
         return [whole]
@@ -235,7 +238,8 @@ def _refuse_base(told: str, fix: str, force_base: bool) -> str:
 
 
 def training_base(folder: Path) -> dict | None:
-    """The input "model" in the run.json of the run that trained the adapter: in its folder, or above adapter/ and checkpoint-N/."""
+    """The input "model" in the run.json of the run that trained the adapter: in its folder, or above adapter/ and
+    checkpoint-N/."""
     places = [folder]
     if folder.name == "adapter" or folder.name.startswith("checkpoint-"):
         places.append(folder.parent)

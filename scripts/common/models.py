@@ -19,7 +19,8 @@ HEADS = ("score.weight", "score.bias")
 
 
 def resolve_dtype(name: str):
-    """ "auto" -> bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AMX or AVX512-BF16), else float32."""
+    """ "auto" -> bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AMX or AVX512-BF16), else
+    float32."""
     import torch
 
     if name != "auto":
@@ -41,7 +42,8 @@ def pick_device() -> str:
 
 
 def require_whole_weights() -> None:
-    """Raises UserError where the launch file shares the weights out (FSDP, DeepSpeed's ZeRO-3): no process could merge and save them."""
+    """Raises UserError where the launch file shares the weights out (FSDP, DeepSpeed's ZeRO-3): no process could merge
+    and save them."""
     zero3 = (
         os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
         and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
@@ -65,7 +67,8 @@ def render(tokenizer, turns: list[dict]) -> str:
     for turn in turns:
         if (place := text.find(turn["content"], place)) < 0:
             raise UserError(
-                f"the chat template loses what the {turn['role']} said; fix: the template of the model, in chat_template.jinja"
+                f"the chat template loses what the {turn['role']} said; fix: the template of the model, in "
+                f"chat_template.jinja"
             )
         place += len(turn["content"])
     return text
@@ -152,7 +155,8 @@ def require_context(model: str, tokens: int, what: str = "--max-length") -> None
 def marks_answers(tokenizer) -> bool:
     """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for
     those that trl
-    carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said aloud."""
+    carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said
+    aloud."""
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
     if has_generation_markers(tokenizer.chat_template):
@@ -255,7 +259,8 @@ def load_model(
 
 
 def attach_adapter(model, adapter: str):
-    """The model with the LoRA on top. Raises UserError where a weight of the adapter finds no place, or a place no weight."""
+    """The model with the LoRA on top. Raises UserError where a weight of the adapter finds no place, or a place no
+    weight."""
     import warnings
 
     from peft import PeftModel
@@ -309,8 +314,8 @@ def _reason(error: Exception) -> str:
 
 
 def newest_checkpoint(output_dir: Path) -> str | None:
-    """The newest whole checkpoint-N folder whose weights are finite numbers. The Trainer writes trainer_state.json last, so one that
-    parses marks a whole one."""
+    """The newest whole checkpoint-N folder whose weights are finite numbers. The Trainer writes trainer_state.json
+    last, so one that parses marks a whole one."""
     for folder in sorted(output_dir.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

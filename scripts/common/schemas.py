@@ -24,7 +24,7 @@ def _preference(row: dict) -> list[Finding]:
     found = _prompt(row) + _answer(row, "chosen") + _answer(row, "rejected") + _meta(row)
     for key in ("chosen", "rejected"):
         if not found and len(row[key]) > 1:  # the loss of a pair is on every token of its answers
-            fix = "move the turns that both answers share into prompt, and leave out pairs that part before the last answer"
+            fix = "move the turns that both share into prompt, leave out pairs that part before the last answer"
             found.append(fault(f"{key}[1] is a user turn: it would be trained as if the model had said it", fix))
     if not found:
         chosen, rejected = ([turn["content"].strip() for turn in row[key]] for key in ("chosen", "rejected"))

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A model name that starts with one of these is meant as a folder, never as a hub id.
 LOCAL_FOLDERS = ("checkpoints", "data", "processed_data", "results")
 
-# Seconds that the other processes of a launch leave to the first one to say what is wrong with the inputs that all of them read.
+# Seconds that the other processes of a launch leave to the first one to say what is wrong with the inputs that all of
+# them read.
 PATIENCE = 30
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ LIMITS = {
             "tensor_parallel",
             "token_budget",
             "workers",
-        ),  # fmt: skip
+        ),
         _COUNT,
     ),
     **dict.fromkeys(
@@ -104,10 +105,21 @@ LIMITS = {
 
 # Where a run may report to, and the package that this needs.
 REPORTERS = {
-    "none": "", "all": "", "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
-    "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune", "swanlab": "swanlab",
-    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
-}  # fmt: skip
+    "none": "",
+    "all": "",
+    "azure_ml": "azureml",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 # What went wrong with a file, and how to fix it: errors of the system that a user can do something about.
 OS_ERRORS = {

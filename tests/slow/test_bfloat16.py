@@ -1,4 +1,5 @@
-"""A small chain in bfloat16, which `--dtype auto` picks on recent GPUs and CPUs: on any CPU it is slow, but it must be right."""
+"""A small chain in bfloat16, which `--dtype auto` picks on recent GPUs and CPUs: on any CPU it is slow, but it must be
+right."""
 
 import json
 import math

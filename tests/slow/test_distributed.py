@@ -1,4 +1,5 @@
-"""Training on several processes: `accelerate launch` with the repo's own launch files, two processes over gloo on this machine."""
+"""Training on several processes: `accelerate launch` with the repo's own launch files, two processes over gloo on this
+machine."""
 
 import json
 import os
@@ -40,9 +41,14 @@ def launcher(script: str, *words, config: Path | str = "cpu_2.yaml") -> list[str
 def run(command: list[str], check: bool = True, env: dict | None = None) -> subprocess.CompletedProcess:
     """A launch that hangs is killed with all its processes and fails the test."""
     process = subprocess.Popen(
-        command, env={**ENVIRONMENT, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        command,
+        env={**ENVIRONMENT, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         stdout, stderr = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -62,7 +68,8 @@ def read_json(path: Path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Answers of 6 to 40 characters, so that micro-batches differ in size; pairs of an answer and its characters in another order."""
+    """Answers of 6 to 40 characters, so that micro-batches differ in size; pairs of an answer and its characters in
+    another order."""
     folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
     sft, pairs = [], []
     for number in range(80):
@@ -101,7 +108,8 @@ def one(data, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=STAGES)
 def both(request, data, one, tmp_path_factory):
-    """(stage, output of one process with two micro-batches a step, output of two processes with one each, what those printed)."""
+    """(stage, output of one process with two micro-batches a step, output of two processes with one each, what those
+    printed)."""
     two = tmp_path_factory.mktemp(request.param[:2]) / "two"
     done = run(launcher(request.param, *words_of(request.param, data, two, accumulation=1)))
     return request.param, one(request.param), two, done.stdout
@@ -147,7 +155,8 @@ def test_plain_sft_trains_on_two_processes(data, tmp_path):
 
 
 def test_the_style_classifier_trains_on_two_processes(tmp_path):
-    """Its sampler draws other rows for two processes, so the curve is not that of one; a loss counted twice would still show."""
+    """Its sampler draws other rows for two processes, so the curve is not that of one; a loss counted twice would still
+    show."""
     few = read_json(ROOT / "data" / "styles" / "training_data.json")[:80]
     (tmp_path / "few.json").write_text(json.dumps(few, ensure_ascii=False), encoding="utf-8")
     words = ["--train-file", tmp_path / "few.json", "--validation-file", "None", "--num-train-epochs", 1]
@@ -159,7 +168,8 @@ def test_the_style_classifier_trains_on_two_processes(tmp_path):
     assert 1.0 < first["eval_loss"] < 2.6, "about ln 5 = 1.61 for five classes that are not known yet"
 
 
-# accelerate 1.15 shares no weights out on CPUs, though torch can: let it believe in GPUs that are called cpu and talk over gloo
+# accelerate 1.15 shares no weights out on CPUs, though torch can: let it believe in GPUs that are called cpu and talk
+# over gloo
 FSDP_ON_CPU = """\
 import os
 
@@ -312,7 +322,8 @@ def test_accelerate_understands_a_launch_file(name):
     args, known = parse(CONFIGS / f"{name}.yaml")
     assert args.num_processes == processes
     assert [flag for flag in ("multi_gpu", "use_fsdp", "use_deepspeed") if getattr(args, flag)] == [kind]
-    # keys inside fsdp_config and deepspeed_config are not checked by accelerate: a misspelt one would be lost in silence
+    # keys inside fsdp_config and deepspeed_config are not checked by accelerate: a misspelt one would be lost in
+    # silence
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     for part in ("fsdp_config", "deepspeed_config"):
         assert set(content.get(part, {})) <= set(known), name
@@ -370,9 +381,15 @@ def test_the_memory_of_the_page_follows_from_its_formulas(name):
     assert row in PAGE, row
 
     config = Qwen3Config(
-        hidden_size=h, intermediate_size=f, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8,
-        head_dim=128, vocab_size=vocabulary, tie_word_embeddings=tied,
-    )  # fmt: skip
+        hidden_size=h,
+        intermediate_size=f,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Stages 50 and 51 in two processes over gloo: the gradients of one process, one record, one voice, and an end when a process dies."""
+"""Stages 50 and 51 in two processes over gloo: the gradients of one process, one record, one voice, and an end when a
+process dies."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""Stage x (kill -9 at named moments, Ctrl-C, SIGTERM, full disk, read-only folder, several at once): figures as undisturbed.
+"""Stage x (kill -9 at named moments, Ctrl-C, SIGTERM, full disk, read-only folder, several at once): figures as
+undisturbed.
 
 The stages and their small inputs are those of benchmarks/kills.py, which kills at random moments.
 """

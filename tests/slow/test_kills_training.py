@@ -1,4 +1,5 @@
-"""A training stage killed at a named moment and started again writes what an undisturbed one does, to the last figure."""
+"""A training stage killed at a named moment and started again writes what an undisturbed one does, to the last
+figure."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The API client as a whole: two thousand requests with faults and kills, and its speed beside the openai library alone."""
+"""The API client as a whole: two thousand requests with faults and kills, and its speed beside the openai library
+alone."""
 
 import asyncio
 import json
@@ -91,8 +92,9 @@ def ask_without_client(count: int) -> None:
 
 
 def test_sixty_four_at_once_reach_the_servers_rate(tmp_path, monkeypatch):
-    """Server and client in processes of their own. Where the machine is too slow or too busy for 85 % of the ideal rate, 64 / 0.5 s,
-    the client may take no more processor time than the openai library alone does at 85 % of its rate."""
+    """Server and client in processes of their own. Where the machine is too slow or too busy for 85 % of the ideal
+    rate, 64 / 0.5 s, the client may take no more processor time than the openai library alone does at 85 % of its
+    rate."""
     command = [sys.executable, str(ROOT / "tests" / "chat_server.py"), "--port", "0", "--latency", "0.5"]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     count, rates, costs = 64 * 10, [], []

@@ -264,8 +264,12 @@ def test_bad_requests_get_a_clear_answer_that_repeats_nothing(name, server):
 
 
 def test_limits_are_settings(guarded):
-    for path, body, expected in (("/predict", {"text": "a" * 101}, 422), ("/predict_batch", {"texts": ["a"] * 4}, 422),
-                                 ("/predict_batch", {"texts": ["a" * 90] * 3}, 200), ("/predict", {"text": "a" * 2000}, 413)):  # fmt: skip
+    for path, body, expected in (
+        ("/predict", {"text": "a" * 101}, 422),
+        ("/predict_batch", {"texts": ["a"] * 4}, 422),
+        ("/predict_batch", {"texts": ["a" * 90] * 3}, 200),
+        ("/predict", {"text": "a" * 2000}, 413),
+    ):
         assert guarded.ask("POST", path, body, **bearer())[0] == expected
 
 
@@ -360,7 +364,8 @@ def test_schemathesis_finds_no_server_error(server, tmp_path):
 
 
 def head(length: int) -> bytes:
-    return f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n".encode()
+    lines = ["POST /predict HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 def is_closed(connection: socket.socket, seconds: float) -> bool:

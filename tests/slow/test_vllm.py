@@ -1,4 +1,5 @@
-"""Stage 60 with --backend vllm: the texts of the hf backend, adapters as LoRA requests, and runs that outlive a kill."""
+"""Stage 60 with --backend vllm: the texts of the hf backend, adapters as LoRA requests, and runs that outlive a
+kill."""
 
 import importlib.util
 import json
@@ -28,8 +29,19 @@ def made(tmp_path_factory) -> Path:
 
 
 def words(made: Path, output: Path, *more) -> list:
-    return ["--adapter", made / "adapter", "--prompts-file", made / "prompts.jsonl", "--output-file", output, "--dtype", "float32",
-            "--max-new-tokens", 32, *more]  # fmt: skip
+    return [
+        "--adapter",
+        made / "adapter",
+        "--prompts-file",
+        made / "prompts.jsonl",
+        "--output-file",
+        output,
+        "--dtype",
+        "float32",
+        "--max-new-tokens",
+        32,
+        *more,
+    ]
 
 
 def read(path: Path) -> list[dict]:
@@ -100,22 +112,60 @@ def test_without_vllm_both_stages_say_how_to_get_it(run_stage, made, tmp_path):
 @pytest.mark.all
 @needs_vllm
 def test_the_api_stages_against_vllms_own_server(run_stage, made, tmp_path):
-    """A real server of the embedded model: copy is written and logged; as a judge it says nothing that parses, and that is no score."""
+    """A real server of the embedded model: copy is written and logged; as a judge it says nothing that parses, and that
+    is no score."""
     from common.vllm_engine import serve
 
     guide = tmp_path / "guide.md"  # the shipped guide fills more than the model's 2,048 positions
     guide.write_text("精简有效，回归肌肤本源。冷静、专业、值得信赖。\n", encoding="utf-8")
     output, log = tmp_path / "golden.jsonl", tmp_path / "requests.jsonl"
-    write = ["--model", "tiny", "--guide-file", guide, "--max-products", 1, "--max-tokens", 200, "--max-tries", 2,
-             "--output-file", output, "--request-log", log]  # fmt: skip
+    write = [
+        "--model",
+        "tiny",
+        "--guide-file",
+        guide,
+        "--max-products",
+        1,
+        "--max-tokens",
+        200,
+        "--max-tries",
+        2,
+        "--output-file",
+        output,
+        "--request-log",
+        log,
+    ]
     texts = tmp_path / "texts"
     for name, temperature in (("a", 1.0), ("b", 0.5)):
         flags = ["--name", name, "--temperature", temperature]
         run_stage("60_generate.py", *words(made, texts / f"{name}.jsonl", *flags))
-    judge = ["--task", "poems", "--judge", "tiny", "--candidates", f"a={texts / 'a.jsonl'}", f"b={texts / 'b.jsonl'}",
-             "--generations", texts, "--max-items", 2, "--control", 1, "--max-tokens", 60, "--output-file", tmp_path / "judged.jsonl",
-             "--request-log", tmp_path / "judge.requests.jsonl", "--temperature", 1, "--max-failed", 4,
-             "--extra-body", '{"min_tokens": 20}']  # fmt: skip
+    judge = [
+        "--task",
+        "poems",
+        "--judge",
+        "tiny",
+        "--candidates",
+        f"a={texts / 'a.jsonl'}",
+        f"b={texts / 'b.jsonl'}",
+        "--generations",
+        texts,
+        "--max-items",
+        2,
+        "--control",
+        1,
+        "--max-tokens",
+        60,
+        "--output-file",
+        tmp_path / "judged.jsonl",
+        "--request-log",
+        tmp_path / "judge.requests.jsonl",
+        "--temperature",
+        1,
+        "--max-failed",
+        4,
+        "--extra-body",
+        '{"min_tokens": 20}',
+    ]
     with serve(BASE, "float32", 2048, ("--served-model-name", "tiny")) as url:
         env = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "sk-of-this-test"}
         written = run_stage("13_write_copy.py", *write, env=env)

@@ -1,4 +1,5 @@
-"""Every fault planted in tests/make_broken_corpus.py is found where it stands, and nothing else is; shipped data raise no alarm."""
+"""Every fault planted in tests/make_broken_corpus.py is found where it stands, and nothing else is; shipped data raise
+no alarm."""
 
 import importlib
 import json
@@ -16,7 +17,8 @@ stage = importlib.import_module("19_check_data")
 
 
 def changed_model(changed: dict, folder):
-    """A copy of the embedded model's folder, without weights, with `changed` put into its JSON files and its template."""
+    """A copy of the embedded model's folder, without weights, with `changed` put into its JSON files and its
+    template."""
     folder.mkdir()
     for source in MODEL.iterdir():
         if source.suffix in (".json", ".jinja"):
@@ -87,7 +89,8 @@ def test_the_chat_set_raises_no_alarm(name, schema, tmp_path):
 
 
 def test_what_looks_like_a_fault_and_is_none(tmp_path):
-    """Emoji joined by U+200D, flags, Weibo's bracketed emoticons, code, dates, prices, masked numbers, other languages when asked."""
+    """Emoji joined by U+200D, flags, Weibo's bracketed emoticons, code, dates, prices, masked numbers, other languages
+    when asked."""
     answers = {
         "全家出门了吗？": "出门了👨\u200d👩\u200d👧，带着🏴󠁧󠁢󠁥󠁮󠁧󠁿的旗子[允悲]",
         "几点开门？": "2024年10月1日上午9:00，电话139****5678，订单20241001123456789012。",

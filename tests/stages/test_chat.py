@@ -1,4 +1,5 @@
-"""Stage 17 and the chat task: every format becomes the same row, every fault is named with its line, nothing is lost in silence."""
+"""Stage 17 and the chat task: every format becomes the same row, every fault is named with its line, nothing is lost in
+silence."""
 
 import csv
 import io
@@ -87,7 +88,10 @@ def test_every_pair_format_becomes_the_same_pair(name):
     found = convert(PAIRS[name], 1)
     assert found.kind == "pref" and found.unused == ()
     assert {key: found.row[key] for key in ("prompt", "chosen", "rejected")} == {
-        "prompt": [user()], "chosen": [assistant()], "rejected": [assistant("不知道。")]}  # fmt: skip
+        "prompt": [user()],
+        "chosen": [assistant()],
+        "rejected": [assistant("不知道。")],
+    }
 
 
 def test_history_becomes_earlier_turns():
@@ -102,8 +106,12 @@ def test_formats_mixed_in_one_file_and_over_files(prepare):
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerows([["instruction", "output"], ["第一行\n第二行", '他说"好"，走了。'], ["甲", "乙"]])
-    files = {"mixed.jsonl": lines(*mixed), "array.json": json.dumps([FORMATS["strings"]], indent=1).encode(),
-             "table.csv": b"\xef\xbb\xbf" + table.getvalue().encode(), "rl.jsonl": lines({"prompt": "写一句诗。"})}  # fmt: skip
+    files = {
+        "mixed.jsonl": lines(*mixed),
+        "array.json": json.dumps([FORMATS["strings"]], indent=1).encode(),
+        "table.csv": b"\xef\xbb\xbf" + table.getvalue().encode(),
+        "rl.jsonl": lines({"prompt": "写一句诗。"}),
+    }
     done, output = prepare(files, "--val-share", 0, "--test-share", 0)
     sft, pref = rows_of(output / "sft_train.jsonl"), rows_of(output / "pref_train.jsonl")
     assert {row["completion"][-1]["content"] for row in sft} == {A, '他说"好"，走了。', "乙"}
@@ -147,28 +155,76 @@ FAULTS = {
     "no output": ("a.jsonl", lines(GOOD, {"instruction": "问二"}), "a.jsonl:2: output is missing"),
     "no instruction": ("a.jsonl", lines(GOOD, {"output": "答"}), "a.jsonl:2: instruction is missing"),
     "no prompt": ("a.jsonl", lines({"completion": "答"}), "a.jsonl:1: prompt is missing"),
-    "no completion": ("a.jsonl", lines({"prompt": "问", "completion": "答"}, {"prompt": "问"}), "a.jsonl:2: completion is missing"),
-    "null output": ("a.json", b'[{"instruction": "a", "output": "b"},\n{"instruction": "c", "output": null}]', "a.json:2: output is"),
-    "empty answer": ("a.jsonl", lines({"instruction": "问", "output": " "}), "a.jsonl:1: completion[0]: the answer is empty"),
+    "no completion": (
+        "a.jsonl",
+        lines({"prompt": "问", "completion": "答"}, {"prompt": "问"}),
+        "a.jsonl:2: completion is missing",
+    ),
+    "null output": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b"},\n{"instruction": "c", "output": null}]',
+        "a.json:2: output is",
+    ),
+    "empty answer": (
+        "a.jsonl",
+        lines({"instruction": "问", "output": " "}),
+        "a.jsonl:1: completion[0]: the answer is empty",
+    ),
     "empty cell": ("a.csv", "instruction,output\n问,答\n问,\n".encode(), "a.csv:3: completion[0]: the answer is empty"),
     "empty question": ("a.jsonl", lines({"prompt": "", "completion": "答"}), "a.jsonl:1: prompt[0]: the text is empty"),
-    "output is a list": ("a.jsonl", lines({"instruction": "问", "output": ["答"]}), "a.jsonl:1: output[0] is not an object"),
-    "instruction is a number": ("a.jsonl", lines({"instruction": 3, "output": "答"}), "a.jsonl:1: instruction is 3, not a text"),
-    "history": ("a.jsonl", lines({**GOOD, "history": ["问"]}), "a.jsonl:1: history is not a list of [question, answer]"),
+    "output is a list": (
+        "a.jsonl",
+        lines({"instruction": "问", "output": ["答"]}),
+        "a.jsonl:1: output[0] is not an object",
+    ),
+    "instruction is a number": (
+        "a.jsonl",
+        lines({"instruction": 3, "output": "答"}),
+        "a.jsonl:1: instruction is 3, not a text",
+    ),
+    "history": (
+        "a.jsonl",
+        lines({**GOOD, "history": ["问"]}),
+        "a.jsonl:1: history is not a list of [question, answer]",
+    ),
     "unknown role": ("a.jsonl", lines({"messages": [user(), {"role": "tool", "content": "x"}]}), "unknown role 'tool'"),
     "no role": ("a.jsonl", lines({"messages": [{"content": "x"}]}), "messages[0] has no role"),
-    "no text": ("a.jsonl", lines({"messages": [user(), {"role": "assistant", "content": None}]}), "messages[1] has no text"),
+    "no text": (
+        "a.jsonl",
+        lines({"messages": [user(), {"role": "assistant", "content": None}]}),
+        "messages[1] has no text",
+    ),
     "last turn": ("a.jsonl", lines({"messages": [user(), assistant(), user()]}), "the last turn of messages is user"),
     "answer first": ("a.jsonl", lines({"messages": [assistant()]}), "prompt has no turns"),
-    "two questions": ("a.jsonl", lines({"messages": [user(), user(), assistant()]}), "prompt[1] is user where assistant is due"),
+    "two questions": (
+        "a.jsonl",
+        lines({"messages": [user(), user(), assistant()]}),
+        "prompt[1] is user where assistant is due",
+    ),
     "no turns": ("a.jsonl", lines({"conversations": []}), "conversations has no turns"),
     "one side": ("a.jsonl", lines({"prompt": "问", "chosen": "答"}), "a.jsonl:1: rejected is missing"),
-    "equal sides": ("a.jsonl", lines({"prompt": "问", "chosen": "答", "rejected": "答"}), "chosen and rejected are equal"),
+    "equal sides": (
+        "a.jsonl",
+        lines({"prompt": "问", "chosen": "答", "rejected": "答"}),
+        "chosen and rejected are equal",
+    ),
     "pair without a prompt": ("a.jsonl", lines({"chosen": "答", "rejected": "否"}), "a pair of texts without a prompt"),
-    "nothing shared": ("a.jsonl", lines({"chosen": [user("甲"), assistant()], "rejected": [user("乙"), assistant()]}), "no beginning"),
-    "no format": ("a.csv", "问题,答案\n甲,乙\n".encode(), "no format is known by the columns 问题, 答案; fix: --rename"),
+    "nothing shared": (
+        "a.jsonl",
+        lines({"chosen": [user("甲"), assistant()], "rejected": [user("乙"), assistant()]}),
+        "no beginning",
+    ),
+    "no format": (
+        "a.csv",
+        "问题,答案\n甲,乙\n".encode(),
+        "no format is known by the columns 问题, 答案; fix: --rename",
+    ),
     "gbk JSONL": ("a.jsonl", lines(GOOD).decode().encode("gbk"), "a.jsonl:1: not UTF-8, probably gbk; fix: iconv"),
-    "gbk array": ("a.json", '[\n{"instruction": "问题", "output": "回答"}]'.encode("gbk"), "a.json:2: not UTF-8, probably gbk"),
+    "gbk array": (
+        "a.json",
+        '[\n{"instruction": "问题", "output": "回答"}]'.encode("gbk"),
+        "a.json:2: not UTF-8, probably gbk",
+    ),
     "UTF-16": ("a.jsonl", lines(GOOD).decode().encode("utf-16"), "the file is UTF-16, not UTF-8"),
     "broken line": ("a.jsonl", lines(GOOD) + b'{"instruction": ', "a.jsonl:2: broken JSON"),
     "broken array": ("a.json", b'[{"instruction": "a", "output": "b"},\n{"instruction": }]', "a.json:2: broken JSON"),
@@ -176,30 +232,78 @@ FAULTS = {
     "open array": ("a.json", b'[{"instruction": "a", "output": "b"}\n', "no comma or ] behind a row"),
     "two arrays": ("a.json", b'[{"instruction": "a", "output": "b"}]\n[]', "text behind the end of the array"),
     "array of texts": ("a.json", b'[\n"a"]', 'a.json:2: the row is "a", not an object'),
-    "wrapped": ("a.json", b'{"version": 1,\n "data": [{"instruction": "a"}]}', "save the list under 'data' as a file of its own"),
-    "key twice": ("a.json", b'[{"instruction": "a",\n"output": "b", "output": "c"}]', "a.json:1: the key 'output' stands twice"),
+    "wrapped": (
+        "a.json",
+        b'{"version": 1,\n "data": [{"instruction": "a"}]}',
+        "save the list under 'data' as a file of its own",
+    ),
+    "key twice": (
+        "a.json",
+        b'[{"instruction": "a",\n"output": "b", "output": "c"}]',
+        "a.json:1: the key 'output' stands twice",
+    ),
     "NaN": ("a.json", b'[{"instruction": "a", "output": "b", "n": NaN}]', "a.json:1: NaN is not JSON"),
-    "control character": ("a.json", b'[{"instruction": "a", "output": "b\\u0007"}]', "control character U+0007 in completion"),
-    "half a character": ("a.json", b'[{"instruction": "a", "output": "b\\ud83d"}]', "half of a surrogate pair in completion"),
+    "control character": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b\\u0007"}]',
+        "control character U+0007 in completion",
+    ),
+    "half a character": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b\\ud83d"}]',
+        "half of a surrogate pair in completion",
+    ),
     "cells": ("a.csv", b'instruction,output\na,b\n"c\nd",e,f\n', "a.csv:3: 3 cells under 2 columns"),
     "open quote": ("a.csv", b'instruction,output\na,b\nc,"d\n', "a.csv:3: broken table"),
     "semicolons": ("a.csv", b"instruction;output\na;b\n", "other separators than ','"),
     "columns twice": ("a.csv", b"output,output\na,b\n", "two have the same"),
-    "history in a cell": ("a.csv", b"instruction,output,history\na,b,none\n", "a.csv:2: a cell that should hold a list is not JSON"),
+    "history in a cell": (
+        "a.csv",
+        b"instruction,output,history\na,b,none\n",
+        "a.csv:2: a cell that should hold a list is not JSON",
+    ),
     "not parquet": ("a.parquet", b"PAR1 not really", "not a readable parquet file"),
     "spreadsheet": ("a.xlsx", b"PK", ".xlsx files are not read; fix: save it as CSV"),
     "no rows": ("a.json", b"[]", "the file holds no rows"),
     "nothing": ("a.jsonl", b"", "the file holds no rows"),
     "meta": ("a.jsonl", lines({**GOOD, "meta": "x"}), "meta is not an object"),
-    "role is a list": ("a.jsonl", lines({"messages": [{"role": ["u"], "content": "x"}]}), "a.jsonl:1: messages[0] has the unknown"),
-    "part without text": ("a.jsonl", lines({"messages": [{"role": "user", "content": [{"text": None}]}]}), "messages[0] has no text"),
-    "long number": ("a.json", b'[{"instruction": "a", "output": "b",\n"n": ' + b"1" * 5000 + b"}]", "a.json:1: a number of 5000 digits"),
-    "infinite number": ("a.json", b'[{"instruction": "a", "output": "b", "category": 1e999}]', "a.json:1: the number 1e999 is too large"),
-    "deep cell": ("a.csv", b"instruction,output,history\na,b," + b"[" * 100_000 + b"\n", "a.csv:2: a cell that should hold a list"),
-    "control character in meta": ("a.csv", b"instruction,output,category\na,b,\7\n", "a.csv:2: control character U+0007 in category"),
-    "half a character in meta": ("a.json", b'[{"instruction": "a", "output": "b", "category": "\\ud83d"}]', "category in meta is nothing"),
+    "role is a list": (
+        "a.jsonl",
+        lines({"messages": [{"role": ["u"], "content": "x"}]}),
+        "a.jsonl:1: messages[0] has the unknown",
+    ),
+    "part without text": (
+        "a.jsonl",
+        lines({"messages": [{"role": "user", "content": [{"text": None}]}]}),
+        "messages[0] has no text",
+    ),
+    "long number": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b",\n"n": ' + b"1" * 5000 + b"}]",
+        "a.json:1: a number of 5000 digits",
+    ),
+    "infinite number": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b", "category": 1e999}]',
+        "a.json:1: the number 1e999 is too large",
+    ),
+    "deep cell": (
+        "a.csv",
+        b"instruction,output,history\na,b," + b"[" * 100_000 + b"\n",
+        "a.csv:2: a cell that should hold a list",
+    ),
+    "control character in meta": (
+        "a.csv",
+        b"instruction,output,category\na,b,\7\n",
+        "a.csv:2: control character U+0007 in category",
+    ),
+    "half a character in meta": (
+        "a.json",
+        b'[{"instruction": "a", "output": "b", "category": "\\ud83d"}]',
+        "category in meta is nothing",
+    ),
     "long row": ("a.csv", b"instruction,output\na," + b"b" * 1_200_000 + b"\n", "a.csv:2: the row has 1.2 MB"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -216,13 +320,22 @@ def test_every_fault_is_named_with_its_line_and_a_fix(name, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("row, message", [
-    ({"prompt": "day", "completion": "答"}, "prompt is \"2024-05-01\", not a text or a list of turns"),
-    ({"prompt": "问", "completion": "day"}, "completion is \"2024-05-01\", not a text or a list of turns"),
-    ({"prompt": "问", "completion": "答", "category": "day"}, "category in meta is nothing that JSON can hold"),
-    ({"prompt": "问", "completion": "答", "category": float("nan")}, "category in meta is nothing that JSON can hold"),
-    ({"prompt": "问", "completion": "答", "meta": {"score": float("nan")}}, "score in meta is nothing that JSON can hold"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "day", "completion": "答"}, 'prompt is "2024-05-01", not a text or a list of turns'),
+        ({"prompt": "问", "completion": "day"}, 'completion is "2024-05-01", not a text or a list of turns'),
+        ({"prompt": "问", "completion": "答", "category": "day"}, "category in meta is nothing that JSON can hold"),
+        (
+            {"prompt": "问", "completion": "答", "category": float("nan")},
+            "category in meta is nothing that JSON can hold",
+        ),
+        (
+            {"prompt": "问", "completion": "答", "meta": {"score": float("nan")}},
+            "score in meta is nothing that JSON can hold",
+        ),
+    ],
+)
 def test_what_parquet_can_hold_and_json_cannot_is_named(row, message):
     import datetime
 
@@ -267,8 +380,10 @@ def test_a_table_of_several_formats_and_its_numbers(tmp_path):
     assert [row.row["meta"]["n"] for row in rows[:2]] == ["7", "x"] and rows[0].row["meta"]["no"] == "007"
     assert [row.row["meta"]["must_include"] for row in rows[:2]] == [["雨伞", "门"], None]
     assert [(problem.line, problem.reason) for problem in problems] == [
-        (7, "rejected[0]: the answer is empty"), (8, "completion[0]: the answer is empty"),
-        (9, "prompt[0]: the text is empty")]  # fmt: skip
+        (7, "rejected[0]: the answer is empty"),
+        (8, "completion[0]: the answer is empty"),
+        (9, "prompt[0]: the text is empty"),
+    ]
 
 
 def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):
@@ -281,12 +396,23 @@ def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):
 
 TURN = {"role": "assistant", "content": "我查一下。"}
 LOST = {
-    "reasoning": ({"messages": [user(), {**TURN, "reasoning_content": "想"}]}, "messages[1] holds reasoning_content, which is not"),
-    "tool_calls": ({"messages": [user(), {**TURN, "tool_calls": [{"id": "c"}]}]}, "messages[1] holds tool_calls, which is not"),
-    "weight": ({"messages": [user(), {**TURN, "weight": 0}]}, "messages[1] has weight 0: no single turn can be left untrained"),
-    "train": ({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答", "train": False}]},
-              "conversations[1] has train False"),
-}  # fmt: skip
+    "reasoning": (
+        {"messages": [user(), {**TURN, "reasoning_content": "想"}]},
+        "messages[1] holds reasoning_content, which is not",
+    ),
+    "tool_calls": (
+        {"messages": [user(), {**TURN, "tool_calls": [{"id": "c"}]}]},
+        "messages[1] holds tool_calls, which is not",
+    ),
+    "weight": (
+        {"messages": [user(), {**TURN, "weight": 0}]},
+        "messages[1] has weight 0: no single turn can be left untrained",
+    ),
+    "train": (
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答", "train": False}]},
+        "conversations[1] has train False",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -361,12 +487,16 @@ def test_labels_that_contradict_each_other_are_refused():
 
 
 def test_labelled_rows_become_kto_rows_and_only_good_ones_are_learnt(prepare, run_stage):
-    rows = [{"messages": [user(f"第{n}问怎么办？"), assistant(f"答{n}" if n % 2 else f"不知道{n}")], "label": bool(n % 2)}
-            for n in range(60)]  # fmt: skip
+    rows = [
+        {"messages": [user(f"第{n}问怎么办？"), assistant(f"答{n}" if n % 2 else f"不知道{n}")], "label": bool(n % 2)}
+        for n in range(60)
+    ]
     stars = [{"instruction": f"第{n}题", "output": f"星{n}", "rating": n % 5 + 1} for n in range(50)]
     done, output = prepare({"a.jsonl": lines(*rows), "b.jsonl": lines(*stars)})
-    kto, sft = ([row for split in ("train", "val", "test") for row in rows_of(output / f"{kind}_{split}.jsonl")]
-                for kind in ("kto", "sft"))  # fmt: skip
+    kto, sft = (
+        [row for split in ("train", "val", "test") for row in rows_of(output / f"{kind}_{split}.jsonl")]
+        for kind in ("kto", "sft")
+    )
     wanted = {(row["messages"][0]["content"], row["messages"][1]["content"]): row["label"] for row in rows}
     wanted |= {(row["instruction"], row["output"]): row["rating"] > 3 for row in stars if row["rating"] != 3}
     assert {(row["prompt"][-1]["content"], row["completion"][0]["content"]): row["label"] for row in kto} == wanted
@@ -375,8 +505,17 @@ def test_labelled_rows_become_kto_rows_and_only_good_ones_are_learnt(prepare, ru
     assert learnt == {texts for texts, good in wanted.items() if good} and all("label" not in row for row in sft)
     assert "labels in label: 30 good, 30 bad, 0 neither" in done.stdout
     assert "labels in rating: 20 good, 20 bad, 10 neither" in done.stdout
-    checked = run_stage("19_check_data.py", "--train-file", output / "kto_train.jsonl", "--val-file", output / "kto_val.jsonl",
-                        "--preview", output / "preview.html", "--task", "chat")  # fmt: skip
+    checked = run_stage(
+        "19_check_data.py",
+        "--train-file",
+        output / "kto_train.jsonl",
+        "--val-file",
+        output / "kto_val.jsonl",
+        "--preview",
+        output / "preview.html",
+        "--task",
+        "chat",
+    )
     assert "schema kto," in checked.stdout and "\n0 errors" in checked.stdout and "41_train_kto.py" in checked.stdout
     assert "bad: " in (output / "preview.html").read_text(encoding="utf-8")
 
@@ -478,8 +617,10 @@ def test_the_shipped_set_keeps_every_row_and_passes_the_preflight(shipped):
     from common.preflight.checks import check_rows
 
     tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
-    counts = {kind: sum(len(rows_of(shipped / f"{kind}_{split}.jsonl")) for split in ("train", "val", "test"))
-              for kind in ("sft", "pref", "prompts")}  # fmt: skip
+    counts = {
+        kind: sum(len(rows_of(shipped / f"{kind}_{split}.jsonl")) for split in ("train", "val", "test"))
+        for kind in ("sft", "pref", "prompts")
+    }
     assert counts == {"sft": 200, "pref": 100, "prompts": 100}
     for kind, schema in (("sft", "sft"), ("pref", "preference"), ("prompts", "prompts")):
         files = (shipped / f"{kind}_train.jsonl", shipped / f"{kind}_val.jsonl")
@@ -490,8 +631,14 @@ def test_the_shipped_set_keeps_every_row_and_passes_the_preflight(shipped):
 def test_no_question_stands_in_two_splits_of_any_kind(shipped):
     from tasks.chat.splits import question_key
 
-    keys = {split: {question_key(row) for kind in ("sft", "pref", "prompts") for row in rows_of(shipped / f"{kind}_{split}.jsonl")}
-            for split in ("train", "val", "test")}  # fmt: skip
+    keys = {
+        split: {
+            question_key(row)
+            for kind in ("sft", "pref", "prompts")
+            for row in rows_of(shipped / f"{kind}_{split}.jsonl")
+        }
+        for split in ("train", "val", "test")
+    }
     assert not keys["train"] & keys["val"] and not keys["train"] & keys["test"] and not keys["val"] & keys["test"]
 
 
@@ -511,8 +658,11 @@ def test_copies_and_answers_that_are_held_out_are_dropped_from_training(prepare)
 
 def faq(answers: int, phrasings: int) -> list[dict]:
     topics = [chr(0x4E00 + 97 * n) * 12 + "，" + chr(0x5E00 + 97 * n) * 12 for n in range(answers)]
-    return [{"instruction": f"第{n}件事的第{k}种问法", "output": f"{topic}。", "topic": f"题{n}", "source": k}
-            for n, topic in enumerate(topics) for k in range(phrasings)]  # fmt: skip
+    return [
+        {"instruction": f"第{n}件事的第{k}种问法", "output": f"{topic}。", "topic": f"题{n}", "source": k}
+        for n, topic in enumerate(topics)
+        for k in range(phrasings)
+    ]
 
 
 @pytest.mark.parametrize("answers, phrasings", [(10, 8), (3, 5), (40, 3)])
@@ -544,8 +694,10 @@ def test_groups_span_the_kinds_and_a_large_one_stays_in_train():
         convert({"instruction": f"问{n}", "output": f"{n}号的回答说清楚了要做的那几件事情，一件一件来。"}, 1).row
         for n in range(40)
     ]
-    pref = [convert({"prompt": f"再问{n}", "chosen": row["completion"][0]["content"], "rejected": A + A}, 1).row
-            for n, row in enumerate(sft)]  # fmt: skip
+    pref = [
+        convert({"prompt": f"再问{n}", "chosen": row["completion"][0]["content"], "rejected": A + A}, 1).row
+        for n, row in enumerate(sft)
+    ]
     splits, dropped = split_groups({"sft": sft, "pref": pref}, "answer", 0.1, 0.1)
     assert dropped == {"sft": {}, "pref": {}}  # A + A is wanted by no row: it ties none together
     for split in ("train", "val", "test"):

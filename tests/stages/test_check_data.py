@@ -372,7 +372,8 @@ def test_warnings_are_printed_by_kind_and_do_not_stop(check, capsys):
     assert "train.jsonl:2: the same row as line 1 [copy] (3 times); fix: keep one of them" in out[0]
 
 
-# ------------------------------------------------------------------------------- answers that only look like errors, --allow
+# ------------------------------------------------------------------------------- answers that only look like errors,
+# --allow
 
 PAGE = "<!DOCTYPE html>\n<html>\n<body>\n<h1>错误与改正</h1><p>你好</p>\n</body>\n</html>"
 LOOK_LIKE_ERRORS = [
@@ -388,7 +389,10 @@ LOOK_LIKE_ERRORS = [
     ("什么是限流？", "限流（rate limit）是服务端限制单位时间内请求次数的做法。"),
 ]
 ERRORS = [
-    "Error code: 429 - {'error': {'message': 'Rate limit reached for gpt-4 on tokens per min. Please try again in 2s.'}}",
+    (
+        "Error code: 429 - "
+        "{'error': {'message': 'Rate limit reached for gpt-4 on tokens per min. Please try again in 2s.'}}"
+    ),
     '{"error": {"message": "Incorrect API key provided", "type": "invalid_request_error"}}',
     "请求过于频繁，请稍后再试。",
     "服务器繁忙，请稍后重试",
@@ -453,8 +457,10 @@ def test_twenty_thousand_rows_of_one_template_do_not_become_all_pairs():
 
     draw = random.Random(0)
     names, ends = ("".join(draw.choices(text, k=6)) for text in POEMS[:2] * 10000), POEMS[2:6]
-    texts = [f"关于{name}：请登录官网，点击申请按钮，{draw.randint(1, 72)}小时内处理{draw.sample(end, 5)}，谢谢。"
-             for name, end in zip(names, ends * 1000, strict=False)]  # fmt: skip
+    texts = [
+        f"关于{name}：请登录官网，点击申请按钮，{draw.randint(1, 72)}小时内处理{draw.sample(end, 5)}，谢谢。"
+        for name, end in zip(names, ends * 1000, strict=False)
+    ]
     started = time.process_time()
     found = near_copies(texts, 0.8)
     assert time.process_time() - started < 30  # all pairs take minutes

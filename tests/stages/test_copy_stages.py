@@ -1,4 +1,5 @@
-"""Stages 13-16: golden copy, cleaning rounds, rejected copy, training files; offline, and against a real server on loopback."""
+"""Stages 13-16: golden copy, cleaning rounds, rejected copy, training files; offline, and against a real server on
+loopback."""
 
 import csv
 import json
@@ -24,13 +25,22 @@ def golden():
 
 @pytest.fixture
 def offline(run_stage, tmp_path):
-    """offline(14) runs stages 13 to 14 with no API; returns the folder with raw, clean and rejected copies and the training files."""
+    """offline(14) runs stages 13 to 14 with no API; returns the folder with raw, clean and rejected copies and the
+    training files."""
     stages = {
         13: ("13_write_copy.py", "--output-file", "raw.jsonl"),
         14: ("14_clean_copy.py", "--copies-file", "raw.jsonl", "--output-file", "clean.jsonl"),
         15: ("15_write_rejected.py", "--golden-file", "clean.jsonl", "--output-file", "rejected.jsonl"),
-        16: ("16_prepare_copy.py", "--golden-file", "clean.jsonl", "--rejected-file", "rejected.jsonl", "--output-dir", "out"),
-    }  # fmt: skip
+        16: (
+            "16_prepare_copy.py",
+            "--golden-file",
+            "clean.jsonl",
+            "--rejected-file",
+            "rejected.jsonl",
+            "--output-dir",
+            "out",
+        ),
+    }
     env = {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}
 
     def run(last: int):
@@ -123,13 +133,20 @@ def test_every_planted_defect_is_found():
     rows = read_jsonl(PLANTED)
     assert len(rows) == 60
     missed = [
-        (row["id"], kind) for row in rows for kind in row["defects"]
+        (row["id"], kind)
+        for row in rows
+        for kind in row["defects"]
         if kind not in {problem.kind for problem in task.problems(row["copy"], row)}
-    ]  # fmt: skip
+    ]
     assert missed == []
     assert {kind for row in rows for kind in row["defects"]} == {
-        "tag", "markdown", "forbidden_word", "exclamation", "missing_cta", "flat_persona",
-    }  # fmt: skip
+        "tag",
+        "markdown",
+        "forbidden_word",
+        "exclamation",
+        "missing_cta",
+        "flat_persona",
+    }
 
 
 def test_no_clean_copy_is_touched(offline, golden):
@@ -170,9 +187,11 @@ def test_a_model_rewrites_only_what_fails_until_it_passes(with_api, tmp_path, go
         """First an exclamation mark too many, then the golden copy of that product and type."""
         text = body["messages"][1]["content"]
         product, kind = next(
-            key for key in golden
-            if task.products()[key[0]]["name"] in text.split("\n")[0] and f"这篇{task.COPY_TYPES[key[1]].label}没有" in text
-        )  # fmt: skip
+            key
+            for key in golden
+            if task.products()[key[0]]["name"] in text.split("\n")[0]
+            and f"这篇{task.COPY_TYPES[key[1]].label}没有" in text
+        )
         seen[product, kind] += 1
         return golden[product, kind] + ("！" if seen[product, kind] == 1 else "")
 
@@ -327,9 +346,13 @@ def test_a_product_of_ones_own_brings_its_sheet_along(run_stage, tmp_path, golde
         ("14_clean_copy.py", ("--copies-file", "broken.jsonl"), "product_id None is not among the products"),
         ("15_write_rejected.py", ("--golden-file", str(GOLDEN), "--weak", "0.9"), "add up to 1.4"),
         ("15_write_rejected.py", ("--golden-file", "none.jsonl"), "none.jsonl: no such file"),
-        ("16_prepare_copy.py", ("--golden-file", str(GOLDEN), "--rejected-file", "broken.jsonl"), "none of the golden copies"),
+        (
+            "16_prepare_copy.py",
+            ("--golden-file", str(GOLDEN), "--rejected-file", "broken.jsonl"),
+            "none of the golden copies",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named_and_leaves_nothing(run_stage, tmp_path, script, flags, says):
     (tmp_path / "broken.jsonl").write_text('{"id": "p01"}\n', encoding="utf-8")
     output = ("--output-dir", "out") if script.startswith("16") else ("--output-file", "out.jsonl")

@@ -1,4 +1,5 @@
-"""Stage 32: figures that can be checked by hand, baselines that find what they should, and words that claim no more than the figures."""
+"""Stage 32: figures that can be checked by hand, baselines that find what they should, and words that claim no more
+than the figures."""
 
 import importlib.util
 import json
@@ -108,16 +109,36 @@ def judge(model, bag, better, prompts=200, noun="pairs"):
     ("model", "bag", "better", "words"),
     [
         ((0.9, 0.86, 0.94), (0.5, 0.45, 0.55), (0.4, 0.35, 0.45), "better than every baseline"),
-        ((0.9, 0.86, 0.94), (0.89, 0.85, 0.93), (0.01, -0.02, 0.04), "the pairs are separable by their surface: bag does as well"),
-        ((0.8, 0.76, 0.84), (0.9, 0.85, 0.93), (-0.1, -0.12, -0.04), "the pairs are separable by their surface: bag does better"),
+        (
+            (0.9, 0.86, 0.94),
+            (0.89, 0.85, 0.93),
+            (0.01, -0.02, 0.04),
+            "the pairs are separable by their surface: bag does as well",
+        ),
+        (
+            (0.8, 0.76, 0.84),
+            (0.9, 0.85, 0.93),
+            (-0.1, -0.12, -0.04),
+            "the pairs are separable by their surface: bag does better",
+        ),
         ((0.95, 0.9, 0.97), (0.8, 0.75, 0.85), (0.15, 0.1, 0.2), "separable by their surface: bag alone reaches 0.800"),
-        ((0.7, 0.5, 0.85), (0.6, 0.4, 0.8), (0.1, -0.1, 0.3), "too few pairs to claim anything: the interval is 0.400 wide"),
+        (
+            (0.7, 0.5, 0.85),
+            (0.6, 0.4, 0.8),
+            (0.1, -0.1, 0.3),
+            "too few pairs to claim anything: the interval is 0.400 wide",
+        ),
         ((0.9, 0.7, 0.97), (0.5, 0.4, 0.6), (0.4, 0.2, 0.5), "by how much, so few pairs cannot say"),
         ((0.52, 0.47, 0.57), (0.5, 0.45, 0.55), (0.02, -0.04, 0.08), "no better than a guess"),
         ((0.4, 0.35, 0.45), (0.5, 0.45, 0.55), (-0.1, -0.15, -0.05), "worse than a guess"),
-        ((0.56, 0.51, 0.6), (0.54, 0.49, 0.58), (0.02, -0.04, 0.08), "better than a guess, not shown to be better than bag"),
+        (
+            (0.56, 0.51, 0.6),
+            (0.54, 0.49, 0.58),
+            (0.02, -0.04, 0.08),
+            "better than a guess, not shown to be better than bag",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_words_say_what_the_intervals_allow(model, bag, better, words):
     assert words in judge(model, bag, better)
 
@@ -192,17 +213,33 @@ def pairs_of(things: str, kinds=("fit", "surface")) -> list[dict]:
 def generation(row: dict, sample: int, text: str, reference: str | None) -> dict:
     id = json.dumps(row["prompt"], ensure_ascii=False)
     return {
-        "id": f"{id}#{sample}", "prompt_id": id, "sample": sample, "seed": 1, "prompt": row["prompt"], "completion": text,
-        "reference": reference, "model": "sft", "finish_reason": "stop", "tokens": 3, "meta": {},
-    }  # fmt: skip
+        "id": f"{id}#{sample}",
+        "prompt_id": id,
+        "sample": sample,
+        "seed": 1,
+        "prompt": row["prompt"],
+        "completion": text,
+        "reference": reference,
+        "model": "sft",
+        "finish_reason": "stop",
+        "tokens": 3,
+        "meta": {},
+    }
 
 
 def new_model(tokenizer, labels: list[str]):
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=16, intermediate_size=64, id2label=dict(enumerate(labels)), pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        id2label=dict(enumerate(labels)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return Qwen3ForSequenceClassification(config)
 
 
@@ -286,7 +323,8 @@ def evaluate(folder, *words, check: bool = True) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def here(bench, monkeypatch):
-    """here(flags): the stage with these flags in this process, where importing transformers again would take longer than the test."""
+    """here(flags): the stage with these flags in this process, where importing transformers again would take longer
+    than the test."""
     spec = importlib.util.spec_from_file_location("evaluate_reward", SCRIPTS / "32_evaluate_reward.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "evaluate_reward", module)  # dataclasses look their module up
@@ -423,9 +461,12 @@ def bad_files(bench) -> None:
         (("--model", "nan"), "score.weight holds NaN"),
         (("--model", "huge"), "for '<|im_start|>"),
         (("--model", "classifier"), "train.jsonl:1: the key 'input' is missing"),
-        (("--model", "classifier", "--train-file", "style_train.jsonl", "--val-file", "styles.jsonl"), "row 1: no class 热情"),
+        (
+            ("--model", "classifier", "--train-file", "style_train.jsonl", "--val-file", "styles.jsonl"),
+            "row 1: no class 热情",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_clear_error(bench, here, words, message):
     bad_files(bench)
     with pytest.raises(UserError) as error:

@@ -1,6 +1,8 @@
-"""Stage 50: a run that was cut off comes to the end of an undisturbed one, and its figures are those of the adapter on disk.
+"""Stage 50: a run that was cut off comes to the end of an undisturbed one, and its figures are those of the adapter on
+disk.
 
-A kill is made from a finished run: what lies on disk once a checkpoint is written is all that a kill right behind it leaves.
+A kill is made from a finished run: what lies on disk once a checkpoint is written is all that a kill right behind it
+leaves.
 """
 
 import importlib.util
@@ -43,7 +45,8 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def cut_off(folder: Path, checkpoint: str) -> Path:
-    """A copy of a finished run as a kill behind `checkpoint` would have left it; it takes the place of the finished one."""
+    """A copy of a finished run as a kill behind `checkpoint` would have left it; it takes the place of the finished
+    one."""
     whole = folder.rename(folder.with_name("whole"))
     folder.mkdir()
     shutil.copytree(whole / checkpoint, folder / checkpoint)

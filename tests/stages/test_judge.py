@@ -53,10 +53,25 @@ def folder(tmp_path_factory):
 def judge(run_stage, folder, out, *flags, server=None, **options):
     env = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "test-key"} if server else {"OPENAI_API_KEY": ""}
     return run_stage(
-        "71_judge.py", "--task", "copywriting", "--candidates", "golden", f"finetuned={folder}/sft.jsonl", f"base={folder}/base.jsonl",
-        "--generations", folder, "--output-file", out / "{name}.jsonl", "--request-log", out / "requests.jsonl", "--bootstrap", 200,
-        *flags, env=env, **options,
-    )  # fmt: skip
+        "71_judge.py",
+        "--task",
+        "copywriting",
+        "--candidates",
+        "golden",
+        f"finetuned={folder}/sft.jsonl",
+        f"base={folder}/base.jsonl",
+        "--generations",
+        folder,
+        "--output-file",
+        out / "{name}.jsonl",
+        "--request-log",
+        out / "requests.jsonl",
+        "--bootstrap",
+        200,
+        *flags,
+        env=env,
+        **options,
+    )
 
 
 def shown(body: dict) -> tuple[list[str], list[str]]:
@@ -213,7 +228,8 @@ def test_a_killed_judge_goes_on_and_asks_nothing_twice(folder, tmp_path):
         logged = {row["id"] for row in read_jsonl(tmp_path / "log.jsonl")}
         assert 8 <= len(logged) < 36 and not (tmp_path / "m.txt").exists()
         assert start(server).wait() == 0
-        # 18 items in two orders, 18 controls; two were under way at the kill: answered, but nobody was there to keep the answer
+        # 18 items in two orders, 18 controls; two were under way at the kill: answered, but nobody was there to keep
+        # the answer
         assert len(server.answered()) == 54 and sum(server.answered().values()) <= 54 + 2
     assert len(read_jsonl(tmp_path / "m.jsonl")) == 18 * 2
 
@@ -236,10 +252,24 @@ def test_other_tasks_have_a_judge_too(run_stage, tmp_path, task, dimension):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with ChatServer(reply=likes_long) as server:
         run_stage(
-            "71_judge.py", "--task", task, "--candidates", "one=one.jsonl", "two=two.jsonl", "--judge", "m", "--bootstrap", 50,
-            "--generations", tmp_path, "--output-file", "out/m.jsonl", "--request-log", "out/log.jsonl",
+            "71_judge.py",
+            "--task",
+            task,
+            "--candidates",
+            "one=one.jsonl",
+            "two=two.jsonl",
+            "--judge",
+            "m",
+            "--bootstrap",
+            50,
+            "--generations",
+            tmp_path,
+            "--output-file",
+            "out/m.jsonl",
+            "--request-log",
+            "out/log.jsonl",
             env={"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "test-key"},
-        )  # fmt: skip
+        )
     report = (tmp_path / "out/m.txt").read_text(encoding="utf-8")
     assert dimension in report and "B (two): 4 次 (100.0%" in report
 
@@ -310,10 +340,26 @@ def test_judge_and_sheet_show_the_whole_conversation(run_stage, tmp_path):
     )
     with ChatServer(reply=likes_long) as server:
         run_stage(
-            "71_judge.py", "--task", "chat", "--candidates", "one=one.jsonl", "two=two.jsonl", "--judge", "m", "--bootstrap", 50,
-            "--prompts-dir", "prompts", "--generations", "nowhere", "--output-file", "out/m.jsonl", "--request-log", "out/log.jsonl",
+            "71_judge.py",
+            "--task",
+            "chat",
+            "--candidates",
+            "one=one.jsonl",
+            "two=two.jsonl",
+            "--judge",
+            "m",
+            "--bootstrap",
+            50,
+            "--prompts-dir",
+            "prompts",
+            "--generations",
+            "nowhere",
+            "--output-file",
+            "out/m.jsonl",
+            "--request-log",
+            "out/log.jsonl",
             env={"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "test-key"},
-        )  # fmt: skip
+        )
     run_stage(
         "73_human_sheet.py",
         "--task",

@@ -132,7 +132,7 @@ def test_nothing_that_is_no_answer_gets_into_the_log(endpoint, log):
         ({"content": "半句", "finish_reason": None}, "finish_reason"),
         ({"content": "好\ud800"}, "no text"),
     ],
-)  # fmt: skip
+)
 def test_an_answer_that_is_none_is_tried_again(endpoint, log, reply, reason):
     replies = [dict(reply), {"content": "好"}]
     endpoint(reply=lambda body: replies.pop(0))
@@ -454,11 +454,20 @@ def test_a_proxy_that_cannot_be_used_is_one_line(log, monkeypatch, proxy, says):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"max_cost": math.nan, "price_in": 1.0}, {"max_cost": -1.0, "price_in": 1.0}, {"price_in": -1.0}, {"price_out": math.nan},
-        {"time_limit": math.nan}, {"time_limit": math.inf}, {"time_limit": 0.0}, {"max_total_tokens": -1}, {"max_failed": -1},
-        {"concurrency": 0}, {"max_tries": 0}, {"price_in": math.inf},
+        {"max_cost": math.nan, "price_in": 1.0},
+        {"max_cost": -1.0, "price_in": 1.0},
+        {"price_in": -1.0},
+        {"price_out": math.nan},
+        {"time_limit": math.nan},
+        {"time_limit": math.inf},
+        {"time_limit": 0.0},
+        {"max_total_tokens": -1},
+        {"max_failed": -1},
+        {"concurrency": 0},
+        {"max_tries": 0},
+        {"price_in": math.inf},
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_is_no_limit_is_refused(log, setting):
     with pytest.raises(UserError, match=f"--{next(iter(setting)).replace('_', '-')} "):
         LLM(log, **setting)

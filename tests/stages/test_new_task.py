@@ -1,4 +1,5 @@
-"""The worked example in docs/ARCHITECTURE.md, "A new writing job": the job, its data and its commands as they stand on the page."""
+"""The worked example in docs/ARCHITECTURE.md, "A new writing job": the job, its data and its commands as they stand on
+the page."""
 
 import re
 import shlex

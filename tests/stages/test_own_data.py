@@ -1,4 +1,5 @@
-"""The dialects of other projects: each against a second reading written for it here, wrong rows of each, and the table of docs/DATA.md."""
+"""The dialects of other projects: each against a second reading written for it here, wrong rows of each, and the table
+of docs/DATA.md."""
 
 import json
 
@@ -14,25 +15,49 @@ EARLIER = [SYSTEM, user("先问"), assistant("先答")]
 # name of the format as the stage prints it -> (a row, what it is: prompt, completion or (chosen, rejected))
 DIALECTS = {
     "alpaca": ({"instruction": "改写：", "input": "好", "output": "善"}, [user("改写：\n好")], assistant("善")),
-    "prompt/completion": ({"prompt": "再问", "completion": "再答", "history": [["先问", "先答"]], "system": "简短。"},
-                          [*EARLIER, user("再问")], assistant("再答")),
+    "prompt/completion": (
+        {"prompt": "再问", "completion": "再答", "history": [["先问", "先答"]], "system": "简短。"},
+        [*EARLIER, user("再问")],
+        assistant("再答"),
+    ),
     "messages": ({"messages": [user("问"), assistant("答")]}, [user("问")], assistant("答")),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "system": "简短。"},
-                 [SYSTEM, user("问")], assistant("答")),
-    "firefly": ({"conversation": [{"human": "先问", "assistant": "先答"}, {"human": "再问", "assistant": "再答"}]},
-                [user("先问"), assistant("先答"), user("再问")], assistant("再答")),
-    "xtuner": ({"conversation": [{"system": "简短。", "input": "先问", "output": "先答"}, {"input": "再问", "output": "再答"}]},
-               [*EARLIER, user("再问")], assistant("再答")),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "system": "简短。"},
+        [SYSTEM, user("问")],
+        assistant("答"),
+    ),
+    "firefly": (
+        {"conversation": [{"human": "先问", "assistant": "先答"}, {"human": "再问", "assistant": "再答"}]},
+        [user("先问"), assistant("先答"), user("再问")],
+        assistant("再答"),
+    ),
+    "xtuner": (
+        {
+            "conversation": [
+                {"system": "简短。", "input": "先问", "output": "先答"},
+                {"input": "再问", "output": "再答"},
+            ]
+        },
+        [*EARLIER, user("再问")],
+        assistant("再答"),
+    ),
     "conversation": ({"conversation": [user("问"), assistant("答")]}, [user("问")], assistant("答")),
     "ms-swift": (A_PAIR, [*EARLIER, user("再问")], assistant("再答")),
-    "ms-swift pairs": ({**A_PAIR, "rejected_response": "不知道"}, [*EARLIER, user("再问")], (assistant("再答"), assistant("不知道"))),
+    "ms-swift pairs": (
+        {**A_PAIR, "rejected_response": "不知道"},
+        [*EARLIER, user("再问")],
+        (assistant("再答"), assistant("不知道")),
+    ),
     "question/answer": ({"question": "问", "answer": "答"}, [user("问")], assistant("答")),
     "instruction/response": ({"instruction": "问", "response": "答"}, [user("问")], assistant("答")),
     "input/output": ({"input": "问", "output": "答"}, [user("问")], assistant("答")),
     "pairs": ({"question": "问", "chosen": "答", "rejected": "否"}, [user("问")], (assistant("答"), assistant("否"))),
-    "prompt": ({"prompt": "再问", "history": [{"user": "先问", "assistant": "先答"}]},
-               [user("先问"), assistant("先答"), user("再问")], None),
-}  # fmt: skip
+    "prompt": (
+        {"prompt": "再问", "history": [{"user": "先问", "assistant": "先答"}]},
+        [user("先问"), assistant("先答"), user("再问")],
+        None,
+    ),
+}
 
 
 def convert(row: dict):
@@ -63,39 +88,68 @@ HISTORIES = {
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-@pytest.mark.parametrize("row", [
-    {"instruction": "再问", "output": "再答"}, {"prompt": "再问", "completion": "再答"}, {"query": "再问", "response": "再答"},
-    {"prompt": [user("再问")], "chosen": "再答", "rejected": "否"}, {"instruction": "再问", "chosen": "再答", "rejected": "否"},
-    {"prompt": "再问"}, {"question": "再问", "answer": "再答"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "再问", "output": "再答"},
+        {"prompt": "再问", "completion": "再答"},
+        {"query": "再问", "response": "再答"},
+        {"prompt": [user("再问")], "chosen": "再答", "rejected": "否"},
+        {"instruction": "再问", "chosen": "再答", "rejected": "否"},
+        {"prompt": "再问"},
+        {"question": "再问", "answer": "再答"},
+    ],
+)
 def test_history_is_read_with_every_prompt(name, row):
     assert convert({**row, "history": HISTORIES[name]}).row["prompt"] == [user("先问"), assistant("先答"), user("再问")]
 
 
 WRONG = {
     "firefly: a missing answer": ({"conversation": [{"human": "问"}]}, "conversation[0].assistant is missing"),
-    "firefly: a number": ({"conversation": [{"human": 3, "assistant": "答"}]}, "conversation[0].human is 3, not a text"),
+    "firefly: a number": (
+        {"conversation": [{"human": 3, "assistant": "答"}]},
+        "conversation[0].human is 3, not a text",
+    ),
     "firefly: no list": ({"conversation": "问"}, "conversation is not a list of objects"),
-    "firefly: a further key": ({"conversation": [{"human": "问", "assistant": "答", "bot": "x"}]}, "conversation[0] holds bot"),
+    "firefly: a further key": (
+        {"conversation": [{"human": "问", "assistant": "答", "bot": "x"}]},
+        "conversation[0] holds bot",
+    ),
     "xtuner: a missing question": ({"conversation": [{"output": "答"}]}, "conversation[0].input is missing"),
-    "xtuner: system late": ({"conversation": [{"input": "问", "output": "答"}, {"system": "x", "input": "问", "output": "答"}]},
-                            "conversation[1].system: a system text in the middle"),
+    "xtuner: system late": (
+        {"conversation": [{"input": "问", "output": "答"}, {"system": "x", "input": "问", "output": "答"}]},
+        "conversation[1].system: a system text in the middle",
+    ),
     "conversation: odd turns": ({"conversation": [assistant("答"), user("问")]}, "the last turn of messages is user"),
     "ms-swift: no query": ({"response": "答"}, "response without a question"),
     "ms-swift: a number": ({"query": 3, "response": "答"}, "prompt is 3, not a text"),
     "ms-swift pairs: no response": ({"query": "问", "rejected_response": "否"}, "response is missing"),
-    "ms-swift pairs: equal": ({"query": "问", "response": "答", "rejected_response": "答"}, "chosen and rejected are equal"),
+    "ms-swift pairs: equal": (
+        {"query": "问", "response": "答", "rejected_response": "答"},
+        "chosen and rejected are equal",
+    ),
     "question: no answer": ({"question": "问"}, "question without an answer"),
     "answer: no question": ({"answer": "答"}, "answer without a question"),
-    "history: a text": ({"prompt": "问", "completion": "答", "history": "先问"}, "history is not a list of [question, answer]"),
-    "history: odd turns": ({"prompt": "问", "completion": "答", "history": [assistant("先答")]}, "prompt[0] is assistant where user"),
+    "history: a text": (
+        {"prompt": "问", "completion": "答", "history": "先问"},
+        "history is not a list of [question, answer]",
+    ),
+    "history: odd turns": (
+        {"prompt": "问", "completion": "答", "history": [assistant("先答")]},
+        "prompt[0] is assistant where user",
+    ),
     "instances: a text": ({"instruction": "问", "instances": "答"}, "instances is not a list of objects"),
     "a column of images": ({"query": "<image>问", "response": "答", "images": ["a.png"]}, "the column images holds"),
     "a placeholder": ({"query": "<image>\n这是什么", "response": "答"}, "prompt holds the placeholder <image>"),
-    "a placeholder of sound": ({"query": "<audio>\n说了什么", "response": "答"}, "prompt holds the placeholder <audio>"),
-    "a part": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, assistant()]},
-               "messages[0] holds a part of the type image_url"),
-}  # fmt: skip
+    "a placeholder of sound": (
+        {"query": "<audio>\n说了什么", "response": "答"},
+        "prompt holds the placeholder <audio>",
+    ),
+    "a part": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}, assistant()]},
+        "messages[0] holds a part of the type image_url",
+    ),
+}
 
 
 def test_wrong_rows_of_every_dialect_are_named_with_their_line(tmp_path):
@@ -165,16 +219,32 @@ def talk(count: int, size: int = 1) -> list[dict]:
     return [turn for n in range(count) for turn in (user(f"问{n}"), assistant(f"答{n}" + "好" * size))]
 
 
-LONG = {  # (schema, row, max_length 60) -> what is left of it: how many turns each key keeps, or None where it is dropped
+# (schema, row, max_length 60) -> what is left of it: how many turns each key keeps, or None where it is dropped
+LONG = {
     "short": ("sft", {"prompt": talk(1)[:1], "completion": talk(1)[1:]}, {"prompt": 1, "completion": 1}),
     "a long answer": ("sft", {"prompt": talk(1)[:1], "completion": talk(1, 99)[1:]}, None),
-    "a long conversation": ("sft", {"prompt": talk(5, 9)[:-1], "completion": talk(5, 9)[-1:]}, {"prompt": 3, "completion": 1}),
-    "several answers": ("sft", {"prompt": talk(5, 9)[:1], "completion": talk(5, 9)[1:]}, {"prompt": 1, "completion": 3}),
-    "a pair": ("preference", {"prompt": [SYSTEM, *talk(5, 9)[:-1]], "chosen": talk(1)[1:], "rejected": talk(1, 5)[1:]},
-               {"prompt": 4, "chosen": 1, "rejected": 1}),
-    "a labelled answer": ("kto", {"prompt": talk(5, 9)[:-1], "completion": talk(1)[1:], "label": False}, {"prompt": 5, "completion": 1}),
+    "a long conversation": (
+        "sft",
+        {"prompt": talk(5, 9)[:-1], "completion": talk(5, 9)[-1:]},
+        {"prompt": 3, "completion": 1},
+    ),
+    "several answers": (
+        "sft",
+        {"prompt": talk(5, 9)[:1], "completion": talk(5, 9)[1:]},
+        {"prompt": 1, "completion": 3},
+    ),
+    "a pair": (
+        "preference",
+        {"prompt": [SYSTEM, *talk(5, 9)[:-1]], "chosen": talk(1)[1:], "rejected": talk(1, 5)[1:]},
+        {"prompt": 4, "chosen": 1, "rejected": 1},
+    ),
+    "a labelled answer": (
+        "kto",
+        {"prompt": talk(5, 9)[:-1], "completion": talk(1)[1:], "label": False},
+        {"prompt": 5, "completion": 1},
+    ),
     "a prompt": ("prompts", {"prompt": talk(9, 9)[:-1]}, {"prompt": 5}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LONG)

@@ -1,4 +1,5 @@
-"""Stage 23 finds training, transformers and vLLM in agreement, and says where they are not; stage 22's proof on every kind of model."""
+"""Stage 23 finds training, transformers and vLLM in agreement, and says where they are not; stage 22's proof on every
+kind of model."""
 
 import importlib.util
 import json
@@ -95,7 +96,8 @@ def test_a_training_template_that_writes_into_the_answer_is_caught(check, made, 
 
 
 def test_thinking_blocks_that_trl_trains_into_earlier_turns_are_caught(check, made, tmp_path):
-    """trl trains conversations on its own copy of Qwen3's template, which keeps an empty thinking block in every turn."""
+    """trl trains conversations on its own copy of Qwen3's template, which keeps an empty thinking block in every
+    turn."""
     template = QWEN3.read_text(encoding="utf-8")
     folders = {name: with_template(tmp_path / name, made / name, template) for name in ("adapter", "merged")}
     done, report = check(**folders)

@@ -1,4 +1,5 @@
-"""Stage 51: toys whose optimum is known, the real command line on a few prompts. tests/unit/test_ppo_update.py has the formulas."""
+"""Stage 51: toys whose optimum is known, the real command line on a few prompts. tests/unit/test_ppo_update.py has the
+formulas."""
 
 import importlib.util
 import json
@@ -207,7 +208,8 @@ def answers_of(agent: ActorCritic) -> dict[tuple, float]:
 
 @pytest.mark.parametrize("value_body", ["shared", "own"])
 def test_with_a_kl_penalty_the_optimum_is_the_closed_form(value_body):
-    """Maximising E[r] - beta KL(policy || reference) gives reference * exp(r / beta), normalised (Ziegler et al. 2019, section 2)."""
+    """Maximising E[r] - beta KL(policy || reference) gives reference * exp(r / beta), normalised (Ziegler et al. 2019,
+    section 2)."""
     agent, beta = toy_agent(value_body), 0.5
     reference = answers_of(agent)
     generator = torch.Generator().manual_seed(3)
@@ -297,7 +299,8 @@ def figures_of(folder) -> dict:
 
 
 def measured_from_disk(folder, dtype: str) -> dict:
-    """What the probe of stages 50 and 51 says of the adapter in `folder`, loaded anew; the settings are those of SMALL."""
+    """What the probe of stages 50 and 51 says of the adapter in `folder`, loaded anew; the settings are those of
+    SMALL."""
     model_path, tokenizer = str(SMALL["model"]), load_tokenizer(str(folder))
     named = {name.replace("-", "_"): value for name, value in SMALL.items()}
     settings = ppo.Settings(

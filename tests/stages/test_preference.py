@@ -1,4 +1,5 @@
-"""Reward model, on-policy pairs, DPO and GRPO through their command lines, on the embedded base and a few real poems."""
+"""Reward model, on-policy pairs, DPO and GRPO through their command lines, on the embedded base and a few real
+poems."""
 
 import json
 import random
@@ -109,9 +110,20 @@ def grpo_trainer(cls, folder: Path, rewards: list, beta: float = 0.0):
 
     model, tokenizer = tiny_causal()
     config = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=8, num_generations=4, max_completion_length=12, max_steps=2, beta=beta,
-        bf16=False, use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", learning_rate=1e-3, gradient_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=12,
+        max_steps=2,
+        beta=beta,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        logging_steps=1,
+        save_strategy="no",
+        learning_rate=1e-3,
+        gradient_checkpointing=False,
+    )
     rows = [{"prompt": turn("user", text)} for text in ("写一首[五言绝句] 要求4句 主题为: 山水", "写诗", "你好", "山")]
     torch.manual_seed(3)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

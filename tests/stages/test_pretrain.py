@@ -138,8 +138,10 @@ def test_a_branch_starts_from_a_checkpoint_of_either_size(finished, corpus, stag
     state = {folder: json.loads((folder / "state.json").read_text(encoding="utf-8")) for folder in (before_decay, last)}
     assert [state[folder]["decaying"] for folder in (before_decay, last)] == [False, True]
     checkpoints.compact(before_decay, tmp_path / "compact")
-    size = {folder: sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in
-            (before_decay, tmp_path / "compact")}  # fmt: skip
+    size = {
+        folder: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        for folder in (before_decay, tmp_path / "compact")
+    }
     assert size[tmp_path / "compact"] < 0.45 * size[before_decay]
     run_in_process(stage00, corpus, tmp_path, "--init", tmp_path / "compact", "--train-tokens", 22000)
     assert f"resumed at step {state[before_decay]['step']}, " in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Every recipe in every profile: its commands have only flags that their stages know, and read what earlier ones wrote."""
+"""Every recipe in every profile: its commands have only flags that their stages know, and read what earlier ones
+wrote."""
 
 import importlib.util
 import os

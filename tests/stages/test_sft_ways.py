@@ -39,7 +39,8 @@ def stage(name: str):
 
 @pytest.fixture
 def batches(tmp_path, monkeypatch):
-    """batches("20_train_sft", rows, row_style="text"): what the stage hands to its model, a list of dicts of tensors; no step is taken."""
+    """batches("20_train_sft", rows, row_style="text"): what the stage hands to its model, a list of dicts of tensors;
+    no step is taken."""
     import torch
     import transformers
 
@@ -58,9 +59,20 @@ def batches(tmp_path, monkeypatch):
 
         monkeypatch.setattr(transformers.Trainer, "training_step", record)
         module = stage(name)
-        common = {"train_file": file, "val_file": held_out, "output_dir": tmp_path / name, "overwrite": True, "lora_r": 2,
-                  "model": str(ROOT / "data/tiny_qwen3"), "batch_size": 3, "accumulation": 1, "eval_rows": 1,
-                  "eval_steps": max(1, len(rows) // 3), "probe_tokens": 2, "dtype": "float32"}  # fmt: skip
+        common = {
+            "train_file": file,
+            "val_file": held_out,
+            "output_dir": tmp_path / name,
+            "overwrite": True,
+            "lora_r": 2,
+            "model": str(ROOT / "data/tiny_qwen3"),
+            "batch_size": 3,
+            "accumulation": 1,
+            "eval_rows": 1,
+            "eval_steps": max(1, len(rows) // 3),
+            "probe_tokens": 2,
+            "dtype": "float32",
+        }
         more = {"report_to": "none", "probe_count": 0, "patience": 0} if name.startswith("20") else {"probe_count": 1}
         with pytest.raises(UserError, match="nothing was learned"):
             module.main(module.Settings(**(common | more | settings)))
@@ -168,14 +180,28 @@ def qwen(tokenizer, name: str):
 THINK = "<think>\n\n</think>\n\n"
 # what each way trains of the question 今天下雨吗 and the answer 下雨。 under Qwen's own templates (docs/SFT.md)
 QWEN = {
-    ("qwen2_5", False): {"prompt": "下雨。<|im_end|>\n", "messages": "\n下雨。<|im_end|>\n", "text": "下雨。<|im_end|>"},
-    ("qwen3_instruct_2507", False): {"prompt": "下雨。<|im_end|>\n", "messages": "下雨。<|im_end|>\n", "text": "下雨。<|im_end|>"},
-    ("qwen3", False): {"prompt": "下雨。<|im_end|>\n", "messages": THINK + "下雨。<|im_end|>\n", "text": "下雨。<|im_end|>"},
+    ("qwen2_5", False): {
+        "prompt": "下雨。<|im_end|>\n",
+        "messages": "\n下雨。<|im_end|>\n",
+        "text": "下雨。<|im_end|>",
+    },
+    ("qwen3_instruct_2507", False): {
+        "prompt": "下雨。<|im_end|>\n",
+        "messages": "下雨。<|im_end|>\n",
+        "text": "下雨。<|im_end|>",
+    },
+    ("qwen3", False): {
+        "prompt": "下雨。<|im_end|>\n",
+        "messages": THINK + "下雨。<|im_end|>\n",
+        "text": "下雨。<|im_end|>",
+    },
     ("qwen3", True): {
-        "prompt": THINK + "下雨。<|im_end|>\n", "messages": THINK + "下雨。<|im_end|>\n", "text": "下雨。<|im_end|>",
+        "prompt": THINK + "下雨。<|im_end|>\n",
+        "messages": THINK + "下雨。<|im_end|>\n",
+        "text": "下雨。<|im_end|>",
         "template": THINK + "下雨。<|im_end|>",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("template", "thinking"), QWEN)
@@ -209,7 +235,8 @@ def test_messages_needs_a_template_that_marks_its_answers(run_stage, tmp_path):
 
 
 def test_padding_is_known_by_its_place_so_even_pad_as_eos_hides_no_eos(tokenizer):
-    """The usual collator hides every label that is the pad token (benchmarks/pad_eos_trap.py shows what comes of it)."""
+    """The usual collator hides every label that is the pad token (benchmarks/pad_eos_trap.py shows what comes of
+    it)."""
     import copy
 
     from transformers import DataCollatorForLanguageModeling

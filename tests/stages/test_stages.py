@@ -72,13 +72,14 @@ def test_an_unknown_flag_names_the_nearest(name, tmp_path):
 def test_no_stage_is_longer_than_agreed():
     # whole training loops, a service, a judge, a report
     limits = dict.fromkeys(
-        ("00_pretrain_tiny.py", "51_train_ppo.py", "62_serve.py", "71_judge.py", "72_compare.py"), 355
+        ("00_pretrain_tiny.py", "51_train_ppo.py", "62_serve.py", "71_judge.py", "72_compare.py"), 345
     )
     lengths = {}
-    for name in STAGES:  # a setting and its docstring line count as one
+    for name in STAGES:  # what explains is not counted: the docstring of the stage and the lines behind its settings
         text = (SCRIPTS / name).read_text(encoding="utf-8")
-        lengths[name] = len(text.splitlines()) - sum(len(line.splitlines()) for line in docstrings_of(name).values())
-    assert {name: length for name, length in lengths.items() if length > limits.get(name, 226)} == {}
+        explained = [ast.get_docstring(ast.parse(text), clean=False), *docstrings_of(name).values()]
+        lengths[name] = len(text.splitlines()) - sum(len(lines.splitlines()) for lines in explained)
+    assert {name: length for name, length in lengths.items() if length > limits.get(name, 220)} == {}
 
 
 def test_files_are_opened_with_their_encoding():

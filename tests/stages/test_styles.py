@@ -511,8 +511,11 @@ def test_prompt_and_completion_may_be_texts_or_turns(tmp_path):
 
     named = messages({"question": "能退吗？", "ask_for": "诚实"})
     assert "诚实" in named[0]["content"]
-    rows = [{"prompt": prompt, "completion": completion} for prompt in ("能退吗？", [{"content": "能退吗？"}], named)
-            for completion in ("能。", turns, "")]  # fmt: skip
+    rows = [
+        {"prompt": prompt, "completion": completion}
+        for prompt in ("能退吗？", [{"content": "能退吗？"}], named)
+        for completion in ("能。", turns, "")
+    ]
     texts = [text for _, text in module.read_texts(write_rows(tmp_path / "rows.jsonl", rows))]
     assert texts == ["用户问题：能退吗？\n回答：" + answer for answer in ("能。", "能。", "")] * 3
 
@@ -580,8 +583,12 @@ def test_pairs_are_blind_shuffled_and_read_back(two_runs, tmp_path):
     assert len(sides) == 12 and {tuple(side) for side in sides} == {("base", "sft"), ("sft", "base")}
 
     likes_sft = fill(sheet, tmp_path / "anna.csv", lambda row: "A" if "s答案" in row["text_a"] else "B")
-    unsure = fill(sheet, tmp_path / "bo.csv", lambda row: "Tie" if int(row["item"]) > 6 else
-                  "a" if "s答案" in row["text_a"] else "B", encoding="gb18030")  # fmt: skip
+    unsure = fill(
+        sheet,
+        tmp_path / "bo.csv",
+        lambda row: "Tie" if int(row["item"]) > 6 else "a" if "s答案" in row["text_a"] else "B",
+        encoding="gb18030",
+    )
     words = ["--kind", "pair", "--read", likes_sft, unsure, "--output", sheet, "--report", tmp_path / "report.json"]
     done = stage("73_human_sheet.py", *words)
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -638,8 +645,12 @@ def test_a_sheet_with_a_wrong_answer_or_another_text_is_refused(two_runs, tmp_pa
     changed.write_text(sheet.read_text(encoding="utf-8-sig").replace("答案3", "答案四"), encoding="utf-8-sig")
     torn = tmp_path / "torn.csv"
     torn.write_text("item\n1\n", encoding="utf-8")
-    for path, message in ((bad, "item 7: '6' is no answer"), (blank, "nothing is filled in"),
-                          (changed, "not the sheet of this key"), (torn, "columns are missing")):  # fmt: skip
+    for path, message in (
+        (bad, "item 7: '6' is no answer"),
+        (blank, "nothing is filled in"),
+        (changed, "not the sheet of this key"),
+        (torn, "columns are missing"),
+    ):
         done = stage("73_human_sheet.py", "--read", path, "--output", sheet, check=False)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, path.name
 
@@ -672,9 +683,11 @@ def test_every_run_is_compared_with_its_own_machine_file(two_runs, tmp_path, cap
         anna = fill(sheet, tmp_path / "anna.csv", likes[kind])
         report = read_back(sheet, [anna], kind=kind, machine=tuple(named))
         assert report["agreement"]["anna / machine"] == {"items": items, "equal": 1, "kappa": 1}, kind
-        for words, message in (((named[1].replace("base", "none"),), "no such file"),
-                               ((named[0].removeprefix("sft="),), "no run other (base, sft); fix: RUN=FILE"),
-                               ((named[1], named[1]), "an earlier file speaks of the same texts")):  # fmt: skip
+        for words, message in (
+            ((named[1].replace("base", "none"),), "no such file"),
+            ((named[0].removeprefix("sft="),), "no run other (base, sft); fix: RUN=FILE"),
+            ((named[1], named[1]), "an earlier file speaks of the same texts"),
+        ):
             with pytest.raises(UserError) as caught:
                 read_back(sheet, [anna], kind=kind, machine=words)
             assert message in str(caught.value)
@@ -754,8 +767,10 @@ def audit(before: list[str], after: list[str], classifier: Path, folder: Path) -
     import subprocess
     import sys
 
-    files = [write_rows(folder / f"{name}.jsonl", [generation(name, f"p{i}", text) for i, text in enumerate(texts)])
-             for name, texts in (("before", before), ("after", after))]  # fmt: skip
+    files = [
+        write_rows(folder / f"{name}.jsonl", [generation(name, f"p{i}", text) for i, text in enumerate(texts)])
+        for name, texts in (("before", before), ("after", after))
+    ]
     words = ["--before", files[0], "--after", files[1], "--classifier", classifier, "--style", "诚实"]
     words += ["--output", folder / "audit.json", "--plot", folder / "audit.png"]
     script = ROOT / "benchmarks" / "audit_style_reward.py"

@@ -1,4 +1,5 @@
-"""Weibo: cleaning, rewards, and stage 11 through its real command line on the shipped sample and on small broken corpora."""
+"""Weibo: cleaning, rewards, and stage 11 through its real command line on the shipped sample and on small broken
+corpora."""
 
 import hashlib
 import json
@@ -351,7 +352,8 @@ def test_another_schema_gives_the_same_rows(variant, prepared, sample, tmp_path)
 
 
 def test_html_of_the_api_becomes_text():
-    html = '回复<a href="/n/x">@某人</a>:真好<span class="url-icon"><img alt="[doge]" src="//h5.sinaimg.cn/x.png"></span>&amp;谢谢<br/>再见'
+    html = '回复<a href="/n/x">@某人</a>:真好<span class="url-icon">'
+    html += '<img alt="[doge]" src="//h5.sinaimg.cn/x.png"></span>&amp;谢谢<br/>再见'
     assert clean(html) == "真好[doge]&谢谢\n再见"
 
 
@@ -449,7 +451,7 @@ FAULTY_COMMENTS = {
     "copied from the post": comment_of(90, 1, "今天买了葡萄，酸得我眼泪都出来了"),
     "reply whose parent has no text": comment_of(90, 1, "这个回复没有上文", root_comment_id="c77"),
     "fewer than 2 characters": comment_of(90, 1, "好"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -659,9 +661,12 @@ def test_users_are_capped_and_advertisers_dropped(tmp_path):
     more = [comment_of(60 + i, i, "每天坚持背单词就能学好英语哦", user="copier") for i in range(4)]
     report = run_small(tmp_path, posts, comments + more, "--cap-user", 12, users=users)
     assert report["comments"]["dropped"] == {
-        "cap of verified and high-volume accounts": 5, "cap of a user": 8, "account: organisation": 1, "account: low credit": 1,
+        "cap of verified and high-volume accounts": 5,
+        "cap of a user": 8,
+        "account: organisation": 1,
+        "account: low credit": 1,
         "account: advertiser": 4,
-    }  # fmt: skip
+    }
     assert report["users"]["found in the users file"] == 3
     assert report["users"]["classes"] == {
         "ordinary": 9,
@@ -757,10 +762,16 @@ def test_a_forward_chain_is_parsed():
     assert weibo_text.quotes("没有链") == []
 
 
-@pytest.mark.parametrize(("text", "limit", "short"), [
-    ("一二三四五", 5, "一二三四五"), ("一二三四五六", 5, "一二三四…"), ("一二[doge]三", 5, "一二…"), ("一二三❤️四五", 5, "一二三…"),
-    ("一二👍🏻三四", 4, "一二…"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "limit", "short"),
+    [
+        ("一二三四五", 5, "一二三四五"),
+        ("一二三四五六", 5, "一二三四…"),
+        ("一二[doge]三", 5, "一二…"),
+        ("一二三❤️四五", 5, "一二三…"),
+        ("一二👍🏻三四", 4, "一二…"),
+    ],
+)
 def test_no_emoji_is_cut_in_two(text, limit, short):
     assert weibo_text.cut(text, limit) == short
 

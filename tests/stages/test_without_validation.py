@@ -29,7 +29,8 @@ STAGES = {
 
 
 def rows(name: str) -> list[dict]:
-    """Ten short rows for the stage, then one whose answer is too long, and a conversation that is too long as a whole."""
+    """Ten short rows for the stage, then one whose answer is too long, and a conversation that is too long as a
+    whole."""
     found = []
     for number, (ask, answer) in enumerate([*((f"第{i}问", f"答{i}。") for i in range(10)), ("长问", LONG)]):
         prompt = [{"role": "user", "content": ask}]

@@ -1,4 +1,5 @@
-"""Folders that are not what they say: each is one error with a fix, never a model drawn at random nor an adapter without effect."""
+"""Folders that are not what they say: each is one error with a fix, never a model drawn at random nor an adapter
+without effect."""
 
 import json
 import shutil
@@ -198,28 +199,46 @@ def test_ids_beyond_the_embedding_are_refused_whatever_loads_the_model(good, bro
 KEY = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 # what is done to a good adapter -> what the error says
 ADAPTERS = {
-    "keys that match nothing": (lambda f: weights(f, lambda s: {k.replace("layers", "blocks"): v for k, v in s.items()}), "has no place"),
+    "keys that match nothing": (
+        lambda f: weights(f, lambda s: {k.replace("layers", "blocks"): v for k, v in s.items()}),
+        "has no place",
+    ),
     "a missing tensor": (lambda f: weights(f, lambda s: s.pop(KEY)), f"is missing ({KEY.replace('A', 'A.default')})"),
-    "a further layer": (lambda f: weights(f, lambda s: s.update({KEY.replace("1", "7"): s[KEY].clone()})), "has no place"),
-    "a trained head": (lambda f: weights(f, lambda s: s.update({"base_model.model.score.weight": torch.ones(1, 32)})), "of a classifier"),
+    "a further layer": (
+        lambda f: weights(f, lambda s: s.update({KEY.replace("1", "7"): s[KEY].clone()})),
+        "has no place",
+    ),
+    "a trained head": (
+        lambda f: weights(f, lambda s: s.update({"base_model.model.score.weight": torch.ones(1, 32)})),
+        "of a classifier",
+    ),
     "another rank in config": (lambda f: config(f, "adapter_config.json", r=8), "says rank 8"),
     "no rank": (lambda f: config(f, "adapter_config.json", r=0), "rank r is 0"),
     "another shape": (lambda f: weights(f, lambda s: s.update({KEY: torch.ones(4, 16)})), "does not fit its base"),
     "NaN": (lambda f: weights(f, with_nan), "holds NaN"),
     "infinity": (lambda f: weights(f, with_infinity), "holds NaN"),
     "no LoRA weight": (lambda f: weights(f, lambda s: {"x": torch.ones(1)}), "no LoRA weight"),
-    "targets that the base lacks": (lambda f: config(f, "adapter_config.json", target_modules=["c_attn"]), "does not fit its base"),
+    "targets that the base lacks": (
+        lambda f: config(f, "adapter_config.json", target_modules=["c_attn"]),
+        "does not fit its base",
+    ),
     "fewer targets": (lambda f: config(f, "adapter_config.json", target_modules=["q_proj"]), "has no place"),
-    "more targets": (lambda f: config(f, "adapter_config.json", target_modules=["q_proj", "up_proj", "v_proj"]), "is missing"),
+    "more targets": (
+        lambda f: config(f, "adapter_config.json", target_modules=["q_proj", "up_proj", "v_proj"]),
+        "is missing",
+    ),
     "another method": (lambda f: config(f, "adapter_config.json", peft_type="IA3"), "peft_type is IA3"),
     "another task": (lambda f: config(f, "adapter_config.json", task_type="SEQ_CLS"), "of a classifier"),
-    "a task of other models": (lambda f: config(f, "adapter_config.json", task_type="SEQ_2_SEQ_LM"), "adapter of SEQ_2_SEQ_LM"),
+    "a task of other models": (
+        lambda f: config(f, "adapter_config.json", task_type="SEQ_2_SEQ_LM"),
+        "adapter of SEQ_2_SEQ_LM",
+    ),
     "a pickle": (as_pickle, "adapter_model.bin is a pickle"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
     "weights that are cut off": (lambda f: cut(f / "adapter_model.safetensors"), "cut off or damaged"),
     "a config that is cut off": (lambda f: cut(f / "adapter_config.json"), "adapter_config.json:"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json inside"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

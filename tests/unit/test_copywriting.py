@@ -27,8 +27,10 @@ PAS, LONG, STORY = (
 )
 EYES = golden("p10", "paid_ad_cta")
 SHEET_ONLY = (
-    "烟酰胺平衡精华采用水感凝露质地，不含硅油。核心成分为烟酰胺 5%、PCA锌 0.5%、甘油 4%。该产品调节皮脂，改善暗沉，帮助维护屏障。"
-    "成品 pH 5.8 到 6.5，不含香精和色素，配方共 14 种成分，适合偏油、混合肤质，初次使用先隔天一次，观察耐受。规格 30ml，售价 169 元。"
+    "烟酰胺平衡精华采用水感凝露质地，不含硅油。核心成分为烟酰胺 5%、PCA锌 0.5%、甘油 4%。该产品调节皮脂，改善暗沉，"
+    "帮助维护屏障。"
+    "成品 pH 5.8 到 6.5，不含香精和色素，配方共 14 种成分，适合偏油、混合肤质，初次使用先隔天一次，观察耐受。规格 "
+    "30ml，售价 169 元。"
 )
 
 
@@ -72,7 +74,13 @@ DEFECTS = [
     ("too short", REVIEW[:110], "p03", "social_media_review", {"length"}),
     ("wrong concentration", FAB.replace("烟酰胺 5%", "烟酰胺 8%"), "p03", "paid_ad_fab", {"fact"}),
     ("full-width percentage", FAB.replace("烟酰胺 5%", "烟酰胺８％"), "p03", "paid_ad_fab", {"fact"}),
-    ("concentrations swapped", FAB.replace("烟酰胺 5%，PCA锌 0.5%", "烟酰胺 0.5%，PCA锌 5%"), "p03", "paid_ad_fab", {"fact"}),
+    (
+        "concentrations swapped",
+        FAB.replace("烟酰胺 5%，PCA锌 0.5%", "烟酰胺 0.5%，PCA锌 5%"),
+        "p03",
+        "paid_ad_fab",
+        {"fact"},
+    ),
     ("wrong figure", FAB.replace("水感凝露", "28 种成分"), "p03", "paid_ad_fab", {"fact"}),
     ("wrong pH", BAB.replace("不含皂基", "pH 8.5"), "p01", "paid_ad_bab", {"fact"}),
     ("wrong price", BAB.replace("79 元", "29 元"), "p01", "paid_ad_bab", {"fact"}),
@@ -83,9 +91,15 @@ DEFECTS = [
     ("what may not be claimed", REVIEW.replace("涂完不搓泥", "七天变白"), "p03", "social_media_review", {"fact"}),
     ("benefit first", "午后少补一次妆。" + FAB, "p03", "paid_ad_fab", {"structure"}),
     ("product before the problem", "先认识水杨酸细致精华。" + PAS, "p05", "paid_ad_pas", {"structure"}),
-    ("after before before", BAB.replace("之前洗", "现在洗").replace("现在擦", "以前擦"), "p01", "paid_ad_bab", {"structure"}),
+    (
+        "after before before",
+        BAB.replace("之前洗", "现在洗").replace("现在擦", "以前擦"),
+        "p01",
+        "paid_ad_bab",
+        {"structure"},
+    ),
     ("one paragraph", LONG.replace("\n", ""), "p04", "ecommerce_long_form", {"structure"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -102,8 +116,13 @@ FINE = [
     ("digits in a name", EYES.replace("咖啡因 3%", "咖啡因 3%，乙酰基六肽-8 0.005%", 1), "p10", "paid_ad_cta"),
     ("only spaces between", FAB.replace("烟酰胺 5%，PCA锌 0.5%", "烟酰胺 5% PCA锌 0.5% 甘油 4%"), "p03", "paid_ad_fab"),
     ("first of a range", STORY.replace("敷 10 分钟", "敷 10 到 15 分钟"), "p09", "social_media_storytelling"),
-    ("the last step", golden("p04", "social_media_review").replace("。", "，护肤最后一步用。", 1), "p04", "social_media_review"),
-]  # fmt: skip
+    (
+        "the last step",
+        golden("p04", "social_media_review").replace("。", "，护肤最后一步用。", 1),
+        "p04",
+        "social_media_review",
+    ),
+]
 
 
 @pytest.mark.parametrize(("text", "product", "copy_type"), [f[1:] for f in FINE], ids=[f[0] for f in FINE])

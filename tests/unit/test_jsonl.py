@@ -232,7 +232,11 @@ def test_an_array_is_read_row_by_row_and_every_fault_has_its_line(tmp_path):
     rows, findings = read_array(path)
     assert rows == [(1, {"a": 1}), (6, {"a": "乙"})]
     assert [(found.line, found.reason[:14]) for found in findings] == [
-        (2, "NaN is not JSO"), (3, "the row is 7, "), (4, "the key 'a' st"), (5, "a number of 50")]  # fmt: skip
+        (2, "NaN is not JSO"),
+        (3, "the row is 7, "),
+        (4, "the key 'a' st"),
+        (5, "a number of 50"),
+    ]
     path.write_bytes('[{"a": "甲"},\n{"a": "乙"}]'.encode("gbk"))
     assert (
         str(read_array(path)[1][0])

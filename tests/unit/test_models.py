@@ -119,8 +119,15 @@ def test_the_seed_decides_the_order_of_rows(tokenizer, tmp_path):
     ]
     orders = []
     for seed in (1, 1, 2):
-        config = SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", seed=seed, assistant_only_loss=True,
-                           train_sampling_strategy="batch_rebalance")  # fmt: skip
+        config = SFTConfig(
+            output_dir=str(tmp_path),
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            seed=seed,
+            assistant_only_loss=True,
+            train_sampling_strategy="batch_rebalance",
+        )
         trainer = LeanSFTTrainer(
             model=tiny_model(tokenizer), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
@@ -159,8 +166,15 @@ def test_lean_loss_is_trls_loss(tokenizer, tmp_path):
         model = get_peft_model(
             tiny_model(tokenizer), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
         )
-        config = SFTConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True, report_to="none", gradient_checkpointing=False,
-                           assistant_only_loss=True, per_device_train_batch_size=3)  # fmt: skip
+        config = SFTConfig(
+            output_dir=str(tmp_path),
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            gradient_checkpointing=False,
+            assistant_only_loss=True,
+            per_device_train_batch_size=3,
+        )
         trainer = kind(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         batch = next(iter(trainer.get_train_dataloader()))
         batch = {name: batch[name][batch["input_ids"].sum(1).argsort()] for name in batch}  # one order in both

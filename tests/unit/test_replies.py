@@ -25,7 +25,8 @@ GOOD = {
     "fenced without a language": f"```\n{BODY}\n```",
     "chat around it": f"好的，以下是我的评分：\n{BODY}\n希望对你有帮助！",
     "thinking before it": f'<think>先看文本1，{{"韵律": 1}}？不对。</think>\n{BODY}',
-    "a draft, then the answer": BODY.replace('"韵律": 4', '"韵律": 3').replace('"best": 1', '"best": 2') + f"\n更正：\n{BODY}",
+    "a draft, then the answer": BODY.replace('"韵律": 4', '"韵律": 3').replace('"best": 1', '"best": 2')
+    + f"\n更正：\n{BODY}",
     "numbers in strings": BODY.replace("2.5", '"2.5"').replace(": 4", ': "4"'),
     "out of five": BODY.replace("2.5", '"2.5/5"').replace(": 4,", ': "4 / 5",'),
     "with 分": BODY.replace("2.5", '"2.5分"').replace(": 4,", ': "四分",'),
@@ -35,16 +36,20 @@ GOOD = {
     "trailing commas": BODY.replace("}}]", "},},]").replace('"best": 1', '"best": 1,'),
     "a comment": BODY.replace('"best": 1', '\n"best": 1 // 文本1 更好\n'),
     "bare keys": BODY.replace('"texts"', "texts").replace('"best"', "best").replace('"id"', "id"),
-    "texts named A and B": BODY.replace('"id": 1', '"id": "A"').replace('"id": 2', '"id": "B"').replace('"best": 1', '"best": "A"'),
+    "texts named A and B": BODY.replace('"id": 1', '"id": "A"')
+    .replace('"id": 2', '"id": "B"')
+    .replace('"best": 1', '"best": "A"'),
     "texts named 文本1": BODY.replace('"id": 1', '"id": "文本1"').replace('"best": 1', '"best": "文本1"'),
     "best as 第1篇": BODY.replace('"best": 1', '"best": "第1篇"'),
     "best as 第一篇文案": BODY.replace('"best": 1', '"best": "第一篇文案"'),
     "texts in another order": '{"texts": [{"id": 2, "scores": {"韵律": 2.5, "主题": 3}}, '
     '{"id": 1, "scores": {"韵律": 4, "主题": 5}}], "best": 1}',
-    "scores beside the id": '{"texts": [{"id": 1, "韵律": 4, "主题": 5}, {"id": 2, "韵律": 2.5, "主题": 3}], "best": 1}',
+    "scores beside the id": '{"texts": [{"id": 1, "韵律": 4, "主题": 5}, '
+    '{"id": 2, "韵律": 2.5, "主题": 3}], "best": 1}',
     "a bare list": '[{"韵律": 4, "主题": 5}, {"韵律": 2.5, "主题": 3}]',
     "an object by number": '{"1": {"韵律": 4, "主题": 5}, "2": {"韵律": 2.5, "主题": 3}, "best": "1"}',
-    "an object by label": '{"文本1": {"韵律": 4, "主题": 5, "理由": "工整"}, "文本2": {"韵律": 2.5, "主题": 3}, "最佳": "文本1"}',
+    "an object by label": '{"文本1": {"韵律": 4, "主题": 5, "理由": "工整"}, '
+    '"文本2": {"韵律": 2.5, "主题": 3}, "最佳": "文本1"}',
     "by dimension": '{"韵律": {"1": 4, "2": 2.5}, "主题": {"1": 5, "2": 3}, "best": 1}',
     "lists by dimension": '{"韵律": [4, 2.5], "主题": [5, 3], "best": 1}',
     "a reason with each score": '{"texts": ['
@@ -55,7 +60,7 @@ GOOD = {
     "lines of prose": "文本1：韵律 4，主题 5\n文本2：韵律 2.5，主题 3\n最佳：文本1",
     "bold lines": "**文本1**：\n- 韵律：4 分\n- 主题：5 分\n\n**文本2**：\n- 韵律：2.5 分\n- 主题：3 分\n\n最佳：1",
     "a Markdown table": "| 文本 | 韵律 | 主题 |\n|---|---|---|\n| 1 | 4 | 5 |\n| 2 | 2.5 | 3 |\n\n最佳：1",
-}  # fmt: skip
+}
 
 # name -> a reply that says nothing whole
 BAD = {
@@ -72,7 +77,7 @@ BAD = {
     "a text twice": BODY.replace('"id": 2', '"id": 1'),
     "a best that is none of them": BODY.replace('"best": 1', '"best": 7'),
     "an error page": '<html><body>{"error": {"message": "upstream error"}}</body></html>',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -185,7 +190,10 @@ def test_half_points_in_words():
     [
         "相关：\n- 文本1：5 分\n- 文本2：4 分\n\n准确：\n- 文本1：4 分\n- 文本2：3 分\n\n最佳：文本1（更切题）",
         "1. 相关：文本1 5分，文本2 4分\n2. 准确：文本1 4分，文本2 3分\n最佳：1",
-        "| 维度 | 权重 | 文本1 | 文本2 |\n|---|---|---|---|\n| 相关 | 1.0 | **5** | 4 |\n| 准确 | 2.0 | 4/5 | 3分 |\n\n最佳：文本1",
+        (
+            "| 维度 | 权重 | 文本1 | 文本2 |\n|---|---|---|---|\n| 相关 | 1.0 | **5** | 4 |\n| 准确 | 2.0 | 4/5 | 3分 |"
+            "\n\n最佳：文本1"
+        ),
         "| 排名 | 文本 | 相关 | 准确 |\n|---|---|---|---|\n| 1 | 2 | 4 | 3 |\n| 2 | 1 | 5 | 4 |\n\n最佳文本：1",
     ],
 )
@@ -195,7 +203,8 @@ def test_scores_by_dimension_and_tables_the_other_way_round(reply):
 
 # --- broken JSON
 
-REASON = '{"texts": [{"id": 1, "scores": {"韵律": 4, "主题": 5}, "理由": "%s"}, {"id": 2, "scores": {"韵律": 2.5, "主题": 3}}], "best": 1}'
+REASON = '{"texts": [{"id": 1, "scores": {"韵律": 4, "主题": 5}, "理由": "%s"}, '
+REASON += '{"id": 2, "scores": {"韵律": 2.5, "主题": 3}}], "best": 1}'
 
 
 @pytest.mark.parametrize(

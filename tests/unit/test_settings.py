@@ -237,7 +237,7 @@ class Numbers:
         "--beta -0.1",
         "--beta nan",
         "--loss-weights 1 nan",
-    ],  # fmt: skip
+    ],
 )
 def test_a_number_out_of_its_limits_names_the_flag_and_a_value_that_works(flags):
     with pytest.raises(UserError) as error:

@@ -1,4 +1,5 @@
-"""common/training/trl_cpu.py: written for the trl that is installed, and a rollout that leaves the base's weights alone."""
+"""common/training/trl_cpu.py: written for the trl that is installed, and a rollout that leaves the base's weights
+alone."""
 
 import hashlib
 import inspect
@@ -13,8 +14,8 @@ from trl.trainer import utils
 
 from common.training import trl_cpu
 
-# What trl_cpu replaces or calls, as it was read when trl_cpu was written. Where a hash differs, read trl's new code, correct
-# trl_cpu.py, and write the new hash here.
+# What trl_cpu replaces or calls, as it was read when trl_cpu was written. Where a hash differs, read trl's new code,
+# correct trl_cpu.py, and write the new hash here.
 READ = {
     "KTOTrainer.log": "e80e122cfe5f",
     "SFTTrainer._get_train_sampler": "1580d7493244",
@@ -69,8 +70,10 @@ def test_ten_rollouts_leave_the_base_bit_for_bit(dtype):
         expected = model(ids).logits
         for number in range(10):
             with trl_cpu.folded(model):
-                assert not torch.equal(model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight,
-                                       before["base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"])  # fmt: skip
+                assert not torch.equal(
+                    model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight,
+                    before["base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"],
+                )
                 if number == 0:
                     tolerance = 1e-4 if dtype == torch.float32 else 0.05
                     difference = (model(ids).logits - expected).float()

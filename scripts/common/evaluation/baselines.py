@@ -18,7 +18,8 @@ def length_baseline(train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> l
     """Margin of each validation pair, in logits, by the number of characters alone.
 
     The score is a * length + b * log(1 + length): longer is better, shorter is better, or best at some length,
-    whichever fits the training pairs. Answers of one length have a margin of exactly 0. Raises UserError without training pairs.
+    whichever fits the training pairs. Answers of one length have a margin of exactly 0. Raises UserError without
+    training pairs.
     """
     import numpy as np
     from scipy.sparse import csr_matrix
@@ -31,7 +32,8 @@ def length_baseline(train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> l
 
 
 def bag_of_characters_baseline(train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> list[float]:
-    """Margin of each validation pair, in logits, by how often each character stands in the answers, punctuation included.
+    """Margin of each validation pair, in logits, by how often each character stands in the answers, punctuation
+    included.
 
     Answers of the same characters in another order have a margin of exactly 0. Raises UserError without training pairs.
     """
@@ -43,12 +45,14 @@ def bag_of_characters_baseline(train_pairs: Sequence[Pair], val_pairs: Sequence[
 
 
 def correctness(margins: Sequence[float]) -> list[float]:
-    """1 where the chosen answer has the higher score, 0 where the rejected one has, 0.5 where they are equal: a guess."""
+    """1 where the chosen answer has the higher score, 0 where the rejected one has, 0.5 where they are equal: a
+    guess."""
     return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
 
 
 def tfidf_classifier(texts: Sequence[str], labels: Sequence[str]):
-    """A fitted scikit-learn pipeline, TF-IDF of one to three characters + logistic regression: predict, predict_proba, classes_.
+    """A fitted scikit-learn pipeline, TF-IDF of one to three characters + logistic regression: predict, predict_proba,
+    classes_.
 
     Classes weigh the same, however rare. Raises UserError where the texts have fewer than two labels.
     """

@@ -1,4 +1,5 @@
-"""Is a model as often right as it says? Reliability bins and the expected calibration error (Guo et al. 2017, section 2)."""
+"""Is a model as often right as it says? Reliability bins and the expected calibration error (Guo et al. 2017, section
+2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +14,8 @@ class Bin(NamedTuple):
 def reliability(
     confidences: Sequence[float], correct: Sequence[float], lowest: float = 0.0, bins: int = 10
 ) -> list[Bin]:
-    """Bins of equal width from `lowest` (1 / number of classes: no answer is less sure) to 1; empty ones are left out."""
+    """Bins of equal width from `lowest` (1 / number of classes: no answer is less sure) to 1; empty ones are left
+    out."""
     members: dict[int, list[int]] = {}
     for index, confidence in enumerate(confidences):
         place = int((confidence - lowest) / (1 - lowest) * bins)

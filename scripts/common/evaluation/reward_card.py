@@ -1,4 +1,5 @@
-"""The report card of a scorer: accuracy against baselines on the same items, calibration, length, and what all that allows to say."""
+"""The report card of a scorer: accuracy against baselines on the same items, calibration, length, and what all that
+allows to say."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def judge_classes(
     val: list[tuple[str, str]],
     train: list[tuple[str, str]],
 ) -> Judged:
-    """The judgement of a classifier: probabilities [texts, classes] of the texts in `val`; val, train: (text, its class).
+    """The judgement of a classifier: probabilities [texts, classes] of the texts in `val`; val, train: (text, its
+    class).
 
     The baseline, TF-IDF + logistic regression, is fitted on `train`. Texts of one question (all before 回答) are alike.
     """
@@ -111,7 +113,8 @@ def judge_classes(
 def ranking(
     sides: dict[str, tuple[list[str], list[float]]], bootstrap: int, seed: int
 ) -> tuple[list[list[str]], list[str]]:
-    """How often an order holds among the texts of one prompt, as a table; and the pairs of sides whose order is not shown.
+    """How often an order holds among the texts of one prompt, as a table; and the pairs of sides whose order is not
+    shown.
 
     sides: best first, name -> prompts and scores of its texts.
 
@@ -180,8 +183,8 @@ def verdict(
     chance: float,
     wide: float,
 ) -> str:
-    """What the figures allow to say. accuracy: "model" and baselines; better: baseline -> model minus it; wide: an interval above
-    this width allows no claim but that of a clear win."""
+    """What the figures allow to say. accuracy: "model" and baselines; better: baseline -> model minus it; wide: an
+    interval above this width allows no claim but that of a clear win."""
     if prompts < LEAST:
         return f"{prompts} prompt{'s' * (prompts > 1)}: too few to claim anything"
     model = accuracy["model"]
@@ -193,7 +196,8 @@ def verdict(
         if width > wide:
             words += f"; by how much, so few {noun} cannot say"
         if surface:
-            words += f"; in part the {noun} are separable by their surface: {best} alone reaches {number(accuracy[best].mean)}"
+            reached = number(accuracy[best].mean)
+            words += f"; in part the {noun} are separable by their surface: {best} alone reaches {reached}"
         return words
     if width > wide:
         return f"too few {noun} to claim anything: the interval is {number(width)} wide"
@@ -240,12 +244,14 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
     parts = [
         f"# {title}",
         f"**{headline(figures['groups'])}**",
-        f"Mean [95 % interval]; prompts are resampled, not {judged.noun}; differences are paired. A tie counts as half right. "
+        f"Mean [95 % interval]; prompts are resampled, not {judged.noun}; differences are paired. A tie counts as "
+        f"half right. "
         "The baselines are fitted on the training file and never see a prompt.",
         *judged.notes,
         f"## Accuracy\n\n{markdown_table(header, rows)}",
         *(f"## {name}\n\n{markdown_table(table[0], table[1:])}" for name, table in judged.tables.items()),
-        f"## Calibration\n\nExpected calibration error {number(calibration['error'])}; a perfectly calibrated model would show "
+        f"## Calibration\n\nExpected calibration error {number(calibration['error'])}; a perfectly calibrated model "
+        f"would show "
         f"{number(calibration['error_of_a_calibrated_model'])} on so many {judged.noun}.\n\n"
         + markdown_table(["the model says", "it is right", judged.noun], shares, left=0),
         f"## Length\n\n{markdown_table(['rank correlation with the length in characters', 'Spearman'], correlations)}",

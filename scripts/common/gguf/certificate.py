@@ -62,8 +62,8 @@ SOURCES = (
 
 
 def varied_texts(count: int, seed: int) -> list[str]:
-    """`count` texts: the odd ones above, then pieces of up to 160 characters of what the repo ships: verse, comments with emoji, brand
-    copy, dialogue, English and Chinese prose, Python, HTML, shell."""
+    """`count` texts: the odd ones above, then pieces of up to 160 characters of what the repo ships: verse, comments
+    with emoji, brand copy, dialogue, English and Chinese prose, Python, HTML, shell."""
     rng = random.Random(seed)
     sources = [(ROOT / name).read_text(encoding="utf-8") for name in SOURCES]
     texts = list(ODD[:count])
@@ -89,8 +89,9 @@ def compare_ids(tokenizer, other: LlamaCpp, texts: list[str]) -> list[tuple[str,
 
 
 def compare_distributions(model, tokenizer, other: LlamaCpp, texts: list[str], places: int) -> dict[str, float]:
-    """KL(llama.cpp || model) in nats of the next token after the beginnings of `places` texts: mean, largest, and the share of places
-    at which both name the same token first. The LIKELIEST tokens of llama.cpp are compared one by one, the others as one."""
+    """KL(llama.cpp || model) in nats of the next token after the beginnings of `places` texts: mean, largest, and the
+    share of places at which both name the same token first. The LIKELIEST tokens of llama.cpp are compared one by one,
+    the others as one."""
     import torch
 
     beginnings = [ids for ids in (tokenizer(text)["input_ids"][:96] for text in texts) if len(ids) > 1]

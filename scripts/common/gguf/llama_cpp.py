@@ -40,8 +40,8 @@ class LlamaCpp:
         return self.post("/tokenize", {"content": text, "add_special": add_special, "parse_special": True})["tokens"]
 
     def next_token(self, ids: list[int], count: int) -> dict[int, float] | None:
-        """The `count` likeliest next tokens after `ids`: id -> log-probability (nats) at temperature 1. None where every draw
-        ended the text: the server then says nothing of the distribution."""
+        """The `count` likeliest next tokens after `ids`: id -> log-probability (nats) at temperature 1. None where
+        every draw ended the text: the server then says nothing of the distribution."""
         body = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         body |= {"min_p": 0.0, "post_sampling_probs": False, "cache_prompt": False}
         for seed in range(8):

@@ -1,7 +1,9 @@
-"""What a judge's replies say together: what the rotated orders agree on, figures of all items, and how far the judge can be trusted.
+"""What a judge's replies say together: what the rotated orders agree on, figures of all items, and how far the judge
+can be trusted.
 
-Judges favour positions and long answers, so every item is shown in rotated orders and a disagreement counts as a tie (Zheng et al. 2023,
-arXiv 2306.05685, section 3.4); win rates are also given at equal length (Dubois et al. 2024, arXiv 2404.04475).
+Judges favour positions and long answers, so every item is shown in rotated orders and a disagreement counts as a tie
+(Zheng et al. 2023, arXiv 2306.05685, section 3.4); win rates are also given at equal length (Dubois et al. 2024, arXiv
+2404.04475).
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ class Judged:
 
 
 def rule_scores(task, items: Sequence[Item], candidate: int) -> list[dict[str, float]]:
-    """The task's own measures of one candidate's texts on the judge's scale: 0..1 becomes LOW..HIGH. Dimensions are those of task.JUDGE;
-    for a task without it, its metrics with Chinese names, or `overall`. What does not apply is left out. Raises UserError where there
-    are none."""
+    """The task's own measures of one candidate's texts on the judge's scale: 0..1 becomes LOW..HIGH. Dimensions are
+    those of task.JUDGE; for a task without it, its metrics with Chinese names, or `overall`. What does not apply is
+    left out. Raises UserError where there are none."""
     measures = task.JUDGE or {name: m for name, m in task.METRICS.items() if not name.isascii()}
     measures = measures or {name: m for name, m in task.METRICS.items() if name == "overall"}
     if not measures:
@@ -89,8 +91,8 @@ class Verdict(NamedTuple):
 def combine(replies: Sequence[Reply | None], orders: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Verdict:
     """Put the orders of one item together. replies[k] speaks of texts shown as orders[k]; texts are the candidates'.
 
-    Two orders have to be parsed for a verdict (one where only one was asked for): a single one may be its place's. Candidates
-    with one and the same text always tie.
+    Two orders have to be parsed for a verdict (one where only one was asked for): a single one may be its place's.
+    Candidates with one and the same text always tie.
     """
     read = [(reply, order) for reply, order in zip(replies, orders, strict=True) if reply]
     enough = len(read) >= min(2, len(orders))
@@ -139,13 +141,13 @@ def _agreed(outcomes: list[float]) -> float:
 def length_controlled(
     wins: Sequence[float | None], lengths: Sequence[int], others: Sequence[int], samples: int = 0, seed: int = 0
 ) -> Estimate:
-    """The win rate that a logistic regression gives at equal length (AlpacaEval 2, arXiv 2404.04475, equation 2), with a 95 %
-    percentile interval over `samples` resamplings of the items.
+    """The win rate that a logistic regression gives at equal length (AlpacaEval 2, arXiv 2404.04475, equation 2), with
+    a 95 % percentile interval over `samples` resamplings of the items.
 
-    P(win) = sigmoid(a + b * tanh(d / sd(d))) with d the difference in characters; the rate is sigmoid(a). b is drawn to 0 by a
-    penalty of b^2 / 2, as in scikit-learn's LogisticRegression. The paper's term for the difficulty of an instruction needs many
-    judged models and is left out. A tie counts as half a win and half a loss, None is left out. Without a win or without a loss
-    there is nothing to fit and the plain rate stands.
+    P(win) = sigmoid(a + b * tanh(d / sd(d))) with d the difference in characters; the rate is sigmoid(a). b is drawn to
+    0 by a penalty of b^2 / 2, as in scikit-learn's LogisticRegression. The paper's term for the difficulty of an
+    instruction needs many judged models and is left out. A tie counts as half a win and half a loss, None is left out.
+    Without a win or without a loss there is nothing to fit and the plain rate stands.
     """
     import numpy as np
 
@@ -271,7 +273,8 @@ def trust(judged: Judged, estimate) -> dict:
 
 
 def compare_versions(first: Judged, second: Judged, samples: int, seed: int) -> dict:
-    """Two versions of the judge prompts on the same texts: paired differences of the scores, and where the verdicts agree."""
+    """Two versions of the judge prompts on the same texts: paired differences of the scores, and where the verdicts
+    agree."""
     pairs = [(a.best, b.best) for a, b in zip(first.verdicts, second.verdicts, strict=True)]
     both = [None if None in pair else float(pair[0] == pair[1]) for pair in pairs]
     difference = {

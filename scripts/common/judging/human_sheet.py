@@ -1,4 +1,5 @@
-"""Sheets that people fill in blind: what a cell may hold, reading them back, agreement between raters and with a machine."""
+"""Sheets that people fill in blind: what a cell may hold, reading them back, agreement between raters and with a
+machine."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def digest(lines: list[list[str]]) -> str:
 
 
 def read_sheet(path: Path, key: dict) -> dict[int, str]:
-    """item -> answer, empty ones left out. Raises UserError with the line of an answer that is not allowed, or another sheet's text."""
+    """item -> answer, empty ones left out. Raises UserError with the line of an answer that is not allowed, or another
+    sheet's text."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; fix: name the filled sheet")
     data = path.read_bytes()
@@ -61,7 +63,8 @@ def read_sheet(path: Path, key: dict) -> dict[int, str]:
 
 
 def agreement(one: dict, other: dict, kind: str) -> dict:
-    """Share of equal answers and Cohen's kappa (1960; quadratic weights for ratings) over the items that both answered."""
+    """Share of equal answers and Cohen's kappa (1960; quadratic weights for ratings) over the items that both
+    answered."""
     from sklearn.metrics import cohen_kappa_score
 
     items = sorted(set(one) & set(other))
@@ -76,7 +79,8 @@ def agreement(one: dict, other: dict, kind: str) -> dict:
 
 
 def by_run(key: dict, answers: dict[str, dict[int, str]], seed: int) -> dict:
-    """What the raters said of each run: mean rating or share of wins (a tie is half) with 95 % intervals over prompts; counts of labels."""
+    """What the raters said of each run: mean rating or share of wins (a tie is half) with 95 % intervals over prompts;
+    counts of labels."""
     places = {item["item"]: item for item in key["items"]}
     given = [(places[number], said) for rater in answers.values() for number, said in rater.items()]
     runs = sorted({run for item in key["items"] for run in item["runs"]})
@@ -97,8 +101,9 @@ def by_run(key: dict, answers: dict[str, dict[int, str]], seed: int) -> dict:
 def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[str, dict[int, str]]:
     """machine -> item -> what a classifier, a scorer or a judge says of it, in the raters' own terms.
 
-    words: RUN=FILE, or a FILE that has its run's name; a file of stage 71 speaks of all its candidates, each prompt version as a machine
-    of its own. metric: which score of stage 70's rows. Items that a machine does not know, or has no figure for, are left out.
+    words: RUN=FILE, or a FILE that has its run's name; a file of stage 71 speaks of all its candidates, each prompt
+    version as a machine of its own. metric: which score of stage 70's rows. Items that a machine does not know, or has
+    no figure for, are left out.
     """
     said: dict[tuple, str | float] = {}  # (machine, text or two texts) -> label, score, or how far the first won
     for word in words:
@@ -126,7 +131,8 @@ def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[s
 
 
 def _read_machine(word: str, key: dict, metric: str) -> dict[tuple, str | float]:
-    """One word of --machine: (machine, text or two texts) -> label, score, or how far the first won. What has no figure is left out."""
+    """One word of --machine: (machine, text or two texts) -> label, score, or how far the first won. What has no figure
+    is left out."""
     runs = sorted({run for item in key["items"] for run in item["runs"]})
     name, _, file = word.rpartition("=")
     path = Path(file).expanduser()
@@ -151,7 +157,8 @@ def _read_machine(word: str, key: dict, metric: str) -> dict[tuple, str | float]
 
 
 def _text(run: str, id: str) -> tuple[str, str]:
-    """What a text is known by: ids are the same in every run. A golden text goes by its prompt, whatever sample it stands beside."""
+    """What a text is known by: ids are the same in every run. A golden text goes by its prompt, whatever sample it
+    stands beside."""
     return run, id.rsplit("#", 1)[0] if run == "reference" else id
 
 
@@ -169,7 +176,8 @@ def _scored(rows: list[dict], run: str, kind: str, metric: str) -> Iterator[tupl
 
 
 def _judged(rows: list[dict], run_of: dict[str, str], kind: str) -> Iterator[tuple]:
-    """(machine, text, score) of stage 71's rows, or (machine, two texts, share of the win) for pairs; null where it was undecided."""
+    """(machine, text, score) of stage 71's rows, or (machine, two texts, share of the win) for pairs; null where it was
+    undecided."""
     for row in rows:
         if row["kind"] != "item":
             continue
@@ -187,7 +195,8 @@ def _judged(rows: list[dict], run_of: dict[str, str], kind: str) -> Iterator[tup
 
 
 def _runs_of_judge(path: Path) -> dict[str, str]:
-    """candidate -> run: stage 71 lets its user name the candidates, its record has their files. Golden texts are the run `reference`."""
+    """candidate -> run: stage 71 lets its user name the candidates, its record has their files. Golden texts are the
+    run `reference`."""
     record = path.with_suffix(".run.json")
     words = read_json(record)["settings"]["candidates"] if record.is_file() else []
     return {name: Path(file).stem or "reference" for name, _, file in (word.partition("=") for word in words)}

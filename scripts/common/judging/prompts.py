@@ -23,7 +23,8 @@ def conversation_text(turns: list[dict]) -> str:
 
 
 class JudgePrompt(NamedTuple):
-    """A file of data/<task>/judge_prompts/<version>: its dimensions, and a text with {instruction}, {count}, {texts}, {format}."""
+    """A file of data/<task>/judge_prompts/<version>: its dimensions, and a text with {instruction}, {count}, {texts},
+    {format}."""
 
     dimensions: list[str]
     template: str
@@ -60,7 +61,8 @@ def load_prompt(folder: Path, name: str | None) -> JudgePrompt:
     marks = set(re.findall(r"\{(\w+)\}", template))
     if marks != {"instruction", "count", "texts", "format"}:
         raise UserError(
-            f"{show_path(files[0])} has the marks {sorted(marks)}; fix: {{instruction}}, {{count}}, {{texts}}, {{format}}"
+            f"{show_path(files[0])} has the marks {sorted(marks)}; fix: {{instruction}}, {{count}}, {{texts}}, "
+            f"{{format}}"
         )
     return JudgePrompt(dimensions, template.strip())
 

@@ -54,10 +54,11 @@ WIDE = str.maketrans("“”‘’：，；｛｝［］（）０１２３４５�
 def parse_reply(reply: str, count: int, dimensions: Sequence[str]) -> Reply | None:
     """The scores of all `count` texts on all dimensions and the best text; None where the reply does not say them.
 
-    JSON may stand in a fence or in prose, behind thinking, with single quotes, trailing commas, comments, full-width punctuation, raw
-    line ends or quotes in its strings; texts may be a list, or named 1, A, 文本1; prose and Markdown tables are read too. Where several
-    readings are whole the last one counts. A score outside 1..5, a text or a dimension that is missing make the reply unparsed: nothing
-    is guessed. Where the best text is not named, it is the one with the highest mean score.
+    JSON may stand in a fence or in prose, behind thinking, with single quotes, trailing commas, comments, full-width
+    punctuation, raw line ends or quotes in its strings; texts may be a list, or named 1, A, 文本1; prose and Markdown
+    tables are read too. Where several readings are whole the last one counts. A score outside 1..5, a text or a
+    dimension that is missing make the reply unparsed: nothing is guessed. Where the best text is not named, it is the
+    one with the highest mean score.
     """
     said = re.split(r"</think(?:ing)?>", reply)[-1][-LONGEST:]
     said = re.sub(r"<think(?:ing)?>.*", "", said, flags=re.DOTALL)  # a cut-off thought is no answer
@@ -76,7 +77,8 @@ AFTER_STRING = re.compile(r"\s*(?:[}\]:]|$|//|/\*|,\s*(?:[\"{}\[\]\-\d/]|true|fa
 
 
 def _values(text: str) -> list:
-    """Everything in the text that reads as a JSON object or list, in order, inner ones only where the outer does not read."""
+    """Everything in the text that reads as a JSON object or list, in order, inner ones only where the outer does not
+    read."""
     values, at, failed = [], 0, 0
     while failed < 200 and (match := re.compile(r"[{\[]").search(text, at)):
         end, block = _balanced(text, match.start())
@@ -215,7 +217,8 @@ def _dimensions(item, dimensions: Sequence[str]) -> dict[str, float] | None:
 
 
 def _score(value) -> float | None:
-    """4, 4.0, "4", "4分", "4/5", "四分", {"score": 4, ...} -> 4.0; None for anything else and for what is outside LOW..HIGH."""
+    """4, 4.0, "4", "4分", "4/5", "四分", {"score": 4, ...} -> 4.0; None for anything else and for what is outside
+    LOW..HIGH."""
     if isinstance(value, dict):
         names = ("score", "分数", "得分", "评分", "打分", "value", "rating")
         value = next((value[key] for key in names if key in value), None)
@@ -255,7 +258,7 @@ NUMBER = r"(?<![0-9.])(?:[0-9]+(?:\.[0-9]+)?|[一二两三四五六七八九十]
 SCORE = rf"({NUMBER})\s*(?:/\s*5(?:\.0+)?(?![0-9.])|分|颗?星|points?|stars?)?(半)?"
 UNIT = r"(?:/\s*5(?:\.0+)?(?![0-9.])|分|颗?星|points?\b|stars?\b)"
 LIST_NUMBER = r"(?:\(?(?:[0-9]{1,2}|[一二三四五六七八九十]{1,3})(?:[.、)](?![0-9])|:(?=\s*[^\s0-9]))|[①-⑳⑴-⒇])"
-COUNTED = "个|处|句|字|行|条|次|首|篇|段|词|项|步|遍|种|位|人|岁|天|小时|分钟|秒|元|倍|年|月|日|号|层|方面|多|余|言|律|绝|韵|words?|errors?"
+COUNTED = "[个处句字行条次首篇段词项步遍种位人岁天秒元倍年月日号层多余言律绝韵]|小时|分钟|方面|words?|errors?"
 # Numbers that are no score, taken out in this order.
 NO_SCORES = [
     rf"(?:(?:19|20)[0-9]{{2}}|[一二三四五六七八九〇零]{{4}})\s*(?:年|[-/.](?=[0-9]))(?:\s*{NUMBER}\s*[-/.月]?(?:\s*{NUMBER}\s*[日号]?)?)?",
@@ -277,7 +280,8 @@ OTHER_SCALE = re.compile(
 
 
 def _stated(text: str) -> float | None:
-    """The one score that a piece of text about one dimension states. List numbers, weights, years, counts, ranges are none."""
+    """The one score that a piece of text about one dimension states. List numbers, weights, years, counts, ranges are
+    none."""
     text = ":" + re.sub(r"[*`#]+|__|<br\s*/?>", " ", text.translate(WIDE)).strip().lstrip(":").strip()
     if OTHER_SCALE.search(text):
         return None
@@ -361,7 +365,8 @@ HEAD = rf"(?:^|(?<=[\n。;,]))[\s*#>\-]*(?:{LIST_NUMBER}[\s*]*)?"  # where a hea
 
 
 def _read_prose(text: str, count: int, dimensions: Sequence[str]) -> Reply | None:
-    """Prose such as "文本1：指令遵循 4，事实准确 5" for each text, or "指令遵循：文本1 4 分，文本2 3 分" for each dimension."""
+    """Prose such as "文本1：指令遵循 4，事实准确 5" for each text, or "指令遵循：文本1 4 分，文本2 3 分" for each
+    dimension."""
     text = _score_lines(text)
     body = re.split(r"(?im)^[\s*#>\-]*(?:最佳|最好|胜者|优胜|best|winner|总评|总结|结论)", text)[0]
     labels = rf"{HEAD}(?=(?:{KINDS}|第))(?:{LABEL})[\s*]*(?:\([^()\n]*\))?[\s*]*[:\n]"

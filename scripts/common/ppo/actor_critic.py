@@ -1,7 +1,7 @@
 """Policy, reference and value head of stage 51 on one body, and the answers that the policy writes.
 
-The policy is a LoRA adapter, the reference the same model with the adapter switched off. Shapes: N answers of at most T tokens, [N, T]
-with a mask of the real ones; inside a micro-batch only the real tokens, row after row: [tokens].
+The policy is a LoRA adapter, the reference the same model with the adapter switched off. Shapes: N answers of at most T
+tokens, [N, T] with a mask of the real ones; inside a micro-batch only the real tokens, row after row: [tokens].
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class Rollout:
 class ActorCritic:
     """A causal model with the LoRA adapter "default" (the policy) and a linear value head on the last hidden state.
 
-    value_body "shared": the head reads the policy's body and trains it; "own": it reads the same weights under an adapter of its own,
-    "value". `policy` and `value` are the trainable parameters by name. temperature: of the policy, here and everywhere.
+    value_body "shared": the head reads the policy's body and trains it; "own": it reads the same weights under an
+    adapter of its own, "value". `policy` and `value` are the trainable parameters by name. temperature: of the policy,
+    here and everywhere.
     """
 
     def __init__(self, model, lora, value_body: str, temperature: float):
@@ -108,7 +109,8 @@ class ActorCritic:
                 parameter.copy_(saved[name])
 
     def states(self, batch: Rollout, rows: list[int]) -> Tensor:
-        """Hidden states [tokens, hidden] at the places that predict the answers' tokens, under the adapter that is active."""
+        """Hidden states [tokens, hidden] at the places that predict the answers' tokens, under the adapter that is
+        active."""
         lengths = batch.lengths
         sequences = [batch.prompts[row] + batch.tokens[row, : lengths[row] - 1].tolist() for row in rows]
         shape = (len(rows), max(map(len, sequences)))
@@ -135,14 +137,15 @@ class ActorCritic:
 
     @torch.no_grad()
     def expect(self, batch: Rollout, reward: float) -> None:
-        """Start the value head from a constant, in a first batch too: from 0 it would take many steps, and its errors are noise for
-        the policy meanwhile."""
+        """Start the value head from a constant, in a first batch too: from 0 it would take many steps, and its errors
+        are noise for the policy meanwhile."""
         self.value_head.bias.fill_(reward)
         batch.values.fill_(reward)
 
     @torch.no_grad()
     def look_again(self, batch: Rollout, what: str, token_budget: int) -> Tensor:
-        """[N, T]: the "reference"'s log-probabilities of the written tokens, or the "value"s of a value head with its own body."""
+        """[N, T]: the "reference"'s log-probabilities of the written tokens, or the "value"s of a value head with its
+        own body."""
         result = torch.zeros_like(batch.values)
         for rows in batch.micro_batches(list(range(len(batch.prompts))), token_budget):
             real = batch.mask[rows]
@@ -202,7 +205,8 @@ def share(rows: list) -> list:
 
 
 def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:
-    """The prompts of one step, which decides them with the seed alone: pass after pass over all, each in an order of its own."""
+    """The prompts of one step, which decides them with the seed alone: pass after pass over all, each in an order of
+    its own."""
     places = range(step * count, (step + 1) * count)
     passes = {place // len(prompts) for place in places}
     orders = {number: random.Random(f"{seed} {number}").sample(prompts, len(prompts)) for number in passes}
@@ -210,8 +214,8 @@ def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:
 
 
 def save_checkpoint(output_dir: Path, agent: ActorCritic, optimizer, step: int, beta: float, log: list[dict]) -> None:
-    """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept. Of several processes
-    the first writes."""
+    """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept. Of
+    several processes the first writes."""
     if not PartialState().is_main_process:
         return
     partial, whole = output_dir / "partial", output_dir / f"checkpoint-{step}"

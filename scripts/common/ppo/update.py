@@ -1,6 +1,8 @@
-"""The formulas of PPO (stage 51), each with its paper, and one step's learning with them. docs/PPO.md says why each was chosen.
+"""The formulas of PPO (stage 51), each with its paper, and one step's learning with them. docs/PPO.md says why each was
+chosen.
 
-Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only: [tokens].
+Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only:
+[tokens].
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 
 def kl_estimate(logprobs, reference, estimator: str = "k1"):
-    """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL divergence")."""
+    """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL
+    divergence")."""
     difference = logprobs - reference
     return difference if estimator == "k1" else (-difference).exp() - 1 + difference
 
@@ -23,7 +26,8 @@ def next_beta(beta: float, kl: float, target: float) -> float:
 
 
 def token_rewards(scores, penalties, mask):
-    """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last: [N, T]."""
+    """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last:
+    [N, T]."""
     rewards = penalties * mask
     rewards[range(len(scores)), mask.sum(1) - 1] += scores
     return rewards
@@ -32,7 +36,8 @@ def token_rewards(scores, penalties, mask):
 def gae(rewards, values, mask, gamma: float, lam: float):
     """Advantages and returns, both [N, T] (Schulman et al. 2016, eq. 16); nothing follows the last real token of a row.
 
-    delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's target.
+    delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's
+    target.
     """
     advantages, after, value_after = values.new_zeros(values.shape), 0.0, 0.0
     for t in reversed(range(values.shape[1])):
@@ -56,7 +61,8 @@ def policy_loss(logprobs, old_logprobs, advantages, clip: float):
 
 
 def value_loss(values, old_values, returns, clip: float):
-    """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 = plain."""
+    """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 =
+    plain."""
     error = (values - returns) ** 2
     if clip:
         error = error.maximum((old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
@@ -64,17 +70,20 @@ def value_loss(values, old_values, returns, clip: float):
 
 
 def explained_variance(values, returns) -> float:
-    """1 - Var[returns - values] / Var[returns]: 1 = the value head knew, 0 = no better than a constant; 0 where nothing varies."""
+    """1 - Var[returns - values] / Var[returns]: 1 = the value head knew, 0 = no better than a constant; 0 where nothing
+    varies."""
     spread = returns.var(correction=0).item()
     return 1 - (returns - values).var(correction=0).item() / spread if spread else 0.0
 
 
 def update(agent, optimizer, batch, advantages, returns, settings) -> dict:
-    """Up to `epochs` passes over one batch (common.ppo.actor_critic.Rollout) by its ActorCritic; means of what was seen in them.
+    """Up to `epochs` passes over one batch (common.ppo.actor_critic.Rollout) by its ActorCritic; means of what was seen
+    in them.
 
     settings: of stage 51 (epochs, minibatches, micro_tokens, clip, value_clip, value_coef, stop_kl, max_grad_norm).
 
-    Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the whole's.
+    Each process takes its share of a minibatch and divides by the tokens of the whole: the gradients add up to the
+    whole's.
     """
     parameters = [*agent.policy.values(), *agent.value.values()]
     seen, norms, count, sums = [], [0.0], 0, {"policy_loss": 0.0, "value_loss": 0.0, "clip_share": 0.0}

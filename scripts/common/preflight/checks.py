@@ -4,9 +4,9 @@ Stage 19 prints the whole report; the training stages call the same checks and s
 
     require_clean_files(settings, tokenizer, "sft", settings.train_file, settings.val_file)
 
-A new check is one function (Data) -> findings, added to CHECKS of common/preflight/rows.py, or of common/preflight/files.py if it costs
-seconds: those only stage 19 makes. common/preflight/texts.py says what a single text must not hold, common/preflight/tokenizers.py what a
-tokenizer must do.
+A new check is one function (Data) -> findings, added to CHECKS of common/preflight/rows.py, or of
+common/preflight/files.py if it costs seconds: those only stage 19 makes. common/preflight/texts.py says what a single
+text must not hold, common/preflight/tokenizers.py what a tokenizer must do.
 """
 
 import re
@@ -33,10 +33,10 @@ FILE_NAMES = {
 NAMES = re.findall(  # every name that a finding may have, for --allow
     r"[\w-]+",
     """broken-off chat-template classes contradiction control-character copy eos-token equal-pair error-message escape
-    exchanged group-leak html-entity html-tag identity-card invisible-character labels language leak line-separator lookalike
-    loop lost-character mail-address meta-keys missing-value mobile-number model-files mojibake near-copy no-word one-answer
-    pad-token placeholder private-use refusal repeats-prompt role-label short-answer special-token surface template-markup
-    thinking too-long unknown-token white-space""",
+    exchanged group-leak html-entity html-tag identity-card invisible-character labels language leak line-separator
+    lookalike loop lost-character mail-address meta-keys missing-value mobile-number model-files mojibake near-copy
+    no-word one-answer pad-token placeholder private-use refusal repeats-prompt role-label short-answer special-
+    token surface template-markup thinking too-long unknown-token white-space""",
 )
 
 
@@ -53,8 +53,9 @@ def check_rows(
     """Check the files of one training stage, tokenized as that stage does it.
 
     `schema` is sft, preference, kto, prompts, style, or auto (see detect_schema). A file that is missing or broken is
-    a finding like any other; rows with errors are left out of the later checks and of the figures. `more_checks` run after
-    those of CHECKS. Findings whose name is in `allow` are left out and counted. Raises UserError for a name that there is not.
+    a finding like any other; rows with errors are left out of the later checks and of the figures. `more_checks` run
+    after those of CHECKS. Findings whose name is in `allow` are left out and counted. Raises UserError for a name that
+    there is not.
     """
     if unknown := [name for name in allow if name not in NAMES]:
         raise UserError(f"--allow {' '.join(unknown)}: no such check; fix: one of {', '.join(NAMES)}")
@@ -106,7 +107,8 @@ def drop_refused(data: Data, more_checks: Sequence[Check] = ()) -> list[Finding]
 
 
 def require_clean_files(settings, tokenizer, schema: str, train_file: Path, val_file: Path | None = None) -> None:
-    """Check the files of a training stage with its own settings. Raises UserError listing the errors, if there are any."""
+    """Check the files of a training stage with its own settings. Raises UserError listing the errors, if there are
+    any."""
     limits = settings.max_length, settings.enable_thinking, settings.allow
     require_clean(check_rows(train_file, val_file, schema, tokenizer, *limits))
 
@@ -134,7 +136,8 @@ def require_clean(report: Report) -> None:
 
 
 def detect_schema(path: Path) -> str:
-    """By the file name (sft_*, pref_*, kto_*, prompts_*, style_*), else by the keys of the first readable row, else sft."""
+    """By the file name (sft_*, pref_*, kto_*, prompts_*, style_*), else by the keys of the first readable row, else
+    sft."""
     first_word = re.split(r"[_.\-]", path.name)[0]
     if first_word in FILE_NAMES:
         return FILE_NAMES[first_word]

@@ -44,7 +44,8 @@ ASKS_FOR_ANOTHER = re.compile(
 def check_near_copies(data: Data) -> Iterator[Finding]:
     """Answers (of a pair the chosen one) that are nearly another's: within a file, and of val in train.
 
-    What is held out is the text, so answers are compared, not prompts; equal ones are the business of common/preflight/rows.py.
+    What is held out is the text, so answers are compared, not prompts; equal ones are the business of
+    common/preflight/rows.py.
     """
     if data.schema == "prompts":
         return
@@ -74,9 +75,10 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
 def near_copies(texts: list[str], threshold: float) -> list[tuple[int, int, float]]:
     """(index, earlier index, likeness) of every text that is like an earlier one which is itself no copy of another.
 
-    Likeness is the Jaccard similarity of the pairs of neighbouring characters. MinHash (Broder 1997) only chooses what is compared
-    exactly. Up to ALL_PAIRS texts are estimated against all others; beyond, against those that share a band of BAND hashes: of two
-    texts of likeness .8, 997 of 1000 do. A band's list ends at MAX_SHARED texts, so that rows of one template do not become all pairs.
+    Likeness is the Jaccard similarity of the pairs of neighbouring characters. MinHash (Broder 1997) only chooses what
+    is compared exactly. Up to ALL_PAIRS texts are estimated against all others; beyond, against those that share a band
+    of BAND hashes: of two texts of likeness .8, 997 of 1000 do. A band's list ends at MAX_SHARED texts, so that rows of
+    one template do not become all pairs.
     """
     import numpy as np
     from rensa import RMinHash
@@ -166,13 +168,15 @@ def check_languages(data: Data) -> Iterator[Finding]:
                 yield file.finding("language", "warning", line, reason, "opencc.OpenCC('t2s').convert(text)")
 
 
-# ------------------------------------------------------------------------------------------- what the surface gives away
+# ------------------------------------------------------------------------------------------- what the surface gives
+# away
 
 
 def check_surface(data: Data) -> Iterator[Finding]:
     """Pairs that length alone, or a bag of characters, tells apart: a reward model learns that and nothing else.
 
-    Fitted on train and measured on val; without val, fitted on one half of train and measured on the other, split by prompt.
+    Fitted on train and measured on val; without val, fitted on one half of train and measured on the other, split by
+    prompt.
     """
     if data.schema != "preference":
         return

@@ -1,4 +1,5 @@
-"""What is wrong with an input: the one type for it, from the readers of files to the checks in front of a training run."""
+"""What is wrong with an input: the one type for it, from the readers of files to the checks in front of a training
+run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

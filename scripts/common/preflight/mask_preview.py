@@ -1,7 +1,8 @@
-"""Which tokens of a row are trained, as one HTML page that needs no network: for SFT, DPO and reward rows, RL prompts and classifiers.
+"""Which tokens of a row are trained, as one HTML page that needs no network: for SFT, DPO and reward rows, RL prompts
+and classifiers.
 
-The tokens are made as trl 1.16 makes them (SFTTrainer, DPOTrainer and RewardTrainer, `_prepare_dataset`); test_mask_preview.py holds
-them against the trainers themselves. What a row says never becomes markup.
+The tokens are made as trl 1.16 makes them (SFTTrainer, DPOTrainer and RewardTrainer, `_prepare_dataset`);
+test_mask_preview.py holds them against the trainers themselves. What a row says never becomes markup.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = 
 
 
 def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
-    """chosen and rejected as a reward model reads them: one score, at the last token. Longer rows are left out by trl."""
+    """chosen and rejected as a reward model reads them: one score, at the last token. Longer rows are left out by
+    trl."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
     sequences = []
     for name in ("chosen", "rejected"):
@@ -122,7 +124,8 @@ def _kinds(trained: list[bool], kind: str, max_length: int) -> list[str]:
 
 
 def _marked_template(tokenizer) -> str | None:
-    """A template that marks the answers: the tokenizer's own, or trl's copy of it. None: trl trains all behind the prompt."""
+    """A template that marks the answers: the tokenizer's own, or trl's copy of it. None: trl trains all behind the
+    prompt."""
     if GENERATION_MARK.search(tokenizer.chat_template):
         return tokenizer.chat_template
     from trl.chat_template_utils import get_training_chat_template
@@ -137,7 +140,8 @@ def _marked_template(tokenizer) -> str | None:
 
 
 def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int, thinking: bool, style: str) -> list:
-    """files: (name, schema, [(line, row)]). One section a file; preference rows are shown as DPO and as a reward model sees them."""
+    """files: (name, schema, [(line, row)]). One section a file; preference rows are shown as DPO and as a reward model
+    sees them."""
     sections = []
     for name, schema, rows in files:
         view = (tokenizer, max_length, thinking)

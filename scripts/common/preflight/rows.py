@@ -1,4 +1,5 @@
-"""Checks of rows that every training stage makes, quick enough for that: texts, pairs, labels, copies, what max_length cuts off.
+"""Checks of rows that every training stage makes, quick enough for that: texts, pairs, labels, copies, what max_length
+cuts off.
 
 Each is a function (Data) -> findings, named in CHECKS. Those that cost seconds are in common/preflight/files.py.
 """
@@ -129,7 +130,8 @@ def check_pairs(data: Data) -> Iterator[Finding]:
 
 
 def _changed(good: str, bad: str) -> int:
-    """Characters between the common beginning and the common end; 0 where they are many, or where a number is what differs."""
+    """Characters between the common beginning and the common end; 0 where they are many, or where a number is what
+    differs."""
     start = len(_common(good, bad))
     end = len(_common(good[start:][::-1], bad[start:][::-1]))
     middles = (good[start : len(good) - end], bad[start : len(bad) - end])
@@ -188,7 +190,8 @@ def check_overlap(data: Data) -> Iterator[Finding]:
             answers.setdefault(bare(row[key]), line)
 
     for line, row in val.rows:
-        # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train. So may a bad answer.
+        # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train. So may a bad
+        # answer.
         key = next(iter(ANSWERS[data.schema]), "")
         text = bare(row[key]) if key and is_wanted(row, key) else ""
         if earlier := whole.get(_identity(row, data.schema)):

@@ -1,7 +1,9 @@
-"""What a text in a training file should not hold: damaged or invisible characters, markup, personal data, error messages.
+"""What a text in a training file should not hold: damaged or invisible characters, markup, personal data, error
+messages.
 
-Pure functions from a text to findings without a place; common/preflight/rows.py runs them over a file and adds the line. They are
-quick enough for every training stage: one search tells most texts apart from those that need a closer look.
+Pure functions from a text to findings without a place; common/preflight/rows.py runs them over a file and adds the
+line. They are quick enough for every training stage: one search tells most texts apart from those that need a closer
+look.
 """
 
 import datetime
@@ -19,7 +21,8 @@ MIN_SENTENCE = 30  # characters; shorter answers may end anywhere
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern` anywhere in a text is a fault. {code} in the reason is the code point found, {found} the match itself."""
+    """`pattern` anywhere in a text is a fault. {code} in the reason is the code point found, {found} the match
+    itself."""
 
     check: str
     pattern: re.Pattern
@@ -79,7 +82,10 @@ ANY_TEXT = [
     ),
     _rule(
         "template-markup",
-        r"<\|\w+\|>|<｜[^｜<>]{1,30}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|^### ?(?:Instruction|Response)",
+        (
+            r"<\|\w+\|>|<｜[^｜<>]{1,30}｜>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|^### ?(?:Instruction|"
+            r"Response)"
+        ),
         "warning",
         "markup of a chat template: {found}",
         "keep the words only: the template of the model is added in training",
@@ -110,7 +116,8 @@ ANY_TEXT = [
     ),
     _rule(
         "placeholder",
-        r"\$?\{\{? ?[A-Za-z_][A-Za-z_ ]{2,40}\}|\[(?:插入|填写|请填|此处)[^\]\n]{0,30}\]|【(?:插入|填写|请填|此处)[^】\n]{0,30}】",
+        r"\$?\{\{? ?[A-Za-z_][A-Za-z_ ]{2,40}\}|"
+        r"\[(?:插入|填写|请填|此处)[^\]\n]{0,30}\]|【(?:插入|填写|请填|此处)[^】\n]{0,30}】",
         "warning",
         "a placeholder that nobody filled in: {found}",
         in_code=False,
@@ -153,7 +160,8 @@ CHINESE_ERROR = (
     r"|接口(?:调用)?(?:失败|错误|超时)|调用失败)"
 )
 API_ERROR_STARTS = re.compile(rf"\s*(?:\{{\s*[\"']error[\"']|<!DOCTYPE html|<html|{CHINESE_ERROR})", re.IGNORECASE)
-# The whole text is an error and nothing is said of it. Only then is it an error of the data, and only where nobody asked for it.
+# The whole text is an error and nothing is said of it. Only then is it an error of the data, and only where nobody
+# asked for it.
 NOTHING_BUT_AN_ERROR = re.compile(
     r"\{\s*[\"']error[\"']\s*:.*\}|Error code: ?\d{3}(?:\s*-.*)?|Traceback \(most recent.*"
     r"|(?:<!DOCTYPE|<html)(?=.*<(?:title|h1)>[^<]*(?:[45]\d\d|[Ee]rror|错误)).{0,3000}"
@@ -226,18 +234,34 @@ def faults_of_answer(text: str, wanted: bool, asked: str = "") -> Iterator[Findi
             reason = "the answer looks like an error message or an HTML page"
             yield fault(reason, "fine if it was asked for; else leave the row out", "warning", "error-message")
     for check, found, reason, fix in (
-        ("role-label", (label := ROLE_LABEL.search(text[:40])), f"the answer starts with a label: {label and label[0]}",
-         "keep the words only: roles are the template's"),
+        (
+            "role-label",
+            (label := ROLE_LABEL.search(text[:40])),
+            f"the answer starts with a label: {label and label[0]}",
+            "keep the words only: roles are the template's",
+        ),
         ("white-space", text != body, "white space around the answer: the model learns to write it", "text.strip()"),
         # "？？？" is a remark, "……" is none
-        ("no-word", body and not re.search(r"[\w?？!！+*/<>=^$%#&|~`@-]", text) and not PICTOGRAM.search(text),
-         "the answer has no word in it", "write an answer, or leave the row out"),
-        ("refusal", wanted and REFUSAL.search(text), "the answer refuses as an assistant of another maker would",
-         "fine if meant; else leave it out"),
-        ("broken-off", wanted and len(body) >= MIN_SENTENCE and body[-1] in UNFINISHED, f"the answer breaks off at {body[-1:]!r}",
-         "it was cut where it was made: write it to its end"),
+        (
+            "no-word",
+            body and not re.search(r"[\w?？!！+*/<>=^$%#&|~`@-]", text) and not PICTOGRAM.search(text),
+            "the answer has no word in it",
+            "write an answer, or leave the row out",
+        ),
+        (
+            "refusal",
+            wanted and REFUSAL.search(text),
+            "the answer refuses as an assistant of another maker would",
+            "fine if meant; else leave it out",
+        ),
+        (
+            "broken-off",
+            wanted and len(body) >= MIN_SENTENCE and body[-1] in UNFINISHED,
+            f"the answer breaks off at {body[-1:]!r}",
+            "it was cut where it was made: write it to its end",
+        ),
         ("loop", wanted and _loops(body), "the answer repeats a passage four times or more", LEAVE_OUT),
-    ):  # fmt: skip
+    ):
         if found:
             yield fault(reason, fix, "warning", check)
 

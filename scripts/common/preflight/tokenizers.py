@@ -1,4 +1,5 @@
-"""What the preflight asks of a tokenizer, its chat template and the configuration of its model: can training teach it to stop?
+"""What the preflight asks of a tokenizer, its chat template and the configuration of its model: can training teach it
+to stop?
 
 Pure functions that return findings without a place; common/preflight/checks.py and stage 19 add the model's name.
 """
@@ -92,7 +93,8 @@ def _check_template(tokenizer, enable_thinking: bool) -> list[Finding]:
 
 
 def check_model_files(model: str, max_length: int) -> list[Finding]:
-    """What stands in the model's folder, before a stage sets right what it can: pad, eos and length, as other tools read them."""
+    """What stands in the model's folder, before a stage sets right what it can: pad, eos and length, as other tools
+    read them."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     from common.models import turn_end
@@ -106,7 +108,10 @@ def check_model_files(model: str, max_length: int) -> list[Finding]:
     here = "the stages here train with eos {eos} and another pad; tokenizer.save_pretrained(...) fixes the folder"
     fix = here.format(eos=stop)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
-        reason = f"pad and eos are the same token {tokenizer.eos_token} in this folder: a trainer that masks pad hides every eos"
+        reason = (
+            f"pad and eos are the same token {tokenizer.eos_token} in this folder: "
+            "a trainer that masks pad hides every eos"
+        )
         found.append(fault(f"{reason}, and the model never learns to stop", fix, "warning", "model-files"))
     if tokenizer.eos_token != stop:
         reason = f"eos is {tokenizer.eos_token} in this folder, but the template ends a turn with {stop}"

@@ -34,7 +34,8 @@ def choose_characters(verse: Iterable[str], more: Iterable[str], min_count: int)
 
 
 def build_tokenizer(characters: Iterable[str]):
-    """A transformers tokenizer over `characters` (each one character) with byte fallback: any text survives a round trip."""
+    """A transformers tokenizer over `characters` (each one character) with byte fallback: any text survives a round
+    trip."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 

@@ -1,11 +1,13 @@
-"""Checkpoints of a pretraining run: folders step-00000400 with a model that --init takes, the optimizer state and the counts.
+"""Checkpoints of a pretraining run: folders step-00000400 with a model that --init takes, the optimizer state and the
+counts.
 
-Safetensors and JSON, no pickle. A checkpoint carries the identity of its run (settings and input hashes): another run refuses it.
+Safetensors and JSON, no pickle. A checkpoint carries the identity of its run (settings and input hashes): another run
+refuses it.
 
     python scripts/common/pretraining/checkpoints.py CHECKPOINT TARGET
 
-writes a checkpoint again in a third of its size, for carrying it elsewhere: weights and Muon's momentum in bfloat16, without AdamW's
-moments, which are 20 steps old at most (betas .9 and .95). --init takes it like the other one.
+writes a checkpoint again in a third of its size, for carrying it elsewhere: weights and Muon's momentum in bfloat16,
+without AdamW's moments, which are 20 steps old at most (betas .9 and .95). --init takes it like the other one.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first. A folder is renamed once it is complete, and renamed again before it is deleted."""
+    """Whole checkpoints, oldest first. A folder is renamed once it is complete, and renamed again before it is
+    deleted."""
     return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
 
 
 def identity_of(record: dict, ignore: tuple[str, ...]) -> dict:
-    """What makes a run the run it is, from its record: the settings that are not in `ignore`, and the hashes of its inputs."""
+    """What makes a run the run it is, from its record: the settings that are not in `ignore`, and the hashes of its
+    inputs."""
     settings = {name: value for name, value in record["settings"].items() if name not in ignore}
     return {"settings": settings, "inputs": {name: about["sha256"] for name, about in record["inputs"].items()}}
 
@@ -54,8 +58,8 @@ def newest_of(folder: Path, identity: dict) -> Path | None:
 
 
 def save(folder: Path, model, tokenizer, optimizers, state: dict, keep: int) -> None:
-    """Write step-N, then delete all but the newest `keep` and the last one before the decay. Raises UserError for weights that are
-    not finite."""
+    """Write step-N, then delete all but the newest `keep` and the last one before the decay. Raises UserError for
+    weights that are not finite."""
     from safetensors.torch import save_file
 
     parameters = dict(model.named_parameters())
@@ -85,7 +89,8 @@ def save(folder: Path, model, tokenizer, optimizers, state: dict, keep: int) -> 
 
 
 def load_state(folder: Path, model, optimizers) -> dict | None:
-    """The counts of the checkpoint `folder`, its optimizer state put into `optimizers`; None where it is a model and no more."""
+    """The counts of the checkpoint `folder`, its optimizer state put into `optimizers`; None where it is a model and no
+    more."""
     from safetensors.torch import load_file
 
     if not (folder / STATE_FILE).exists():

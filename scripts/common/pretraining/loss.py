@@ -1,4 +1,5 @@
-"""Batches of whole texts, and their cross-entropy: the vocabulary is far wider than the model, so it is taken in slices."""
+"""Batches of whole texts, and their cross-entropy: the vocabulary is far wider than the model, so it is taken in
+slices."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ def head_loss(
 ) -> tuple[float, torch.Tensor]:
     """Mean loss in nats per token, and its gradient with respect to `hidden`; that of `head` is added to head.grad.
 
-    hidden [n, width], head [vocabulary, width], targets [n]. The gradient of the logits is softmax - one-hot: written down, so that a
-    slice of logits is read and written twice, and in `dtype`; the softmax itself is computed in float32.
+    hidden [n, width], head [vocabulary, width], targets [n]. The gradient of the logits is softmax - one-hot: written
+    down, so that a slice of logits is read and written twice, and in `dtype`; the softmax itself is computed in
+    float32.
     """
     weight, count = head.to(dtype), len(targets)
     gradient = torch.empty_like(hidden)

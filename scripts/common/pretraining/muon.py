@@ -1,7 +1,7 @@
 """Muon for the matrices inside a transformer (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
-torch.optim.Muon orthogonalises in bfloat16, which is a hundred times slower than float32 on a CPU without bf16 units, and one matrix
-at a time; this one works in the precision that it is given and stacks matrices of one shape.
+torch.optim.Muon orthogonalises in bfloat16, which is a hundred times slower than float32 on a CPU without bf16 units,
+and one matrix at a time; this one works in the precision that it is given and stacks matrices of one shape.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose step is orthogonalised and scaled to AdamW's typical size (0.2 x sqrt(longer side); Liu et al. 2025,
-    arXiv 2502.16982, section 2.2), so that one learning rate and weight decay serve both optimizers. 2-D parameters only.
+    """Nesterov momentum whose step is orthogonalised and scaled to AdamW's typical size (0.2 x sqrt(longer side); Liu
+    et al. 2025, arXiv 2502.16982, section 2.2), so that one learning rate and weight decay serve both optimizers. 2-D
+    parameters only.
 
-    Weight decay is cautious (Chen et al. 2025, arXiv 2510.12402): only weights that the step already brings nearer to 0 are decayed.
-    dtype: of the orthogonalisation; states have the parameters' own."""
+    Weight decay is cautious (Chen et al. 2025, arXiv 2510.12402): only weights that the step already brings nearer to 0
+    are decayed. dtype: of the orthogonalisation; states have the parameters' own."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, dtype=torch.float32):
         self.dtype = dtype

@@ -1,4 +1,5 @@
-"""What stands between the network and the app of stage 62: limits that uvicorn does not have, the token, the log line."""
+"""What stands between the network and the app of stage 62: limits that uvicorn does not have, the token, the log
+line."""
 
 import asyncio
 import hmac
@@ -10,9 +11,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """header_seconds: from the connection's opening, or from the first byte of a further request, until its head is whole.
+    """header_seconds: from the connection's opening, or from the first byte of a further request, until its head is
+    whole.
 
-    most: open connections. One more closes the one that has been without a request for longest; where all have one, it is not taken.
+    most: open connections. One more closes the one that has been without a request for longest; where all have one, it
+    is not taken.
     """
 
     def __init__(self, *args, header_seconds: float, most: int, **kwargs):
@@ -68,7 +71,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def connections_allowed(most: int, reserve: int = 64) -> int:
-    """`most`, or what the system lets this process open, less what the process itself needs. Raises the soft limit to the hard one."""
+    """`most`, or what the system lets this process open, less what the process itself needs. Raises the soft limit to
+    the hard one."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -92,7 +96,8 @@ def log(message: str) -> None:
 
 
 class Guard:
-    """ASGI layer around the app: body limit, token, counters and the log line. Pure ASGI, so that a stream is counted as it comes."""
+    """ASGI layer around the app: body limit, token, counters and the log line. Pure ASGI, so that a stream is counted
+    as it comes."""
 
     OPEN = ("/health", "/docs", "/openapi.json")  # answered without a token
 

@@ -12,9 +12,10 @@ class TooBusy(Exception):
 class MicroBatcher:
     """Collects texts from many requests and scores them together in one worker thread.
 
-    score: list of texts -> list of results, in order. A result or an exception reaches the request that brought the text.
-    most: texts scored together, 1 = one by one. wait: seconds that a lone text waits for company; under load nothing waits for this,
-    because the next batch fills while the model is busy. limit: texts in the queue. observe: called with the size of each batch.
+    score: list of texts -> list of results, in order. A result or an exception reaches the request that brought the
+    text. most: texts scored together, 1 = one by one. wait: seconds that a lone text waits for company; under load
+    nothing waits for this, because the next batch fills while the model is busy. limit: texts in the queue. observe:
+    called with the size of each batch.
     """
 
     def __init__(self, score: Callable, most: int, wait: float, limit: int, observe: Callable[[int], None]):

@@ -1,4 +1,5 @@
-"""What the training stages share, built from a stage's own settings: checked inputs, LoRA, the Trainer's arguments, the run, its end.
+"""What the training stages share, built from a stage's own settings: checked inputs, LoRA, the Trainer's arguments, the
+run, its end.
 
 `settings` is the dataclass at the top of a stage. A stage passes what belongs to its algorithm beside it.
 """
@@ -31,10 +32,11 @@ ARGUMENTS = {
 
 
 def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, object, dict]:
-    """(model path, tokenizer, inputs of the run record), after the checks that come before an earlier run's files are touched.
+    """(model path, tokenizer, inputs of the run record), after the checks that come before an earlier run's files are
+    touched.
 
-    wanted: the kind of model, as common.model_files.check_model names it. Raises UserError for a model that is not whole or
-    of another kind, for rows that stage 19 calls errors, and where max_length is more than the model reads.
+    wanted: the kind of model, as common.model_files.check_model names it. Raises UserError for a model that is not
+    whole or of another kind, for rows that stage 19 calls errors, and where max_length is more than the model reads.
     """
     from common.model_files import check_model
     from common.models import load_tokenizer, require_context
@@ -51,7 +53,8 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
 
 
 def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict], dict]:
-    """(training rows, validation rows, what --long-rows did to each file), as many rows as max_train and eval_rows use; 0 is all.
+    """(training rows, validation rows, what --long-rows did to each file), as many rows as max_train and eval_rows use;
+    0 is all.
 
     Without a validation file there are no validation rows. Raises UserError where no training row is left.
     """
@@ -75,7 +78,8 @@ def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict],
 
 
 def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more):
-    """peft's LoraConfig. Raises UserError for a rank below 1 and for a word of lora_targets that names no layer of the model."""
+    """peft's LoraConfig. Raises UserError for a rank below 1 and for a word of lora_targets that names no layer of the
+    model."""
     from peft import LoraConfig
 
     if settings.lora_r < 1:
@@ -91,7 +95,8 @@ def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more)
 
 
 def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
-    """`targets` as peft takes them. Each word must be the last part of a layer's name; the word all-linear stands alone."""
+    """`targets` as peft takes them. Each word must be the last part of a layer's name; the word all-linear stands
+    alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -156,7 +161,8 @@ def trainer_arguments(cls, settings, rows: int = 0, **more):
 
 
 def fit_batch(settings, rows: int) -> tuple[int, int]:
-    """(batch_size, accumulation): as set, or smaller where both are the defaults and `rows` would make fewer than MIN_STEPS steps."""
+    """(batch_size, accumulation): as set, or smaller where both are the defaults and `rows` would make fewer than
+    MIN_STEPS steps."""
     chosen = (settings.batch_size, getattr(settings, "accumulation", 1))
     defaults = default_settings(settings)
     is_default = chosen == (defaults["batch_size"], defaults.get("accumulation", 1))
@@ -178,7 +184,8 @@ class Ended(Exception):
 
 
 class Guard(TrainerCallback):
-    """Ends a run whose numbers are no numbers, keeps what a resumed run needs to equal an undisturbed one, deletes pickles."""
+    """Ends a run whose numbers are no numbers, keeps what a resumed run needs to equal an undisturbed one, deletes
+    pickles."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -204,7 +211,8 @@ class Guard(TrainerCallback):
 
 
 def require_finite(figures: dict, step: int, settings) -> None:
-    """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk stay good."""
+    """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk stay
+    good."""
     for name, value in figures.items():
         if isinstance(value, float) and not math.isfinite(value):
             _stop(step, f"{name} is {value}", settings)
@@ -238,7 +246,8 @@ def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
 
 
 def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dict]:
-    """Train, or go on from the newest checkpoint; returns the log. The best weights are loaded where the arguments say so.
+    """Train, or go on from the newest checkpoint; returns the log. The best weights are loaded where the arguments say
+    so.
 
     chance: the loss of a model that guesses, named where training does not end below it. figures: for the run record.
 
@@ -257,7 +266,8 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
     if steps < MIN_STEPS and args.max_steps < 0:
         epochs = math.ceil(settings.epochs * MIN_STEPS / steps)
         print(
-            f"notice: {steps} optimizer steps are few; fix: --epochs {epochs}, or a smaller --batch-size and --accumulation"
+            f"notice: {steps} optimizer steps are few; fix: --epochs {epochs}, or a smaller --batch-size and "
+            f"--accumulation"
         )
     for name, value in figures.items():
         run.figure(name, value)
@@ -312,7 +322,8 @@ def require_learned(
         raise UserError(f"nothing was learned: the validation loss stayed at {losses[0]:.4f}; {fix}")
     if losses and min(losses[1:] or losses) > chance - 0.05:
         print(
-            f"warning: the validation loss is that of a model that guesses ({chance:.2f}); fix: a lower --lr, other rows"
+            f"warning: the validation loss is that of a model that guesses ({chance:.2f}); fix: a lower --lr, other "
+            f"rows"
         )
 
 
@@ -332,7 +343,8 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
 
 
 def save_adapter(trainer, settings) -> None:
-    """The adapter and the tokenizer. The figures that follow are of the model in memory: its weights are those of the file."""
+    """The adapter and the tokenizer. The figures that follow are of the model in memory: its weights are those of the
+    file."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file

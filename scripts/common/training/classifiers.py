@@ -1,4 +1,5 @@
-"""Sequence classifiers and scalar reward models: one to be trained, one with its trained head, the logits of texts, and the loss."""
+"""Sequence classifiers and scalar reward models: one to be trained, one with its trained head, the logits of texts, and
+the loss."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     model = load_strictly(AutoModelForSequenceClassification, path, resolve_dtype(dtype), heads="trained")
     if num_labels is not None and model.config.num_labels != num_labels:
         raise UserError(
-            f"{show_path(path)} has {model.config.num_labels} labels where {num_labels} is needed; fix: name another model"
+            f"{show_path(path)} has {model.config.num_labels} labels where {num_labels} is needed; fix: name another "
+            f"model"
         )
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer)
@@ -43,12 +45,14 @@ SPEAKERS = {"system": "系统", "user": "用户问题", "assistant": "回答"}
 
 
 def plain_question(prompt: str) -> str:
-    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is wanted."""
+    """The question without the words that ask for a style (stage 12's --name-style): who judges is not told which is
+    wanted."""
     return ASKED_STYLE.sub("", prompt)
 
 
 def classifier_text(prompt: str | list[dict], answer: str) -> str:
-    """The text that a style classifier is trained on and asked about: a question, or all turns of a conversation, and the answer."""
+    """The text that a style classifier is trained on and asked about: a question, or all turns of a conversation, and
+    the answer."""
     lines = []
     for turn in prompt if isinstance(prompt, list) else [{"content": prompt}]:
         role = turn.get("role", "user")
@@ -72,7 +76,8 @@ def new_classifier(base: str, tokenizer, dtype, **labels):
 
 
 def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: bool = False):
-    """A classifier's adapter on its base, as many labels as its own head has, named as label_mapping.json in or above its folder says."""
+    """A classifier's adapter on its base, as many labels as its own head has, named as label_mapping.json in or above
+    its folder says."""
     from transformers import AutoModelForSequenceClassification
 
     check_model(base, "reward base")
@@ -89,7 +94,8 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: 
             labels["label2id"] = mapping["label_to_id"]
     if len(labels.get("id2label", range(count))) != count:
         raise UserError(
-            f"{show_path(adapter)}: {count} labels, but {len(labels['id2label'])} in label_mapping.json; fix: correct it"
+            f"{show_path(adapter)}: {count} labels, but {len(labels['id2label'])} in label_mapping.json; fix: correct "
+            f"it"
         )
     model = load_strictly(AutoModelForSequenceClassification, base, resolve_dtype(dtype), heads="adapter", **labels)
     check_vocabulary(model, tokenizer)
@@ -109,8 +115,8 @@ def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_b
     max_length: tokens; a longer text loses its beginning, because the head reads the last token. token_budget: padded
     tokens a batch. The figures do not depend on the batches nor on tokenizer.padding_side, up to rounding.
 
-    Raises UserError naming the text where a logit is not finite: no label and no score follows from it. With finite=False the caller
-    looks for itself: of many requests scored together only some may be so.
+    Raises UserError naming the text where a logit is not finite: no label and no score follows from it. With
+    finite=False the caller looks for itself: of many requests scored together only some may be so.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """How rows reach trl's SFT trainer: four ways to say which tokens are trained (docs/SFT.md compares them).
 
-On single-turn rows and a template that ends a turn with eos and a line end, such as ChatML, all of them train the same tokens: the
-last answer and its eos. They differ in who renders the row, and on conversations of several turns.
+On single-turn rows and a template that ends a turn with eos and a line end, such as ChatML, all of them train the same
+tokens: the last answer and its eos. They differ in who renders the row, and on conversations of several turns.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Literal
 from common.generation import render_prompt
 from common.models import chat_dataset
 
-# prompt: trl renders the file's messages, loss on the completion; text: two strings, trl appends eos; template: one rendered text, labels
-# made here; messages: whole conversations, loss on every answer
+# prompt: trl renders the file's messages, loss on the completion; text: two strings, trl appends eos; template: one
+# rendered text, labels made here; messages: whole conversations, loss on every answer
 RowStyle = Literal["prompt", "text", "template", "messages"]
 
 
 def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: bool):
     """SFT rows ({"prompt", "completion"}, lists of messages) as the datasets.Dataset that SFTTrainer gets.
 
-    A completion of several messages: `messages` trains each of its answers, `prompt` the same where the template has marks, `text` and
+    A completion of several messages: `messages` trains each of its answers, `prompt` the same where the template has
+    marks, `text` and
     `template` only the last.
     """
     from datasets import Dataset
@@ -42,8 +43,8 @@ def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: b
 def label_answer(turns: list[dict], tokenizer, enable_thinking: bool) -> dict:
     """One conversation rendered to text: {"input_ids", "labels"}, labels -100 but on the last answer and its eos.
 
-    The answer begins where the text parts from that of the prompt with its generation prompt, so a template that writes something
-    else into an answer than into a prompt, such as Qwen3's empty thinking block, has that trained too.
+    The answer begins where the text parts from that of the prompt with its generation prompt, so a template that writes
+    something else into an answer than into a prompt, such as Qwen3's empty thinking block, has that trained too.
     """
     text = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=enable_thinking)
     prompt = render_prompt(tokenizer, turns[:-1], enable_thinking)

@@ -32,11 +32,12 @@ def stop_rate(
 
 
 def kl_to_reference(model, tokenizer, rows: list[dict], answers: list[str], enable_thinking: bool) -> float:
-    """KL(policy || reference) in nats an answer: at every token of `answers` (samples of the policy, eos added) the exact divergence of
-    the two next-token distributions, summed over the answer, averaged over answers (the chain rule of KL; arXiv 2009.01325, section 3.4).
+    """KL(policy || reference) in nats an answer: at every token of `answers` (samples of the policy, eos added) the
+    exact divergence of the two next-token distributions, summed over the answer, averaged over answers (the chain rule
+    of KL; arXiv 2009.01325, section 3.4).
 
-    model: a PeftModel, whose reference is itself with the adapter switched off. Texts are tokenized again, which may cut them
-    elsewhere than they were sampled.
+    model: a PeftModel, whose reference is itself with the adapter switched off. Texts are tokenized again, which may
+    cut them elsewhere than they were sampled.
     """
     was_training = model.training
     model.eval()
@@ -60,7 +61,8 @@ def kl_to_reference(model, tokenizer, rows: list[dict], answers: list[str], enab
 
 
 class StopProbe(TrainerCallback):
-    """At every evaluation: the share of samples that stopped, through the trainer's log, and two of the samples beside it.
+    """At every evaluation: the share of samples that stopped, through the trainer's log, and two of the samples beside
+    it.
 
     Sampling must not move the training run: the random state is put back afterwards.
     """
@@ -82,8 +84,8 @@ class StopProbe(TrainerCallback):
 
 
 def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
-    """(model path, tokenizer, prompts with their token ids, probe, inputs of the run record) of stages 50 and 51, all of it checked: a
-    wrong setting or file is told here, before an earlier run is touched."""
+    """(model path, tokenizer, prompts with their token ids, probe, inputs of the run record) of stages 50 and 51, all
+    of it checked: a wrong setting or file is told here, before an earlier run is touched."""
     if not settings.temperature > 0:
         raise UserError(f"--temperature {settings.temperature}: nothing can be drawn; fix: more than 0")
     model_path = check_model(resolve_model(settings.model, settings.task))
@@ -101,10 +103,12 @@ def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
 
 
 class DriftProbe:
-    """What stages 50 and 51 measure of a policy on fixed held-out rows: rewards, KL to the reference, NLL, whether answers stop.
+    """What stages 50 and 51 measure of a policy on fixed held-out rows: rewards, KL to the reference, NLL, whether
+    answers stop.
 
-    settings: of the stage; rewards and watch name what is learned from and what is only logged, kl_budget and nll_budget end the run.
-    task: as tasks.base.load_task gives it. rows: of the SFT schema; their completions are the held-out answers.
+    settings: of the stage; rewards and watch name what is learned from and what is only logged, kl_budget and
+    nll_budget end the run. task: as tasks.base.load_task gives it. rows: of the SFT schema; their completions are the
+    held-out answers.
     """
 
     def __init__(self, settings, task, tokenizer, rows: list[dict]):
@@ -121,9 +125,11 @@ class DriftProbe:
     def judge(
         self, rows: list[dict], texts: list[str], shared: bool = False
     ) -> tuple[list[float | None], dict[str, float]]:
-        """The total of each text, and the means of every part over the texts that it could judge; a part that judged none is left out.
+        """The total of each text, and the means of every part over the texts that it could judge; a part that judged
+        none is left out.
 
-        shared: these are this process's texts of a batch that all have written; totals and means are those of the whole batch.
+        shared: these are this process's texts of a batch that all have written; totals and means are those of the whole
+        batch.
         """
         told = [row["prompt"] for row in rows], texts, [row.get("meta", {}) for row in rows]
         columns, others = score(self.rewards, *told), score(self.watched, *told)
@@ -137,9 +143,9 @@ class DriftProbe:
         return total(self.rewards, columns), means | {name: metric(texts) for name, metric in self.set_metrics.items()}
 
     def measure(self, model, step: int) -> dict:
-        """probe/*: every reward, KL to the reference (nats an answer) and stopped share of samples at temperature 1, NLL of the held-out
-        answers (nats per character); and two of the samples. Every process measures and has the first one's figures, so that all decide
-        alike. Raises UserError where one is not finite."""
+        """probe/*: every reward, KL to the reference (nats an answer) and stopped share of samples at temperature 1,
+        NLL of the held-out answers (nats per character); and two of the samples. Every process measures and has the
+        first one's figures, so that all decide alike. Raises UserError where one is not finite."""
         sampling = (self.settings.max_new_tokens, self.settings.seed, self.settings.enable_thinking)
         with torch.random.fork_rng(), as_loaded(model):
             stopped, texts = stop_rate(model, self.tokenizer, self.rows, len(self.rows), *sampling)
@@ -166,7 +172,8 @@ class DriftProbe:
 
 @contextmanager
 def as_loaded(model):
-    """The model as it loads from disk: accelerate runs its forward pass under autocast, which rounds the adapter to bfloat16."""
+    """The model as it loads from disk: accelerate runs its forward pass under autocast, which rounds the adapter to
+    bfloat16."""
     wrapped = vars(model).get("forward")
     if plain := vars(model).get("_original_forward"):
         model.forward = plain
@@ -178,11 +185,14 @@ def as_loaded(model):
 
 
 class ProbeCallback(TrainerCallback):
-    """Runs a DriftProbe before the first step of a trl trainer and every `every` steps, and ends the run once it is over a budget.
+    """Runs a DriftProbe before the first step of a trl trainer and every `every` steps, and ends the run once it is
+    over a budget.
 
-    A checkpoint is written after each probe within the budgets and at no other step. So the newest one on disk is always within them, a
-    resumed run reads its probe from the log, and one that was killed on its way out comes to the same end again.
-    `kept`: the adapter of the last probe within the budgets. `last`: its figures. `stopped_by`: the budget that ended the run.
+    A checkpoint is written after each probe within the budgets and at no other step. So the newest one on disk is
+    always within them, a resumed run reads its probe from the log, and one that was killed on its way out comes to the
+    same end again.
+    `kept`: the adapter of the last probe within the budgets. `last`: its figures. `stopped_by`: the budget that ended
+    the run.
     """
 
     def __init__(self, trainer, probe: DriftProbe, every: int):

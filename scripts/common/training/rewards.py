@@ -4,8 +4,8 @@
     model=PATH[:WEIGHT]        a scalar reward model (stage 30)
     style=PATH#LABEL[:WEIGHT]  a classifier's probability of LABEL (stage 31)
 
-A weight is a number, 1 where none is given; a negative one punishes. The total of a completion is the weighted mean of its
-parts, and None if any part is None: a part that cannot judge never counts as 0.
+A weight is a number, 1 where none is given; a negative one punishes. The total of a completion is the weighted mean of
+its parts, and None if any part is None: a part that cannot judge never counts as 0.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def score(
 ) -> dict[str, list[float | None]]:
     """name of each reward -> one value a completion, in the order of `completions`; None where it does not apply.
 
-    Raises UserError, naming the reward and the completion, where a function raises or returns anything but a finite number or None.
+    Raises UserError, naming the reward and the completion, where a function raises or returns anything but a finite
+    number or None.
     """
     columns = {}
     for reward in rewards:
@@ -76,8 +77,8 @@ def score(
 
 
 def check_meta(rewards: list[Reward], file: Path, rows: list[dict]) -> None:
-    """Asks every rule about an empty answer to each row of `file`, so that a meta which it cannot read is told with its line before
-    a model writes. Raises UserError."""
+    """Asks every rule about an empty answer to each row of `file`, so that a meta which it cannot read is told with its
+    line before a model writes. Raises UserError."""
     rules = [reward for reward in rewards if not reward.path]
 
     def ask(part: list[dict]) -> None:
@@ -95,7 +96,8 @@ def check_meta(rewards: list[Reward], file: Path, rows: list[dict]) -> None:
 
 
 def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list[float | None]:
-    """Weighted mean of the parts, one a completion: sum of weight * part over the sum of absolute weights; None if any part is None."""
+    """Weighted mean of the parts, one a completion: sum of weight * part over the sum of absolute weights; None if any
+    part is None."""
     scale = sum(abs(reward.weight) for reward in rewards)
     rows = zip(*(columns[reward.name] for reward in rewards), strict=True)
     return [
@@ -111,7 +113,8 @@ def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
     weight = float(match["weight"]) if match and match["weight"] else 1.0
     if not match or weight == 0:
         raise UserError(
-            f"reward {spec!r}: fix: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight that is not 0"
+            f"reward {spec!r}: fix: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight "
+            f"that is not 0"
         )
     kind, _, source = match["name"].partition("=")
     if kind == "model" and source:

@@ -1,8 +1,9 @@
 """Everything of this project that reaches into trl's private methods, written for trl 1.16.0.
 
-On a CPU the trainers of stages 20, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's own. GRPO also gets
-batches without padding columns, a rollout that leaves the base's weights as they are, and an order of prompts that a resumed run repeats.
-tests/unit/test_trl_cpu.py fails where another trl is installed or one of the methods below has changed.
+On a CPU the trainers of stages 20, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's own.
+GRPO also gets batches without padding columns, a rollout that leaves the base's weights as they are, and an order of
+prompts that a resumed run repeats. tests/unit/test_trl_cpu.py fails where another trl is installed or one of the
+methods below has changed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from common.settings import UserError
 
 
 def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
-    """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain projection.
+    """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain
+    projection.
 
-    trl's tiles save GPU memory; on a CPU they score every position, prompts and padding included, and compute the logits twice. Here
-    only positions with a label are projected, once. The loss is the same. Entropy, where only the log would show it,
-    is left at 0, because it costs one more softmax.
+    trl's tiles save GPU memory; on a CPU they score every position, prompts and padding included, and compute the
+    logits twice. Here only positions with a label are projected, once. The loss is the same. Entropy, where only the
+    log would show it, is left at 0, because it costs one more softmax.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
@@ -111,8 +113,9 @@ class LeanKTOTrainer(LeanHead, KTOTrainer):
 
 
 def gather_uneven(accelerator, values):
-    """accelerator.gather for a tensor of which every process has another number of rows: batch_rebalance gives each its own, and trl
-    gathers a value per row for its log, where unlike shapes end the run or, worse, hang it. Anything but such a tensor goes as it is."""
+    """accelerator.gather for a tensor of which every process has another number of rows: batch_rebalance gives each its
+    own, and trl gathers a value per row for its log, where unlike shapes end the run or, worse, hang it. Anything but
+    such a tensor goes as it is."""
     gather = functools.partial(type(accelerator).gather, accelerator)
     if not torch.is_tensor(values) or values.dim() == 0:
         return gather(values)
@@ -128,9 +131,11 @@ def _seeded(sampler, seed: int):
 
 @contextlib.contextmanager
 def folded(model):
-    """A PeftModel with its adapter added to copies of the base's weights: a third fewer matrix products for each token written.
+    """A PeftModel with its adapter added to copies of the base's weights: a third fewer matrix products for each token
+    written.
 
-    The base's own tensors come back as they were. peft's unmerge subtracts instead, which in bfloat16 leaves other weights behind.
+    The base's own tensors come back as they were. peft's unmerge subtracts instead, which in bfloat16 leaves other
+    weights behind.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     kept = [(layer, layer.get_base_layer().weight.data) for layer in layers]
@@ -145,7 +150,8 @@ def folded(model):
 
 
 class EpochSampler(RepeatSampler):
-    """trl's sampler, its order of an epoch decided by seed and epoch: trl's own begins a resumed run with the first epoch's order."""
+    """trl's sampler, its order of an epoch decided by seed and epoch: trl's own begins a resumed run with the first
+    epoch's order."""
 
     def __init__(self, sampler: RepeatSampler, trainer):
         vars(self).update(vars(sampler))
@@ -159,7 +165,8 @@ class EpochSampler(RepeatSampler):
 
 
 class LeanGRPOTrainer(LeanHead, GRPOTrainer):
-    """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of 0."""
+    """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of
+    0."""
 
     needs_entropy = True
 
@@ -173,8 +180,8 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        """Chunks of rows of one length, each without the columns in which all its rows are padding; in trl every row is as wide as the
-        longest prompt and the longest completion of the whole generation batch."""
+        """Chunks of rows of one length, each without the columns in which all its rows are padding; in trl every row is
+        as wide as the longest prompt and the longest completion of the whole generation batch."""
         forward = super()._get_per_token_logps_and_entropies
         if self.args.device.type != "cpu" or set(kwargs) - {"compute_entropy", "compute_aux_loss"} - {
             name for name, value in kwargs.items() if value is None
@@ -208,7 +215,8 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
         return EpochSampler(super()._get_train_sampler(dataset), self)
 
     def _calculate_rewards(self, *args):
-        """Counts the completions that no reward could judge. trl leaves them out of baselines and gives them the advantage 0."""
+        """Counts the completions that no reward could judge. trl leaves them out of baselines and gives them the
+        advantage 0."""
         rewards = super()._calculate_rewards(*args)  # [completions of all processes, 1]
         unknown = rewards.isnan()
         if unknown.all():

@@ -1,7 +1,9 @@
-"""Chat in the user's own data: how a row becomes messages, and what its answer was asked to be. Metrics and rewards are one.
+"""Chat in the user's own data: how a row becomes messages, and what its answer was asked to be. Metrics and rewards are
+one.
 
-meta holds what the prompt asked for in numbers, null or [] where it asked nothing: {"max_characters": 30, "must_include": ["雨伞"],
-"sentences": 2, "list_items": null}. What is right in content no rule can tell: that is for a reward model (stage 30) or a judge (stage 71).
+meta holds what the prompt asked for in numbers, null or [] where it asked nothing: {"max_characters": 30,
+"must_include": ["雨伞"], "sentences": 2, "list_items": null}. What is right in content no rule can tell: that is for a
+reward model (stage 30) or a judge (stage 71).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ RUN = 4  # characters: a run of so many that stands twice is a repetition
 
 
 def messages(row: dict) -> list[dict]:
-    """The turns before the answer: of {"prompt": messages}, or of an alpaca row (instruction, input, system, history)."""
+    """The turns before the answer: of {"prompt": messages}, or of an alpaca row (instruction, input, system,
+    history)."""
     if isinstance(row.get("prompt"), list):
         return row["prompt"]
     turns = [{"role": "system", "content": row["system"]}] if row.get("system") else []
@@ -28,7 +31,8 @@ def messages(row: dict) -> list[dict]:
     return [*turns, {"role": "user", "content": content}]
 
 
-# --- what was asked in numbers: shares, so that a partly right answer earns more than a wrong one; pass rates are what is published
+# --- what was asked in numbers: shares, so that a partly right answer earns more than a wrong one; pass rates are what
+# is published
 
 
 def count_characters(text: str) -> int:
@@ -97,29 +101,43 @@ def closed(text: str, meta: dict) -> float:
 
 @per_text
 def chinese(text: str, meta: dict) -> float | None:
-    """Share of Han characters among letters of any script; digits and punctuation are left out; None where there is none."""
+    """Share of Han characters among letters of any script; digits and punctuation are left out; None where there is
+    none."""
     letters = "".join(filter(str.isalpha, text))
     return len(han_only(letters)) / len(letters) if letters else None
 
 
 REWARDS = {
-    "length": length, "include": include, "sentences": sentences, "list_items": list_items, "follows": follows,
-    "no_repeat": zero_for_none(no_repeat), "closed": closed, "chinese": chinese,
-}  # fmt: skip
+    "length": length,
+    "include": include,
+    "sentences": sentences,
+    "list_items": list_items,
+    "follows": follows,
+    "no_repeat": zero_for_none(no_repeat),
+    "closed": closed,
+    "chinese": chinese,
+}
 DEFAULT_REWARDS = ("no_repeat", "closed")  # the others need numbers in meta, which a user's rows seldom have
 WATCHED_REWARDS = ("follows", "chinese")
 METRICS = {
-    "length": passes(length), "include": passes(include), "sentences": passes(sentences), "list_items": passes(list_items),
-    "follows": follows, "all_followed": passes(follows), "no_repeat": no_repeat, "closed": closed, "chinese": chinese,
-}  # fmt: skip
+    "length": passes(length),
+    "include": passes(include),
+    "sentences": passes(sentences),
+    "list_items": passes(list_items),
+    "follows": follows,
+    "all_followed": passes(follows),
+    "no_repeat": no_repeat,
+    "closed": closed,
+    "chinese": chinese,
+}
 
 
 SET_METRICS = {"distinct_2": distinct(2, han_only)}
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
-    """Spans (start, end, label) that the comparison page highlights, in order, not overlapping: "included" strings that were asked for, and
-    "length_fault", what stands beyond max_characters."""
+    """Spans (start, end, label) that the comparison page highlights, in order, not overlapping: "included" strings that
+    were asked for, and "length_fault", what stands beyond max_characters."""
     end, limit = len(text), meta.get("max_characters")
     if limit is not None and count_characters(text) > limit:
         places = [place for place, char in enumerate(text) if not char.isspace()]

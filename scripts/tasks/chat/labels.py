@@ -1,7 +1,8 @@
-"""Columns that call the answer of a row good or bad: which ones a file has, how they are written, and what they say of a row.
+"""Columns that call the answer of a row good or bad: which ones a file has, how they are written, and what they say of
+a row.
 
-Words and 1/0 are read by one table. Whole or half stars of five: 4 and 5 are good, 1 and 2 bad, what lies between is left out.
-A scale belongs to the file, not to the row: 1 is good where the others are 0, and bad where the others are 5.
+Words and 1/0 are read by one table. Whole or half stars of five: 4 and 5 are good, 1 and 2 bad, what lies between is
+left out. A scale belongs to the file, not to the row: 1 is good where the others are 0, and bad where the others are 5.
 """
 
 import re
@@ -36,7 +37,8 @@ def _number(word: str) -> float | None:
 
 
 def scales(rows: Iterable[dict]) -> dict[str, str]:
-    """The label columns of a file and how each is written: words, stars, or unclear. A column without any known word is no label."""
+    """The label columns of a file and how each is written: words, stars, or unclear. A column without any known word is
+    no label."""
     found: dict[str, set[str]] = {}
     for row in rows:
         if row.get("chosen") is None and row.get("rejected") is None:  # of a pair it says nothing about one answer
@@ -58,7 +60,8 @@ def _scale(key: str, words: set[str]) -> str | None:
 
 
 def judge(row: dict, columns: dict[str, str]) -> tuple[str | None, set[str]]:
-    """(good, bad, neither, or None where the row is not labelled; the columns read). Raises Refused where a label cannot be read."""
+    """(good, bad, neither, or None where the row is not labelled; the columns read). Raises Refused where a label
+    cannot be read."""
     verdicts = {}
     for key, scale in columns.items():
         word = word_of(row[key]) if row.get(key) is not None else ""

@@ -1,8 +1,8 @@
 """A user's own rows, whatever their format, as the repo's: reading with line numbers, naming the format, converting.
 
-Formats, told apart row by row: alpaca (instruction, input, output, history, system), prompt/completion (strings or messages), messages,
-ShareGPT (conversations of from/value), pairs (chosen/rejected with a prompt, or implicit: two conversations that begin alike), and
-prompts alone. Files: JSON arrays, JSONL, CSV, TSV, parquet.
+Formats, told apart row by row: alpaca (instruction, input, output, history, system), prompt/completion (strings or
+messages), messages, ShareGPT (conversations of from/value), pairs (chosen/rejected with a prompt, or implicit: two
+conversations that begin alike), and prompts alone. Files: JSON arrays, JSONL, CSV, TSV, parquet.
 """
 
 import csv
@@ -30,8 +30,15 @@ from tasks import chat
 from tasks.chat.dialects import BARE, history_of, normalise, refuse_media, text_of_parts
 from tasks.chat.labels import judge, scales
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
-         "model": "assistant"}  # fmt: skip
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations", "conversation")  # in a CSV cell these are JSON
 COLUMNS = (  # by format; a pair takes its prompt from any
@@ -119,7 +126,8 @@ def read_rows(path: Path) -> Rows:
 
 
 def _lists_by_line(path: Path) -> bytes | None:
-    """The bytes of a JSONL file whose every line is a list of turns, as one array with the same lines; None for another file."""
+    """The bytes of a JSONL file whose every line is a list of turns, as one array with the same lines; None for another
+    file."""
     lines = path.read_bytes().removeprefix(BOM).rstrip().split(b"\n")
     try:
         first = json.loads(next(line for line in lines if line.strip()))
@@ -190,7 +198,8 @@ def _one_object(path: Path) -> Finding | None:
 
 
 def _table(path: Path, text: str) -> Rows:
-    """Rows of a CSV or TSV file with a header, each with the line on which it begins. An empty cell is an empty text."""
+    """Rows of a CSV or TSV file with a header, each with the line on which it begins. An empty cell is an empty
+    text."""
     csv.field_size_limit(1 << 30)
     head = text.lstrip().partition("\n")[0]
     delimiter = "\t" if path.suffix == ".tsv" or ("\t" in head and "," not in head) else ","
@@ -232,7 +241,8 @@ def _cell(key: str, cell: str):
 
 
 def without_empty(row: dict) -> dict:
-    """A row of a table without the empty cells of formats that it does not use: a table has every column in every row."""
+    """A row of a table without the empty cells of formats that it does not use: a table has every column in every
+    row."""
     filled = {key for key, value in row.items() if (value.strip() if isinstance(value, str) else value is not None)}
     unused = {key for keys in COLUMNS if filled.isdisjoint(keys) for key in keys}
     if not filled.isdisjoint(("chosen", "rejected")):
@@ -243,7 +253,8 @@ def without_empty(row: dict) -> dict:
 
 
 def read_cells(metas: list[dict], names: tuple[str, ...]) -> None:
-    """Reads the cells of columns that hold nothing but numbers, or nothing but JSON arrays of strings; empty ones become null."""
+    """Reads the cells of columns that hold nothing but numbers, or nothing but JSON arrays of strings; empty ones
+    become null."""
     for name in names:
         cells = {cell.strip() for meta in metas if isinstance(cell := meta.get(name), str)} - {""}
         if all(NUMBER.fullmatch(cell) for cell in cells) or all(_is_string_array(cell) for cell in cells):
@@ -275,7 +286,8 @@ def _parquet(path: Path) -> Rows:
 
 
 def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, str] | None = None) -> Converted:
-    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises Refused(reason, fix).
+    """One row in the repo's format; columns named in `keep` and those of a `meta` object go into meta. Raises
+    Refused(reason, fix).
 
     labels: the label columns of the file and their scales (labels.scales); None = judged by this row alone.
     """

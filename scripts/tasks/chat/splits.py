@@ -1,8 +1,8 @@
 """Which rows belong together, and which split each group goes to: by content, so that a grown file moves no row.
 
-Rows of the same question are a group, and so are rows of the same answer (a FAQ asks for one answer in many ways). A group is drawn as
-its first row would be alone. Two exceptions keep the splits usable: a group larger than what is held out stays in train, and a split
-that would be empty gets the group that was drawn nearest to it.
+Rows of the same question are a group, and so are rows of the same answer (a FAQ asks for one answer in many ways). A
+group is drawn as its first row would be alone. Two exceptions keep the splits usable: a group larger than what is held
+out stays in train, and a split that would be empty gets the group that was drawn nearest to it.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ def identity(row: dict) -> tuple[str, ...]:
 
 
 def answers_of(row: dict) -> set[str]:
-    """Every answer of a row, as it is compared, those of its history too; short ones, which rows may share by chance, are left out."""
+    """Every answer of a row, as it is compared, those of its history too; short ones, which rows may share by chance,
+    are left out."""
     return _long(turn for key in TURNS for turn in row.get(key, ()) if turn["role"] == "assistant")
 
 
@@ -46,7 +47,8 @@ def _long(turns) -> set[str]:
 
 
 def groups_of(rows: list[dict], by: str) -> list[list[dict]]:
-    """Rows that go to one split together, in the order of their first rows. by: answer, prompt, none, or a key of meta."""
+    """Rows that go to one split together, in the order of their first rows. by: answer, prompt, none, or a key of
+    meta."""
     wanted = set().union(*map(wanted_answers, rows)) if by == "answer" else set()
     parent: dict = {}
 
@@ -88,7 +90,8 @@ def place_of(row: dict, by: str) -> float:
 def split_groups(
     rows: dict[str, list[dict]], by: str, val_share: float, test_share: float
 ) -> tuple[dict[str, dict[str, list[dict]]], dict[str, Counter]]:
-    """kind -> split -> rows, and kind -> why rows were dropped: copies, and training rows whose answer is held out elsewhere.
+    """kind -> split -> rows, and kind -> why rows were dropped: copies, and training rows whose answer is held out
+    elsewhere.
 
     The kinds are split together: a question or an answer is on one side in all of them.
     """
@@ -127,7 +130,8 @@ def split_groups(
 
 
 def _fill(groups: list, drawn: list[str], shares: dict[str, float], limit: float, is_of_kind) -> None:
-    """Give each split that holds no row of a kind the group drawn nearest to it: small ones first, and never the last of train."""
+    """Give each split that holds no row of a kind the group drawn nearest to it: small ones first, and never the last
+    of train."""
     of_kind = [i for i, (_, group) in enumerate(groups) if any(map(is_of_kind, group))]
     for split, share in shares.items():
         if share and len(of_kind) >= FEWEST_GROUPS and all(drawn[i] != split for i in of_kind):

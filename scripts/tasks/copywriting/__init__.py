@@ -1,10 +1,11 @@
-"""Brand copy for 原素方程: how a product becomes an instruction, and what makes a copy good. Metrics and rewards are the same functions.
+"""Brand copy for 原素方程: how a product becomes an instruction, and what makes a copy good. Metrics and rewards are
+the same functions.
 
-meta holds what was asked for: {"product_id": "p01", "copy_type": "paid_ad_fab"}, and "product" (a row like those of products.jsonl)
-where the product is not one of the shipped ones.
+meta holds what was asked for: {"product_id": "p01", "copy_type": "paid_ad_fab"}, and "product" (a row like those of
+products.jsonl) where the product is not one of the shipped ones.
 
-The rules stand for what data/copywriting/brand_guide.md says and a pattern can see. They know words, numbers and order, not whether a
-sentence is well made or a scene is alive: that is what scripts/71_judge.py asks a judge.
+The rules stand for what data/copywriting/brand_guide.md says and a pattern can see. They know words, numbers and order,
+not whether a sentence is well made or a scene is alive: that is what scripts/71_judge.py asks a judge.
 """
 
 from __future__ import annotations
@@ -59,14 +60,19 @@ COPY_TYPES = {
         ("paid_ad_pas", AD, "付费广告PAS", "问题、放大、解决（此时才出现产品名）、行动号召"),
         ("paid_ad_bab", AD, "付费广告BAB", "之前、之后、桥梁（此时才出现产品名）、行动号召"),
         ("paid_ad_cta", AD, "付费广告CTA", "一个理由、一个证据、直接的行动号召"),
-        ("ecommerce_long_form", ("long", 300, 500), "电商长文案",
-         "定位、核心成分与原理、质地与取舍、适用人群与用法、规格与提醒；二到四段"),
+        (
+            "ecommerce_long_form",
+            ("long", 300, 500),
+            "电商长文案",
+            "定位、核心成分与原理、质地与取舍、适用人群与用法、规格与提醒；二到四段",
+        ),
     )
-}  # fmt: skip
+}
 
 
 class Problem(NamedTuple):
-    kind: str  # tag, markdown, punctuation, forbidden_word, exclamation, missing_cta, flat_persona, length, fact, structure
+    # tag, markdown, punctuation, forbidden_word, exclamation, missing_cta, flat_persona, length, fact, structure
+    kind: str
     span: tuple[int, int] | None  # where in the text; None = something is missing, or the whole text is at fault
     reason: str
 
@@ -135,7 +141,8 @@ def characters(text: str) -> int:
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences, without what ends them; the closing quote of direct speech goes to the sentence before."""
+    """Spans of the sentences, without what ends them; the closing quote of direct speech goes to the sentence
+    before."""
     return [
         match.span() for match in re.finditer(r"[^\s。！？!?][^。！？!?\n]*", text) if match.group().strip("”」』’ ")
     ]
@@ -260,8 +267,8 @@ MARKS = tuple((kind, re.compile(pattern), reason) for kind, pattern, reason in P
 
 
 def problems(text: str, meta: dict) -> list[Problem]:
-    """What keeps a copy from being published, as far as rules can see; empty for a clean one. Ordered by place, what has
-    none last. Raises ValueError where meta names no known product or copy type."""
+    """What keeps a copy from being published, as far as rules can see; empty for a clean one. Ordered by place, what
+    has none last. Raises ValueError where meta names no known product or copy type."""
     kind, product = copy_type_of(meta), product_of(meta)
     found = [
         Problem(name, m.span(), f"{reason}：{m.group().strip()}")
@@ -314,7 +321,8 @@ def encouraged(text: str, meta: dict) -> float:
 
 @per_text
 def structure(text: str, meta: dict) -> float:
-    """Share of the parts that the copy type asks for and that stand in their place; the call of an ad is one of them."""
+    """Share of the parts that the copy type asks for and that stand in their place; the call of an ad is one of
+    them."""
     slots = [ok for _, ok in structure_slots(text, meta)]
     if copy_type_of(meta).family == "ad":
         slots.append(_has_call(text))
@@ -353,8 +361,8 @@ def facts(text: str, meta: dict) -> float:
 
 @per_text
 def calm(text: str, meta: dict) -> float:
-    """1 minus the exclamation marks per sentence, at least 0; 0 for a text without a sentence, which is no copy: as a reward None
-    would let an empty answer pass."""
+    """1 minus the exclamation marks per sentence, at least 0; 0 for a text without a sentence, which is no copy: as a
+    reward None would let an empty answer pass."""
     spans = sentences(text)
     return max(0.0, 1.0 - len(re.findall("[！!]", text)) / len(spans)) if spans else 0.0
 
@@ -389,7 +397,8 @@ PARTS = (allowed, encouraged, structure, facts, calm, length, persona, no_repeat
 
 
 def overall(prompts, completions, meta, **_) -> list[float | None]:
-    """Mean of the parts that apply: words, structure, facts, calm, length, persona, no repetition; 0 without a sentence."""
+    """Mean of the parts that apply: words, structure, facts, calm, length, persona, no repetition; 0 without a
+    sentence."""
     values = mean_of(*PARTS)(prompts, completions, meta)
     return [value if sentences(text) else 0.0 for text, value in zip(completions, values, strict=True)]
 
@@ -399,7 +408,8 @@ DEFAULT_REWARDS = ("facts:2", "structure", "allowed", "length", "calm", "no_repe
 WATCHED_REWARDS = ("clean", "encouraged")
 METRICS = named(clean, allowed, encouraged, structure, call, facts_true, facts_stated, calm, length, persona, no_repeat)
 METRICS |= {"near_copy": near_copy, "overall": overall}
-# What stage 71 shows with --judge rules: the judge prompts' dimensions as far as rules can see them (可读性 they cannot).
+# What stage 71 shows with --judge rules: the judge prompts' dimensions as far as rules can see them (可读性 they
+# cannot).
 JUDGE = {
     "指令遵循": mean_of(structure, length),
     "事实准确": facts,
@@ -420,8 +430,8 @@ SET_METRICS = {"distinct_2": distinct(2, no_space), "distinct_4": distinct(4, no
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
-    """Spans (start, end, label) that the comparison page highlights, in order, not overlapping: faults as "<kind>_fault",
-    confirmed statements as "fact", encouraged words as "encouraged"."""
+    """Spans (start, end, label) that the comparison page highlights, in order, not overlapping: faults as
+    "<kind>_fault", confirmed statements as "fact", encouraged words as "encouraged"."""
     found = [
         (*p.span, p.kind if p.kind.endswith("_fault") else f"{p.kind}_fault") for p in problems(text, meta) if p.span
     ]

@@ -84,8 +84,8 @@ def _mask(text: str, names: list[str]) -> str:
 
 
 def _owner(percentage: re.Match, names: list[tuple[int, int, str]], text: str) -> str | None:
-    """The ingredient that a percentage belongs to: the one right before it, or right behind it, or the last one before it in
-    its sentence."""
+    """The ingredient that a percentage belongs to: the one right before it, or right behind it, or the last one before
+    it in its sentence."""
     before = [(end, name) for _, end, name in names if end <= percentage.start()]
     if before and not text[before[-1][0] : percentage.start()].strip():
         return before[-1][1]

@@ -1,7 +1,8 @@
 """Copy that is worse than a golden one, made by rule: weak, exaggerated, or false. What stage 15 does without an API.
 
-Where the fault allows, a rejected text keeps the length and the words of the golden one, so that neither tells the two apart.
-Hype is the exception: it lies in its words. Every function returns (text, what was done), or None where the fault does not fit.
+Where the fault allows, a rejected text keeps the length and the words of the golden one, so that neither tells the two
+apart. Hype is the exception: it lies in its words. Every function returns (text, what was done), or None where the
+fault does not fit.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def other_type(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, 
     """A good copy of the same product, but of another type in the same family: the instruction is not followed."""
     family = task.COPY_TYPES[row["copy_type"]].family
     others = [
-        other for other in golden
-        if other["product_id"] == row["product_id"] and other["copy_type"] != row["copy_type"]
+        other
+        for other in golden
+        if other["product_id"] == row["product_id"]
+        and other["copy_type"] != row["copy_type"]
         and task.COPY_TYPES[other["copy_type"]].family == family
         # only where the rules see that it is another type
         and task.problems(other["copy"], {**row["meta"], "copy_type": row["copy_type"]})
-    ]  # fmt: skip
+    ]
     if not others:
         return None
     other = rng.choice(others)
@@ -138,9 +141,10 @@ def false(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] 
 
 def _concentration(text: str, product: dict, rng) -> tuple[str, str] | None:
     found = [
-        match for item in product["ingredients"]
+        match
+        for item in product["ingredients"]
         for match in re.finditer(rf"(?<![\d.]){re.escape(item['concentration'].rstrip('%'))}(?=\s*%)", text)
-    ]  # fmt: skip
+    ]
     if not found:
         return None
     match = rng.choice(found)
@@ -202,13 +206,15 @@ STRATEGIES = {
 
 
 def shows(kind: str, text: str, meta: dict) -> bool:
-    """Do the rules see the fault that the kind stands for? It must stand somewhere in the text: what is merely absent is not it."""
+    """Do the rules see the fault that the kind stands for? It must stand somewhere in the text: what is merely absent
+    is not it."""
     found = {problem.kind for problem in task.problems(text, meta) if problem.span}
     return not SHOWN_BY[kind] or bool(found & set(SHOWN_BY[kind]))
 
 
 def spoil(kind: str, row: dict, golden: list[dict], seed: int) -> tuple[str, str, str] | None:
-    """(rejected text, strategy, what was done) for a golden row with `copy`, `meta`, `product`; None where no strategy fits."""
+    """(rejected text, strategy, what was done) for a golden row with `copy`, `meta`, `product`; None where no strategy
+    fits."""
     rng = random.Random(f"{seed}/{row['id']}/{kind}")
     strategies = list(STRATEGIES[kind])
     rng.shuffle(strategies)

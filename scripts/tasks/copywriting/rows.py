@@ -1,4 +1,5 @@
-"""Rows of the brand-copy chain: products, copies, and what stages 13-15 ask a writer. tasks/copywriting judges the texts."""
+"""Rows of the brand-copy chain: products, copies, and what stages 13-15 ask a writer. tasks/copywriting judges the
+texts."""
 
 from __future__ import annotations
 
@@ -15,9 +16,18 @@ from tasks.base import SPLITS
 from tasks.text_metrics import han_only
 
 PRODUCT = {
-    "id": str, "name": str, "category": str, "ingredients": list, "effects": list, "audience": str, "may_claim": list,
-    "must_not_claim": list, "volume": str, "price_yuan": int, "split": str,
-}  # fmt: skip
+    "id": str,
+    "name": str,
+    "category": str,
+    "ingredients": list,
+    "effects": list,
+    "audience": str,
+    "may_claim": list,
+    "must_not_claim": list,
+    "volume": str,
+    "price_yuan": int,
+    "split": str,
+}
 THINKING = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 SORRY = re.compile(
     r"(?:(?:很|非常|十分)?(?:抱歉|对不起)|不好意思)[，,。！!]?(?:但)?我?(?:暂时|目前)?(?:无法|不能|没法|没有办法)"
@@ -25,7 +35,8 @@ SORRY = re.compile(
 
 
 def rows_by_id(path: Path, fault: Callable[[dict], tuple[str, str] | None]) -> dict[str, dict]:
-    """id -> row of a JSONL file; fault(row) says what is wrong with a row and how to fix it. Raises DataError naming every faulty line."""
+    """id -> row of a JSONL file; fault(row) says what is wrong with a row and how to fix it. Raises DataError naming
+    every faulty line."""
     rows, problems = {}, []
     for line, row, findings in scan_jsonl(path):
         problems += [finding for finding in findings if finding.level == "error"]

@@ -1,4 +1,5 @@
-"""Tang verse: how a poem becomes an instruction, and what makes an answer good. Metrics and rewards are the same functions.
+"""Tang verse: how a poem becomes an instruction, and what makes an answer good. Metrics and rewards are the same
+functions.
 
 meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["山水", ...]}.
 """
@@ -109,14 +110,16 @@ def _pairs(text: str) -> list[str]:
 
 @per_text
 def fluency(text: str, meta: dict) -> float | None:
-    """Share of the character pairs inside lines that some training poem has too: a rule's idea of fluent; None without a pair."""
+    """Share of the character pairs inside lines that some training poem has too: a rule's idea of fluent; None without
+    a pair."""
     pairs = _pairs(prosody.to_simplified(text))
     return sum(pair in _training_bigrams() for pair in pairs) / len(pairs) if pairs else None
 
 
 @per_text
 def no_repeat(text: str, meta: dict) -> float | None:
-    """1 minus the share of characters that repeat an earlier one of the same poem; None for a text without Han characters."""
+    """1 minus the share of characters that repeat an earlier one of the same poem; None for a text without Han
+    characters."""
     return distinct_share(han_only(text), 1)
 
 
@@ -140,7 +143,8 @@ def theme_scores(text: str) -> dict[str, float]:
 
 
 def themes_of(title: str, text: str, count: int = 3) -> list[str]:
-    """The themes that title and text speak of most, best first; a theme named by the title counts 2 standard deviations."""
+    """The themes that title and text speak of most, best first; a theme named by the title counts 2 standard
+    deviations."""
     scores = theme_scores(text)
     for name, theme in theme_lexicon().items():
         if any(seed in title for seed in theme["seeds"].split()):
@@ -155,8 +159,8 @@ def _speaks_of(text: str, theme: dict) -> bool:
 
 @per_text
 def theme(text: str, meta: dict) -> float | None:
-    """Share of the asked themes on which the text stands among the top fifth of training poems and has a character that speaks for
-    the theme; themes that the lexicon does not know are left out, None where none is known."""
+    """Share of the asked themes on which the text stands among the top fifth of training poems and has a character that
+    speaks for the theme; themes that the lexicon does not know are left out, None where none is known."""
     lexicon = theme_lexicon()
     asked = [name for name in meta.get("themes", ()) if name in lexicon]
     if not asked:
@@ -182,15 +186,32 @@ def overall(prompts, completions, meta, **_) -> list[float | None]:
 
 
 REWARDS = {
-    "form": form, "rhyme": rhyme, "meter": meter, "rhyme_pass": rhyme_pass, "meter_pass": meter_pass, "all_three": all_three,
-    "fluency": zero_for_none(fluency), "no_repeat": zero_for_none(no_repeat), "theme": theme, "overall": overall,
-}  # fmt: skip
+    "form": form,
+    "rhyme": rhyme,
+    "meter": meter,
+    "rhyme_pass": rhyme_pass,
+    "meter_pass": meter_pass,
+    "all_three": all_three,
+    "fluency": zero_for_none(fluency),
+    "no_repeat": zero_for_none(no_repeat),
+    "theme": theme,
+    "overall": overall,
+}
 DEFAULT_REWARDS = ("form", "rhyme", "meter", "fluency:0.5")
 WATCHED_REWARDS = ("all_three", "no_repeat")
 METRICS = {
-    "form": form, "rhyme": rhyme_pass, "meter": meter_pass, "all_three": all_three, "near_copy": near_copy, "no_repeat": no_repeat,
-    "fluency": fluency, "韵律一致性": prosodic, "风格符合度": style, "主题相关性": theme, "整体质量": overall,
-}  # fmt: skip
+    "form": form,
+    "rhyme": rhyme_pass,
+    "meter": meter_pass,
+    "all_three": all_three,
+    "near_copy": near_copy,
+    "no_repeat": no_repeat,
+    "fluency": fluency,
+    "韵律一致性": prosodic,
+    "风格符合度": style,
+    "主题相关性": theme,
+    "整体质量": overall,
+}
 JUDGE = {"韵律": prosodic, "风格": style, "主题": theme, "整体": overall}
 SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, han_only)}
 

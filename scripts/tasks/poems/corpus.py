@@ -1,6 +1,7 @@
 """Classical verse as data: read chinese-poetry's JSON, clean it, name its form, split it by content.
 
-Stages 00 (pretraining) and 10 (instructions) share these functions, so that a poem held out by one is held out by the other.
+Stages 00 (pretraining) and 10 (instructions) share these functions, so that a poem held out by one is held out by the
+other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Poem:
 def load_records(path: Path) -> list[dict]:
     """Records of author, title, paragraphs from a .json / .json.xz array, or from a folder of poet.*.json files.
 
-    Raises UserError when the file is not such an array; a record of another shape is named by its index and first words.
+    Raises UserError when the file is not such an array; a record of another shape is named by its index and first
+    words.
     """
     if path.is_dir():
         files = [file for file in path.glob("poet.*.json") if file.name.split(".")[-2].isdigit()]
@@ -139,7 +141,8 @@ def clean_record(record: dict, level: str, source: str) -> tuple[Poem | None, st
 
 
 def clean(records: Iterable[dict], level: str, source: str) -> tuple[list[Poem], dict[str, int]]:
-    """All records to poems plus a count per reason dropped; exact duplicates (by characters) are dropped unless level is none."""
+    """All records to poems plus a count per reason dropped; exact duplicates (by characters) are dropped unless level
+    is none."""
     poems: list[Poem] = []
     dropped: dict[str, int] = {}
     seen: set[str] = set()
@@ -170,8 +173,8 @@ def without_near_copies(poems: list[Poem], others: Iterable[Poem]) -> list[Poem]
 def split_poems(poems: list[Poem]) -> tuple[dict[str, list[Poem]], int]:
     """Poems by split, and how many were dropped as near-copies.
 
-    Near-copies never straddle a split: a val poem that is one of a test poem is dropped, and so is a train poem that is one of
-    either. They are dropped, not moved, so that a row's split depends on nothing but its own text.
+    Near-copies never straddle a split: a val poem that is one of a test poem is dropped, and so is a train poem that is
+    one of either. They are dropped, not moved, so that a row's split depends on nothing but its own text.
     """
     splits: dict[str, list[Poem]] = {"test": [], "val": [], "train": []}
     for poem in poems:

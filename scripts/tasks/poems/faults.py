@@ -1,6 +1,8 @@
-"""Poems with one fault, made from real ones: the rejected side of preference pairs, and what a reward model must rank last.
+"""Poems with one fault, made from real ones: the rejected side of preference pairs, and what a reward model must rank
+last.
 
-A fault keeps the poem's length and characters wherever it can, so that neither length nor a bag of characters gives it away.
+A fault keeps the poem's length and characters wherever it can, so that neither length nor a bag of characters gives it
+away.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ FAULTS = {
 
 
 def preference_pairs(poems: list[Poem], themes: dict[str, list[str]], seed: int) -> tuple[list[tuple], Counter]:
-    """(poem, rejected text, kind) for poems that pass rhyme and meter, kinds in turn; and how many poems were skipped."""
+    """(poem, rejected text, kind) for poems that pass rhyme and meter, kinds in turn; and how many poems were
+    skipped."""
     sound, skipped = [], Counter()
     for poem in poems:
         verdict = prosody.check(poem.text, poem.form)

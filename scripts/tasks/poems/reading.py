@@ -13,7 +13,8 @@ def is_strict(text: str) -> bool:
 
 
 def request_for(poem, title: str, rng) -> str:
-    """What a user might ask for to get this poem: the instruction of the SFT rows, in some with the title or the rhyme group."""
+    """What a user might ask for to get this poem: the instruction of the SFT rows, in some with the title or the rhyme
+    group."""
     if title and rng.random() < 0.2:
         return f"以《{title}》为题，写一首{poem.form}"
     request = task.instruction(poem.form, task.themes_of(poem.title, poem.text))

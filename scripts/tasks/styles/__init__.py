@@ -1,8 +1,9 @@
 """Dialogue answers in five styles: labels and rows, the prompt, and what a rule can say of an answer.
 
-A row is {"input": "用户问题：…\\n回答：…", "label", "label_english", "metadata"}. The question groups rows: all answers to one question
-stand in one split. meta may hold the style that is wanted: {"style": "有帮助"}. Which style an answer really has is asked of the
-classifier (stage 31), not of a rule; TF-IDF is a second opinion that training against the classifier cannot have adapted to.
+A row is {"input": "用户问题：…\\n回答：…", "label", "label_english", "metadata"}. The question groups rows: all answers
+to one question stand in one split. meta may hold the style that is wanted: {"style": "有帮助"}. Which style an answer
+really has is asked of the classifier (stage 31), not of a rule; TF-IDF is a second opinion that training against the
+classifier cannot have adapted to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_
 DATA = ROOT / "data" / "styles"
 FILES = (DATA / "labels.json", DATA / "training_data.json")
 INPUT = re.compile(r"用户问题：(?P<question>.*?)\n回答：(?P<answer>.*)", re.DOTALL)
-# shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all three splits
+# shares of the questions, and a salt chosen once so that the labels of the shipped rows have the same shares in all
+# three splits
 VAL_SHARE, TEST_SHARE, SALT = 0.15, 0.15, "styles-77"
 SHARED_RUN = 10  # characters; two answers of the shipped data to different questions never share as many
 SHORTEST, LONGEST = 20, 120  # characters of an answer: 97 of 100 shipped ones are in between
@@ -53,12 +55,14 @@ def answer_of(text: str) -> str:
 
 
 def question_key(text: str) -> str:
-    """What groups the rows: letters, digits and characters of the question, so that punctuation makes no second question."""
+    """What groups the rows: letters, digits and characters of the question, so that punctuation makes no second
+    question."""
     return split_key(question_of(text)) or text
 
 
 def read_labels(path: Path) -> list[dict]:
-    """Labels in the order of their ids: [{"id", "label", "label_english", ...}]. Raises DataError where the ids are not 0, 1, 2, ..."""
+    """Labels in the order of their ids: [{"id", "label", "label_english", ...}]. Raises DataError where the ids are not
+    0, 1, 2, ..."""
     labels = read_json(path)
     rows = labels if isinstance(labels, list) else []
     if len(rows) < 2 or not all(isinstance(row, dict) for row in rows):
@@ -84,7 +88,8 @@ def read_labels(path: Path) -> list[dict]:
 def read_rows(path: Path, labels: list[dict], whole_text: bool = True) -> list[dict]:
     """Labelled rows of a JSON array or a JSONL file, each checked against `labels`.
 
-    whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason and fix.
+    whole_text: an input of any text will do; False demands question and answer. Raises DataError naming line, reason
+    and fix.
     """
     if path.suffix == ".json":
         found, problems = read_array(path)
@@ -129,7 +134,8 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
     known = {comparable(question_of(row["input"])) for row in train}
     if shared := sum(comparable(question_of(row["input"])) in known for row in val):
         raise UserError(
-            f"{shared} of {len(val)} validation rows answer a question of {train_file}; fix: split by question (stage 12), "
+            f"{shared} of {len(val)} validation rows answer a question of {train_file}; fix: split by question (stage "
+            f"12), "
             "or --validation_file None"
         )
     if missing := {label["label"] for label in labels} - {row["label"] for row in train}:
@@ -204,7 +210,8 @@ def _tfidf():
 
 
 def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
-    """Probability of the wanted style under TF-IDF + logistic regression on the training answers; None where no style is wanted."""
+    """Probability of the wanted style under TF-IDF + logistic regression on the training answers; None where no style
+    is wanted."""
     if not completions:
         return []
     model = _tfidf()
@@ -215,27 +222,36 @@ def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
 
 
 def overall(prompts, completions, meta, **_) -> list[float]:
-    """整体质量, as far as rules see it: mean of length, ends_whole and no_repeat; 0 for a near-copy. Style is not in it."""
+    """整体质量, as far as rules see it: mean of length, ends_whole and no_repeat; 0 for a near-copy. Style is not in
+    it."""
     parts = (mean_of(length, ends_whole, zero_for_none(no_repeat)), near_copy)
     columns = (part(prompts, completions, meta) for part in parts)
     return [0.0 if copied else value for value, copied in zip(*columns, strict=True)]
 
 
 REWARDS = {
-    "length": length, "ends_whole": ends_whole, "no_repeat": zero_for_none(no_repeat), "tfidf_style": tfidf_style,
+    "length": length,
+    "ends_whole": ends_whole,
+    "no_repeat": zero_for_none(no_repeat),
+    "tfidf_style": tfidf_style,
     "overall": overall,
-}  # fmt: skip
+}
 DEFAULT_REWARDS = ("length", "ends_whole", "no_repeat")
 WATCHED_REWARDS = ("tfidf_style",)  # a second opinion only as long as nothing is trained on it
 METRICS = {
-    "length": length, "ends_whole": ends_whole, "no_repeat": no_repeat, "near_copy": near_copy, "tfidf_style": tfidf_style,
+    "length": length,
+    "ends_whole": ends_whole,
+    "no_repeat": no_repeat,
+    "near_copy": near_copy,
+    "tfidf_style": tfidf_style,
     "整体质量": overall,
-}  # fmt: skip
+}
 SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, han_only)}
 
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
-    """Spans (start, end, label) that the comparison page highlights: runs of four characters that repeat an earlier one."""
+    """Spans (start, end, label) that the comparison page highlights: runs of four characters that repeat an earlier
+    one."""
     seen, spans = set(), []
     for start in range(len(text) - 3):
         run = text[start : start + 4]

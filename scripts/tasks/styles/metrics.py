@@ -1,4 +1,5 @@
-"""How good is a style classifier: accuracy, F1 and pairs with intervals over questions; confusion and reliability plots."""
+"""How good is a style classifier: accuracy, F1 and pairs with intervals over questions; confusion and reliability
+plots."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ def evaluate(
 ) -> dict:
     """Figures of one classifier on labelled rows, as JSON holds them; means with 95 % intervals over questions.
 
-    labels: in the order of the columns; truth: a label per row; probabilities: [rows, labels]; questions: what groups the rows.
-    F1 of a class that neither stands in truth nor is predicted is left out of the macro mean.
+    labels: in the order of the columns; truth: a label per row; probabilities: [rows, labels]; questions: what groups
+    the rows. F1 of a class that neither stands in truth nor is predicted is left out of the macro mean.
     """
     import numpy as np
 
@@ -67,7 +68,8 @@ def evaluate(
 def compare_with_baselines(
     labels: list[dict], train: list[dict], val: list[dict], probabilities, seed: int = 0
 ) -> dict:
-    """The classifier's figures on `val`, and those of the majority class and TF-IDF on the same rows, as JSON holds them.
+    """The classifier's figures on `val`, and those of the majority class and TF-IDF on the same rows, as JSON holds
+    them.
 
     probabilities: the classifier's, [val rows, labels]. Differences are paired over questions.
     """
@@ -133,7 +135,8 @@ def f1_of(matrix):
 
 
 def f1_interval(true, said, questions: Sequence[str], count: int, samples: int, seed: int) -> Estimate:
-    """Macro-F1 with its percentile interval: questions are drawn with replacement, and F1 is taken of each draw's matrix."""
+    """Macro-F1 with its percentile interval: questions are drawn with replacement, and F1 is taken of each draw's
+    matrix."""
     import numpy as np
 
     names = {question: index for index, question in enumerate(sorted(set(questions)))}
@@ -194,7 +197,8 @@ def plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: 
 
 
 def plot_reliability(confidences: Sequence[float], correct: Sequence[float], lowest: float, path: Path) -> None:
-    """A PNG of how often the classifier is right against how sure it says it is, with the number of rows at each point."""
+    """A PNG of how often the classifier is right against how sure it says it is, with the number of rows at each
+    point."""
     plt = pyplot()
     bins = reliability(confidences, correct, lowest)
     figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")

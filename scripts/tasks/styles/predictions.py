@@ -13,7 +13,8 @@ def count_cut(tokenizer, texts: list[str], max_length: int) -> int:
 def predict_styles(
     model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True
 ) -> list[dict]:
-    """{"predicted_label", "confidence", "probabilities": {label: probability}} of each text, labels in the order of their ids."""
+    """{"predicted_label", "confidence", "probabilities": {label: probability}} of each text, labels in the order of
+    their ids."""
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     results = []
     for row in logits_of(model, tokenizer, texts, max_length, token_budget, finite).softmax(-1).tolist():

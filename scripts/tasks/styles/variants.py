@@ -13,7 +13,8 @@ SENTENCE = re.compile(r"[^。！？；!?;]+[。！？；!?;]*")
 
 
 def variant(row: dict, others: list[str], rng: random.Random) -> tuple[str, str] | None:
-    """(kind, answer): the row's answer with one sentence dropped, moved or added; None where it has too few sentences."""
+    """(kind, answer): the row's answer with one sentence dropped, moved or added; None where it has too few
+    sentences."""
     parts = SENTENCE.findall(answer_of(row["input"]))
     kinds = ["mix"] * bool(others) + ["drop", "swap"] * (len(parts) > 2)
     if not kinds:
@@ -49,7 +50,8 @@ def augmented(rows: list[dict], count: int, seed: int) -> list[dict]:
 
 
 def balanced(rows: list[dict], how: str, seed: int) -> list[dict]:
-    """As many rows of every label: the rarer ones repeated, or the others cut, in an order that comes from their text."""
+    """As many rows of every label: the rarer ones repeated, or the others cut, in an order that comes from their
+    text."""
     groups: dict[str, list[dict]] = {}
     for row in sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['input']}".encode()).hexdigest()):
         groups.setdefault(row["label"], []).append(row)

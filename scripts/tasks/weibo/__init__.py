@@ -1,7 +1,8 @@
 """Comments on Weibo posts: how a post becomes a prompt, and what makes an answer one that people there would write.
 
-The prompt holds the post and its thread, so that meta is not needed. An empty answer scores 0 where a text could score 1.
-Whether a comment is any good is for people, likes and reward models to say: these rules only say whether it has the outer form of one.
+The prompt holds the post and its thread, so that meta is not needed. An empty answer scores 0 where a text could score
+1. Whether a comment is any good is for people, likes and reward models to say: these rules only say whether it has the
+outer form of one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ COPIED_RUN = 8  # characters in a row that a comment shares with the prompt: fro
 
 
 def messages(row: dict) -> list[dict]:
-    """The chat message that asks for a comment under row["post"], or for an answer to the comment row["parent"] in the thread that
-    row["root"] opened. Words of the bot are marked as 罗伯特's."""
+    """The chat message that asks for a comment under row["post"], or for an answer to the comment row["parent"] in the
+    thread that row["root"] opened. Words of the bot are marked as 罗伯特's."""
     lines = [f"微博：{row['post']}"]
     for place in ("root", "parent"):
         if row.get(place):
@@ -42,8 +43,8 @@ def messages(row: dict) -> list[dict]:
 
 @cache
 def human_comments(held_out: bool) -> tuple[str, ...]:
-    """Cleaned human comments of the sample: those under posts that stage 11 holds out (val and test, at --held-out 5 or more), or all
-    others."""
+    """Cleaned human comments of the sample: those under posts that stage 11 holds out (val and test, at --held-out 5 or
+    more), or all others."""
     posts = {
         post["mblogid"]: weibo_text.clean(post["content"]) for post in json.loads(FILES[0].read_text(encoding="utf-8"))
     }
@@ -87,7 +88,8 @@ STRETCH = re.compile(r"(\[[^\[\]]{1,8}\]|.)\1{2,}", re.DOTALL)
 
 @per_text
 def no_repeat(text: str, meta: dict) -> float:
-    """Distinct groups of three characters over all such groups. Laughter and rows of one emoji count as three: people write those."""
+    """Distinct groups of three characters over all such groups. Laughter and rows of one emoji count as three: people
+    write those."""
     text = STRETCH.sub(r"\1\1\1", text.strip())
     return float(bool(text)) if len(text) < 6 else distinct_share(text, 3)
 
@@ -106,7 +108,8 @@ def no_assistant(text: str, meta: dict) -> float:
 
 @per_text
 def clean(text: str, meta: dict) -> float:
-    """1 where cleaning finds nothing to remove: no URL, forward chain, zero-width character, HTML, advertisement, half an emoji."""
+    """1 where cleaning finds nothing to remove: no URL, forward chain, zero-width character, HTML, advertisement, half
+    an emoji."""
     text = text.strip()
     whole = not weibo_text.HALF_CHARACTER.search(text) and not weibo_text.ADVERT.search(text)
     return float(bool(text) and whole and weibo_text.clean(text) == text)

@@ -1,7 +1,8 @@
 """Weibo exports as DuckDB tables: JSON arrays of any of three schemas, gigabytes of them, damage named or fixed.
 
-DuckDB reads the arrays itself, bare NaN included. A file that it refuses (half an emoji, bytes that are not UTF-8, a raw line end in
-a string, an end cut off) is read again with Python's json, record by record, and rewritten without the damage.
+DuckDB reads the arrays itself, bare NaN included. A file that it refuses (half an emoji, bytes that are not UTF-8, a
+raw line end in a string, an end cut off) is read again with Python's json, record by record, and rewritten without the
+damage.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ BLOCK = 1 << 22  # bytes read at once
 MAX_RECORD = 1 << 24  # bytes of the largest record read; DuckDB's own limit, too
 SEPARATORS = re.compile(r"[\s,]*")
 
-# What a field is called: CommentR as published, an older export of it, Weibo's own API. The first name that holds something counts.
+# What a field is called: CommentR as published, an older export of it, Weibo's own API. The first name that holds
+# something counts.
 USER = ("_id", "idstr", "id")
 POST = {
     "keys": ("mblogid", "mid", "idstr", "id", "_id"),  # every name under which a comment may refer to the post
@@ -33,7 +35,15 @@ POST = {
 }
 COMMENT = {
     "key": ("_id", "mid", "idstr", "id"),
-    "post": ("root_post_mblogid", "root_tweet_id", "root_post_id", "status.mblogid", "status.mid", "status.idstr", "status.id"),
+    "post": (
+        "root_post_mblogid",
+        "root_tweet_id",
+        "root_post_id",
+        "status.mblogid",
+        "status.mid",
+        "status.idstr",
+        "status.id",
+    ),
     "root": ("root_comment_id", "rootid", "rootidstr"),
     "text": ("content", "text_raw", "text"),
     "created": ("created_at",),
@@ -48,7 +58,7 @@ COMMENT = {
     "parent_text": ("reply_comment.text_raw", "reply_comment.text", "reply_comment.content"),
     "parent_user": tuple(f"reply_comment.{user}.{name}" for user in ("user", "comment_user") for name in USER),
     "parent_name": tuple(f"reply_comment.user.{name}" for name in ("screen_name", "nick_name")),
-}  # fmt: skip
+}
 ACCOUNT = {
     "key": USER,
     "verified": ("verified",),
@@ -62,7 +72,8 @@ LISTS = ("keys",)
 
 
 def find_arrays(patterns: tuple[Path, ...], flag: str) -> list[Path]:
-    """The files that paths and globs name, in order of name. Raises UserError where one names nothing, or is no JSON array."""
+    """The files that paths and globs name, in order of name. Raises UserError where one names nothing, or is no JSON
+    array."""
     files: dict[Path, None] = {}
     for pattern in patterns:
         found = [pattern] if pattern.is_file() else sorted(Path(name) for name in glob.glob(str(pattern)))
@@ -118,7 +129,8 @@ def _load(con, table: str, file: Path, fields: dict, layout: str, before: int) -
             values = [f"CASE WHEN t[{texts.index(path) + 1}] = 'VARCHAR' THEN v[{place[path]}] END" for path in names]
         columns.append(f"{_column(name, values)} AS {name}")
     # the strings are cut out of a record before NaN is looked for: people write NaN, too
-    nan = r"""CASE WHEN contains(json, 'NaN') THEN contains(regexp_replace(json, '"(\\.|[^"\\])*"', '', 'g'), 'NaN') ELSE false END"""
+    nan = r"""CASE WHEN contains(json, 'NaN')
+        THEN contains(regexp_replace(json, '"(\\.|[^"\\])*"', '', 'g'), 'NaN') ELSE false END"""
     types = f"json_type(json, [{typed}])" if texts else "NULL"
     try:
         con.execute(
@@ -150,7 +162,8 @@ def _column(name: str, values: list[str]) -> str:
 
 
 def _rewrite(file: Path, target: Path, allow_truncated: bool) -> Counter:
-    """The records of a damaged array as JSON lines that any reader takes; a half character becomes U+FFFD, for the rules to find."""
+    """The records of a damaged array as JSON lines that any reader takes; a half character becomes U+FFFD, for the
+    rules to find."""
     fixed: Counter = Counter()
     with open(target, "w", encoding="utf-8") as output:
         for record in _records(file, allow_truncated, fixed):
@@ -177,8 +190,11 @@ def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[obje
             position = SEPARATORS.match(text, position).end()
             if text.startswith("]", position):
                 if rest := (text[position + 1 :] + decode(stream.read(BLOCK))).strip():
-                    raise UserError(f"{file}:{lines + text.count(chr(10), 0, position)}: {rest[:20]!r} behind the end of the array; "
-                                    "fix: one array a file")  # fmt: skip
+                    raise UserError(
+                        f"{file}:{lines + text.count(chr(10), 0, position)}: {rest[:20]!r} behind the end of the "
+                        f"array; "
+                        "fix: one array a file"
+                    )
                 return
             try:
                 if position >= len(text):
@@ -198,11 +214,15 @@ def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[obje
                 place = f"{file}:{lines + text.count(chr(10), 0, position)}"
                 reason = getattr(error, "msg", "brackets nested too deeply")
                 if not ended or not _is_cut(error, text):
-                    raise UserError(f"{place}: broken JSON in record {count} ({reason}, byte {size - left}); fix: correct or remove "
-                                    "that record") from None  # fmt: skip
+                    raise UserError(
+                        f"{place}: broken JSON in record {count} ({reason}, byte {size - left}); fix: correct or "
+                        f"remove "
+                        "that record"
+                    ) from None
                 if not allow_truncated:
                     raise UserError(
-                        f"{place}: the file breaks off in record {count} (byte {size - left} of {size}); fix: copy it again, "
+                        f"{place}: the file breaks off in record {count} (byte {size - left} of {size}); fix: copy it "
+                        f"again, "
                         f"or --allow-truncated to keep the {count} whole records"
                     ) from None
                 fixed["file cut off: bytes lost behind the last whole record"] += left
@@ -213,7 +233,8 @@ def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[obje
 
 
 def _is_cut(error: Exception, text: str) -> bool:
-    """Whether the text simply ends too early. A string that never closes is one, too; then the error stands at its start."""
+    """Whether the text simply ends too early. A string that never closes is one, too; then the error stands at its
+    start."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     open_string = error.msg.startswith(("Unterminated string", "the array has no end"))

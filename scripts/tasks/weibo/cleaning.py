@@ -1,7 +1,8 @@
-"""What a Weibo text is made of: own words, forward chain, mentions, links; and which texts no model should learn to write.
+"""What a Weibo text is made of: own words, forward chain, mentions, links; and which texts no model should learn to
+write.
 
-`clean` keeps what people write (emoji, tone, hashtags, laughter) and removes what they do not. It is its own fixed point:
-clean(clean(text)) == clean(text).
+`clean` keeps what people write (emoji, tone, hashtags, laughter) and removes what they do not. It is its own fixed
+point: clean(clean(text)) == clean(text).
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def _tag_text(tag: re.Match) -> str:
 
 
 def clean(text: str) -> str:
-    """The words of the writer alone: no forward chain, reply mark, URL, zero-width character, mention of the bot or of a person at
-    either end; a person named in the middle becomes @用户. Weibo's HTML becomes text. May return an empty string."""
+    """The words of the writer alone: no forward chain, reply mark, URL, zero-width character, mention of the bot or of
+    a person at either end; a person named in the middle becomes @用户. Weibo's HTML becomes text. May return an empty
+    string."""
     text = INVISIBLE.sub("", text)
     while "&" in text or "<" in text:  # HTML; what one step brings together may be HTML again
         before = text
@@ -93,7 +95,8 @@ def answers_to(text: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """The first `limit` characters, with an ellipsis where something is lost. No emoji, drawn or in brackets, is cut in two."""
+    """The first `limit` characters, with an ellipsis where something is lost. No emoji, drawn or in brackets, is cut in
+    two."""
     if len(text) <= limit:
         return text
     end = limit - 1
@@ -150,8 +153,10 @@ HAN_PAIR = re.compile(f"[{text_metrics.HAN}]{{2}}")
 EMPTY_BIGRAMS = frozenset(
     re.findall(
         r"\w\w",
-        "什么 怎么 一个 这个 那个 我们 你们 他们 自己 没有 不是 就是 可以 知道 真的 还是 这样 那样 现在 今天 时候 觉得 因为 所以 "
-        "但是 如果 已经 一下 大家 这么 那么 不要 不能 不会 哈哈 谢谢 喜欢 你的 我的 他的 的人 是我 是你 我是 你是 了我 我也 都是 "
+        "什么 怎么 一个 这个 那个 我们 你们 他们 自己 没有 不是 就是 可以 知道 真的 还是 这样 那样 现在 今天 时候 "
+        "觉得 因为 所以 "
+        "但是 如果 已经 一下 大家 这么 那么 不要 不能 不会 哈哈 谢谢 喜欢 你的 我的 他的 的人 是我 是你 我是 你是 "
+        "了我 我也 都是 "
         "也是 的时 为什 啊啊 来了",
     )
 )
@@ -201,7 +206,8 @@ HASHTAG = re.compile(r"#[^#\n]{1,40}#")
 
 
 def fault(text: str, max_characters: int = 140) -> str:
-    """Why a cleaned comment is no example to learn from, or "" . The order is that of the report: the first reason counts."""
+    """Why a cleaned comment is no example to learn from, or "" . The order is that of the report: the first reason
+    counts."""
     if not text:
         return "nothing left after cleaning"
     if HALF_CHARACTER.search(text):
@@ -234,7 +240,8 @@ APPROVES = re.compile(
 
 
 def verdict(reaction: str) -> int:
-    """What a reply to the bot says about its words: -1 disapproval, 1 approval, 0 neither or both. A lexicon's guess."""
+    """What a reply to the bot says about its words: -1 disapproval, 1 approval, 0 neither or both. A lexicon's
+    guess."""
     return bool(APPROVES.search(reaction)) - bool(DISAPPROVES.search(reaction))
 
 
