@@ -35,8 +35,8 @@ NAMES = re.findall(  # every name that a finding may have, for --allow
     """broken-off chat-template classes contradiction control-character copy eos-token equal-pair error-message escape
     exchanged group-leak html-entity html-tag identity-card invisible-character labels language leak line-separator
     lookalike loop lost-character mail-address meta-keys missing-value mobile-number model-files mojibake near-copy
-    no-word one-answer pad-token placeholder private-use refusal repeats-prompt role-label short-answer special-
-    token surface template-markup thinking too-long unknown-token white-space""",
+    no-word one-answer pad-token placeholder private-use refusal repeats-prompt role-label short-answer
+    special-token surface template-markup thinking too-long unknown-token white-space""",
 )
 
 
