@@ -238,7 +238,8 @@ def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) 
     lock, is_new_folder = None, not record_path.parent.exists()
     try:
         # Refuse before anything is touched; a run that may still go on is asked about once the lock is there.
-        if not _earlier(record_path).exists() and not _says_running(record_path):
+        undisturbed = not _earlier(record_path).exists() and not _hidden(record_path, "lock").exists()
+        if undisturbed and not _says_running(record_path):
             look()
         record_path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(_hidden(record_path, "lock"), output)

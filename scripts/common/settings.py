@@ -347,18 +347,26 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _say(line: str) -> None:
+    """Print a last line on standard error, below the progress bars that are still open."""
+    if tqdm := sys.modules.get("tqdm"):  # no stage needs it for an error that comes before any bar
+        for bar in list(tqdm.tqdm._instances):
+            bar.close()
+    print(line, file=sys.__stderr__, flush=True)
+
+
 def _show_error(kind, error, traceback) -> None:
     # sys.__stderr__: torch.distributed swaps sys.stderr while a hook runs, and loses what is printed before an exit.
     if issubclass(kind, UserError):
         if _rank():
             time.sleep(PATIENCE)  # the launcher ends this process once the first has said the same
-        print(f"error: {error}", file=sys.__stderr__, flush=True)
+        _say(f"error: {error}")
         sys.exit(2)
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.__stderr__, flush=True)
+        _say("interrupted")
         sys.exit(130)
     if message := file_error(error):
-        print(f"error: {message}", file=sys.__stderr__, flush=True)
+        _say(f"error: {message}")
         sys.exit(2)
     sys.__excepthook__(kind, error, traceback)
 
