@@ -27,7 +27,6 @@ Run     python scripts/62_serve.py
 import asyncio
 import math
 import os
-import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -273,6 +272,7 @@ def main(settings: Settings) -> None:
     import uvicorn
 
     from common.serving.http_limits import LimitedProtocol, connections_allowed
+    from common.serving.listening import listen
 
     if (
         not min(settings.keep_alive_seconds, settings.header_seconds, settings.body_seconds, settings.max_connections)
@@ -284,13 +284,7 @@ def main(settings: Settings) -> None:
     model_path = resolve_model(settings.model, settings.task)
     reward_path = resolve_model(settings.reward_model, settings.task) if settings.reward_model else None
     token = os.environ.get("SERVE_TOKEN") or None
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; fix: another --host or --port") from None
-    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    listener, url = listen(settings.host, settings.port)
     app = build_app(settings, model_path, reward_path, token)
 
     class Server(uvicorn.Server):

@@ -27,6 +27,18 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
+class Field:
+    """What the page of stage 63 asks for: one value of the row that `messages` takes."""
+
+    label: str
+    """as the page shows it"""
+    choices: tuple[str, ...] = ()
+    """what may be chosen; empty = free text"""
+    many: bool = False
+    """several choices: the value is a list"""
+
+
+@dataclass(frozen=True)
 class Task:
     """A loaded job. `name` and `file` apart, every field is an export of its module; those with a default may be left
     out."""
@@ -51,6 +63,8 @@ class Task:
     """f(meta) -> which file of data/<task>/judge_prompts/<version> judges a row; None where there is only one"""
     mark: Callable = lambda text, meta: []
     """f(text, meta) -> spans (start, end, label) that the page of stage 72 highlights, in order, not overlapping"""
+    FIELDS: dict[str, Field] = field(default_factory=dict)
+    """name in the row of `messages` -> what the page of stage 63 asks for"""
     FILES: tuple[Path, ...] = ()
     """files besides the module that the metrics depend on: when one changes, earlier scores are stale"""
 
@@ -139,7 +153,10 @@ def _fault(export: str, value, kind) -> str | None:
     if get_origin(kind) is not dict:
         return None if callable(value) else f"{is_a}, not a function; fix: def {export}(...)"
     if not isinstance(value, dict):
-        return f"{is_a}, not a dict; fix: write {{name: function}}"
+        return f"{is_a}, not a dict; fix: write {{name: {'Field' if export == 'FIELDS' else 'function'}}}"
+    if export == "FIELDS":
+        wrong = [name for name, part in value.items() if not isinstance(name, str) or not isinstance(part, Field)]
+        return f'FIELDS[{wrong[0]!r}] is not a Field; fix: Field("label", ("a choice", ...))' if wrong else None
     for name, function in value.items():
         if not isinstance(name, str) or not callable(function):
             return f"{export}[{name!r}] is a {type(function).__name__}, not a function; fix: name a function"

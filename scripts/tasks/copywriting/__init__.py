@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from common.settings import ROOT
 from tasks import text_metrics
+from tasks.base import Field
 from tasks.copywriting import facts as copy_facts
 from tasks.copywriting.facts import Statement, find, words
 from tasks.text_metrics import distinct, distinct_share, mean_of, named, no_space, per_text, ratio_to_range
@@ -442,3 +443,6 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
         if end > start and all(end <= s or start >= e for s, e, _ in kept):
             kept.append((start, end, label))
     return sorted(kept)
+
+
+FIELDS = {"product_id": Field("产品", tuple(products())), "copy_type": Field("文案类型", tuple(COPY_TYPES))}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.settings import ROOT
 from tasks import text_metrics
+from tasks.base import Field
 from tasks.poems import corpus as verse_corpus
 from tasks.poems import prosody
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_text, runs, zero_for_none
@@ -219,3 +220,9 @@ SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, ha
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
     """Spans (start, end, label) that the comparison page highlights: rhymes and the places at fault."""
     return prosody.spans(text, meta.get("form"))
+
+
+FIELDS = {
+    "form": Field("体裁", tuple(prosody.FORMS)),
+    "themes": Field("主题", tuple(theme_lexicon()), many=True),
+}

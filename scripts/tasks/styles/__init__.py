@@ -20,6 +20,7 @@ from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from common.settings import ROOT, UserError
 from tasks import text_metrics
+from tasks.base import Field
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_text, zero_for_none
 
 DATA = ROOT / "data" / "styles"
@@ -262,3 +263,6 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
                 spans.append((start, start + 4, "repeat"))
         seen.add(run)
     return spans
+
+
+FIELDS = {"question": Field("问题"), "ask_for": Field("风格")}

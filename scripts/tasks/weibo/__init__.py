@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from common.settings import ROOT
+from tasks.base import Field
 from tasks.text_metrics import distinct, distinct_share, mean_of, named, per_text, ratio_to_range
 from tasks.weibo import cleaning as weibo_text
 
@@ -194,3 +195,6 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
             ):
                 spans.append((*found.span(), label))
     return spans
+
+
+FIELDS = {"post": Field("微博"), "root": Field("评论"), "parent": Field("要回复的评论")}
