@@ -17,7 +17,6 @@ Run     python scripts/63_chat.py
 
 import json
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -63,69 +62,7 @@ class Settings:
     """0 = any free one, printed"""
 
 
-class Writer:
-    """A model and its tokenizer, and how it answers."""
-
-    def __init__(self, name: str, model, tokenizer, enable_thinking: bool):
-        self.name, self.model, self.tokenizer, self.enable_thinking = name, model, tokenizer, enable_thinking
-        self.stops = set(model.generation_config.eos_token_id)
-        self.busy = threading.Lock()  # two windows of one page must not share a cache
-
-    def encode(self, turns: list[dict], max_new_tokens: int) -> list[int]:
-        """Token ids of the rendered turns. Raises ValueError where they leave no room for an answer."""
-        from common.generation import render_prompt
-
-        try:
-            text = render_prompt(self.tokenizer, turns, self.enable_thinking)
-        except Exception as error:  # a template may raise anything
-            raise ValueError(f"the chat template refuses these turns: {error}") from None
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if context and len(ids) + max_new_tokens > context:
-            raise ValueError(f"{len(ids)} tokens and {max_new_tokens} new ones are more than the {context} it reads")
-        return ids
-
-    def write(self, ids: list[int], sampling: dict) -> Iterator[tuple[list[int], bool]]:
-        """(tokens so far, has it ended) after each token; closing the iterator stops the model."""
-        import torch
-        from transformers import (
-            DynamicCache,
-            LogitsProcessorList,
-            TemperatureLogitsWarper,
-            TopKLogitsWarper,
-            TopPLogitsWarper,
-        )
-
-        from common.generation import decode
-
-        greedy = sampling["temperature"] == 0
-        warpers = LogitsProcessorList()
-        if not greedy and sampling["temperature"] != 1:
-            warpers.append(TemperatureLogitsWarper(sampling["temperature"]))
-        if not greedy and sampling["top_k"]:
-            warpers.append(TopKLogitsWarper(sampling["top_k"]))
-        if not greedy and sampling["top_p"] < 1:
-            warpers.append(TopPLogitsWarper(sampling["top_p"]))
-        device = self.model.device
-        generator = torch.Generator(device).manual_seed(sampling["seed"])
-
-        def choose(rows, texts, inputs):
-            with torch.inference_mode():
-                logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
-            if greedy:
-                return logits.argmax(-1, keepdim=True)
-            return torch.multinomial(warpers(texts, logits).softmax(-1), 1, generator=generator)
-
-        prompt, stops = torch.tensor([ids], device=device), torch.tensor(sorted(self.stops), device=device)
-        cache, tokens = DynamicCache(config=self.model.config), []
-        with self.busy:
-            steps = decode(choose, prompt, torch.ones_like(prompt), cache, stops, sampling["max_new_tokens"])
-            for _, token in steps:
-                tokens.append(int(token))
-                yield tokens, tokens[-1] in self.stops
-
-
-def open_writers(settings: Settings) -> list[Writer]:
+def open_writers(settings: Settings) -> list:
     """Every name and file is checked before the first model is loaded."""
     if not 1 <= len(settings.models) <= MOST:
         raise UserError(f"--models: {len(settings.models)} named; fix: 1 to {MOST}")
@@ -142,6 +79,7 @@ def open_writers(settings: Settings) -> list[Writer]:
         pairs.append((folder, adapter))
 
     from common.models import load_model, load_tokenizer
+    from common.serving.writer import Writer
 
     writers = []
     for folder, adapter in pairs:
@@ -168,7 +106,7 @@ def judge(task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
     return {"parts": found["parts"], "scores": found["scores"]}
 
 
-def build_app(settings: Settings, task, writers: list[Writer]):
+def build_app(settings: Settings, task, writers: list):
     from typing import Annotated, Literal
 
     from fastapi import FastAPI, HTTPException
