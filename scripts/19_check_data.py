@@ -35,7 +35,7 @@ class Settings:
     """held-out rows, None = there are none"""
     model: str = "data/tiny_qwen3"
     """whose tokenizer counts: a folder or a hub id"""
-    schema: Literal["auto", "sft", "preference", "kto", "prompts", "style"] = "auto"
+    schema: Literal["auto", "sft", "preference", "kto", "prompts", "style", "text"] = "auto"
     """auto: by file name, else by keys"""
     max_length: int = 512
     """tokens, prompt and answer, as in the training stage"""
@@ -71,6 +71,9 @@ def print_figures(report, max_length: int) -> None:
         print(f"\n{name}: {figures['rows']} rows")
         for part, counts in figures["tokens"].items():
             print(f"  tokens in {part:<7}" + "".join(f"{key:>5} {value:<5}" for key, value in counts.items()))
+        if "all_tokens" in figures:  # documents: stage 20 splits what is longer than max_length
+            print(f"  {figures['all_tokens']} tokens in all; documents are packed, and longer ones split")
+            continue
         shares = f"{figures['share_truncated']:.2%} truncated, {figures['share_losing_eos']:.2%} losing eos"
         silent = f"{figures['rows_without_trained_token']} rows with no trained token"
         print(f"  at max_length {max_length}: {shares}, {silent}")
@@ -92,7 +95,7 @@ def check_output_paths(report: Path | None, preview: Path | None) -> None:
         raise UserError(f"{preview} is not a preview of this stage; fix: name another --preview")
 
 
-def open_tokenizer(model: str):
+def open_tokenizer(model: str, schema: str):
     """The tokenizer as the training stages load it; as it stands in the folder where they would refuse it, so that the
     checks say why."""
     from transformers import AutoTokenizer
@@ -100,7 +103,7 @@ def open_tokenizer(model: str):
     from common.models import load_tokenizer
 
     try:
-        return load_tokenizer(model)
+        return load_tokenizer(model, documents=schema == "text")
     except UserError as refused:
         try:
             return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -110,6 +113,8 @@ def open_tokenizer(model: str):
 
 def text_length(row: dict) -> int:
     """Characters of everything that is tokenized."""
+    if "text" in row:
+        return len(row["text"])
     turns = [turn for key in ("prompt", "completion", "chosen", "rejected") for turn in row.get(key, [])]
     return len(row.get("input", "")) + sum(len(turn["content"]) for turn in turns)
 
@@ -149,13 +154,14 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
 
 def following(settings: Settings, schema: str) -> str:
     """The command that trains on these files, with everything that was checked."""
-    stages = {"sft": "20_train_sft", "preference": "40_train_dpo", "kto": "41_train_kto", "prompts": "50_train_grpo"}
+    stages = {"sft": "20_train_sft", "text": "20_train_sft", "kto": "41_train_kto"}
+    stages |= {"preference": "40_train_dpo", "prompts": "50_train_grpo"}
     stage = stages.get(schema, "31_train_style_classifier")
     flags = {"task": settings.task, "train_file": settings.train_file}
     if schema != "prompts":  # stage 50 reads SFT rows there
         flags["validation_file" if schema == "style" else "val_file"] = settings.val_file
     # stages 40 and 50 begin with the merged model of stage 22, unless a model was named here
-    if schema == "sft" or settings.model != Settings.model:
+    if schema in ("sft", "text") or settings.model != Settings.model:
         flags["model_name_or_path" if schema == "style" else "model"] = settings.model
     flags["max_length"] = settings.max_length
     if settings.enable_thinking and schema != "style":
@@ -169,24 +175,27 @@ def following(settings: Settings, schema: str) -> str:
 
 def main(settings: Settings) -> None:
     from common.jsonl import write_json
-    from common.preflight.checks import check_rows
+    from common.preflight.checks import check_rows, detect_schema
+    from common.preflight.data import PLAIN
     from common.preflight.files import CHECKS
     from common.preflight.tokenizers import check_model_files
 
     check_output_paths(settings.report, settings.preview)
     model = resolve_model(settings.model, settings.task)
-    tokenizer = open_tokenizer(model)
+    schema = detect_schema(settings.train_file) if settings.schema == "auto" else settings.schema
+    tokenizer = open_tokenizer(model, schema)
     report = check_rows(
         settings.train_file,
         settings.val_file,
-        settings.schema,
+        schema,
         tokenizer,
         settings.max_length,
         settings.enable_thinking,
         more_checks=CHECKS,
         allow=settings.allow,
     )
-    faults = [found.at(show_path(model), 0) for found in check_model_files(model, settings.max_length)]
+    faults = check_model_files(model, settings.max_length) if schema != "text" else []
+    faults = [found.at(show_path(model), 0) for found in faults]
     report.findings += [found for found in faults if found.check not in settings.allow]
     print(f"schema {report.schema}, tokenizer {settings.model}")
     if report.findings:
@@ -195,7 +204,7 @@ def main(settings: Settings) -> None:
     print_measures(report.measures)
     if settings.report:
         write_json(settings.report, {"stage": "19_check_data", "max_length": settings.max_length, **report.as_dict()})
-    if settings.preview and (tokenizer.chat_template or report.schema == "style"):
+    if settings.preview and (tokenizer.chat_template or report.schema in PLAIN):
         write_preview(settings, report.schema, tokenizer)
 
     counts = report.as_dict()["counts"]

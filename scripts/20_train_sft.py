@@ -1,14 +1,19 @@
-"""Supervised fine-tuning with LoRA: the model learns to answer as the completions do, and to stop.
+"""Supervised fine-tuning with LoRA: the model learns to answer as the completions do, and to stop. Or continued
+pretraining, where the rows are documents ({"text": ...}).
 
-Loss on the answer and its eos only. Rows are grouped by length into micro-batches of equal cost, so that little is
-padding; there is no gradient checkpointing unless asked; weights are bfloat16 where the hardware multiplies in it.
+Loss on the answer and its eos only; of documents on every token, without a template, packed. Rows are grouped by length
+into micro-batches of equal cost, so that little is padding; there is no gradient checkpointing unless asked; weights
+are bfloat16 where the hardware multiplies in it.
 After a kill the same command goes on from the newest whole checkpoint.
 
-Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)
-Writes  checkpoints/{task}/sft: adapter, tokenizer, learning_curve.png, log_history.json, TensorBoard logs, run.json
+Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17), or text_train.jsonl (stage 18)
+Writes  checkpoints/{task}/sft: adapter (with --lora-r 0 the whole model), tokenizer, learning_curve.png,
+        log_history.json, TensorBoard logs, run.json
 Run     python scripts/20_train_sft.py
         python scripts/20_train_sft.py --model Qwen/Qwen3-0.6B --lora-r 8 --lora-alpha 32 --lr 2e-4 --batch-size 4 \\
             --accumulation 8
+        python scripts/20_train_sft.py --task corpus --train-file processed_data/corpus/text_train.jsonl \\
+            --val-file processed_data/corpus/text_val.jsonl --output-dir checkpoints/corpus/text
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
-from common.settings import UserError, read_settings
+from common.settings import Limit, UserError, read_settings
 from common.training.loss_masks import RowStyle, row_dataset
 
 
@@ -47,8 +53,8 @@ class Settings:
     """rows share sequences of max_length tokens, unseen by each other; batch_size counts those"""
 
     # --- LoRA
-    lora_r: int = 64
-    """rank"""
+    lora_r: Annotated[int, Limit()] = 64
+    """rank; 0 = train all weights, which takes a smaller --lr"""
     lora_alpha: int = 128
     """the update is scaled by alpha / r"""
     lora_dropout: float = 0.0
@@ -109,28 +115,34 @@ def main(settings: Settings) -> None:
     from common.training import arguments
 
     # before an earlier run's files are touched
-    model_path, tokenizer, inputs = arguments.check_inputs(settings, "sft")
+    schema = arguments.rows_of_sft(settings)
+    model_path, tokenizer, inputs = arguments.check_inputs(settings, schema)
     if settings.row_style == "messages" and not marks_answers(tokenizer):
         raise UserError(
             f"--row-style messages: the chat template of {settings.model} does not mark its answers; "
             "fix: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
         )
-    train, val, long = arguments.read_rows(settings, "sft", tokenizer)
+    train, val, long = arguments.read_rows(settings, schema, tokenizer)
+    datasets = [row_dataset(rows, settings.row_style, tokenizer, settings.enable_thinking) for rows in (train, val)]
+    documents = arguments.document_arguments(settings, datasets[0]) if schema == "text" else {}
     config = arguments.trainer_arguments(
         SFTConfig,
         settings,
-        rows=0 if settings.packing else len(train),
+        rows=0 if settings.packing or documents else len(train),
         max_length=settings.max_length,
-        completion_only_loss=True,
-        # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or that
-        # has marks
-        assistant_only_loss=settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
-        packing=settings.packing,
-        eval_packing=False,  # the same validation loss whether or not training rows are packed
-        train_sampling_strategy="batch_rebalance",
         logging_steps=10,
+        **documents
+        or {
+            "completion_only_loss": True,
+            # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or
+            # that has marks
+            "assistant_only_loss": settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
+            "packing": settings.packing,
+            "eval_packing": False,  # the same validation loss whether or not training rows are packed
+            "train_sampling_strategy": "batch_rebalance",
+        },
     )
-    lora = arguments.lora_config(settings, model_path)
+    lora = arguments.lora_config(settings, model_path) if settings.lora_r else None
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)
     ) as run:
@@ -138,26 +150,32 @@ def main(settings: Settings) -> None:
         from common.training.trl_cpu import LeanSFTTrainer
 
         set_seed(settings.seed)
-        model = load_model(model_path, tokenizer, settings.dtype, device_map=settings.device_map)
+        # weights that are trained themselves stay float32: steps of bfloat16 would be rounded away
+        model = load_model(model_path, tokenizer, settings.dtype if lora else "float32", device_map=settings.device_map)
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
         trainer = LeanSFTTrainer(
             model=model,
             args=config,
-            train_dataset=row_dataset(train, settings.row_style, tokenizer, settings.enable_thinking),
-            eval_dataset=row_dataset(val, settings.row_style, tokenizer, settings.enable_thinking) if val else None,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
             processing_class=tokenizer,
             peft_config=lora,
         )
-        arguments.watch_stops(trainer, tokenizer, val, settings)
+        if not documents:
+            arguments.watch_stops(trainer, tokenizer, val, settings)
+        shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
+        view = (tokenizer, shown, settings.enable_thinking, settings.max_length)
+        before = None if lora else mean_nll(trainer.model, *view)
         log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
         arguments.save_adapter(trainer, settings)
         arguments.save_log(log, settings, run)
-        shown, name = (val, "val") if val else (train[: settings.eval_rows or None], "train")
-        with trainer.model.disable_adapter():
-            before = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
-        after = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
-        print(f"NLL per character of the {name} answers: base {before:.3f}, now {after:.3f} nats")
+        if lora:
+            with trainer.model.disable_adapter():
+                before = mean_nll(trainer.model, *view)
+        after = mean_nll(trainer.model, *view)
+        what = "documents" if documents else "answers"
+        print(f"NLL per character of the {name} {what}: base {before:.3f}, now {after:.3f} nats")
         figures = {f"{name}_nll_base": before, f"{name}_nll": after}
         arguments.finish_adapter(run, trainer, tokenizer, shown, settings, **figures)
 

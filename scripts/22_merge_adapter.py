@@ -61,9 +61,9 @@ class Settings:
 
 
 def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> list[str]:
-    from common.generation import render_prompt, sample
+    from common.generation import opening, sample
 
-    texts = [render_prompt(tokenizer, row["prompt"]) for row in rows]
+    texts = [opening(tokenizer, row) for row in rows]
     results = sample(
         model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0, seed=0
     )
@@ -130,7 +130,8 @@ def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict], dty
 
 
 def main(settings: Settings) -> None:
-    from common.jsonl import read_jsonl, write_json
+    from common.generation import generate_command
+    from common.jsonl import MAX_DOCUMENT_BYTES, read_jsonl, write_json
     from common.merging import compared_in, faults, print_certificate
     from common.model_files import adapter_base, check_adapter, check_model, read_adapter_config
     from common.models import load_tokenizer, resolve_dtype
@@ -143,10 +144,10 @@ def main(settings: Settings) -> None:
     notice = check_adapter(settings.adapter, base, "classifier" if classifies else "causal", settings.force_base)
     if notice:
         print(f"notice: {notice}")
-    rows = read_jsonl(settings.probe_file)[: settings.probe_rows]
-    if not rows or any(not ({"prompt", "input"} & set(row)) for row in rows):
+    rows = read_jsonl(settings.probe_file, max_line_bytes=MAX_DOCUMENT_BYTES)[: settings.probe_rows]
+    if not rows or any(not ({"prompt", "input", "text"} & set(row)) for row in rows):
         raise UserError(f"{settings.probe_file}: no rows with a prompt; fix: --probe-file with rows of the stages")
-    tokenizer = load_tokenizer(str(settings.adapter))
+    tokenizer = load_tokenizer(str(settings.adapter), documents="text" in rows[0])
     dtype = str(resolve_dtype(settings.dtype)).removeprefix("torch.")
     compare = compared_in(base, dtype)
     inputs = {"model": base, "adapter": settings.adapter, "probe_file": settings.probe_file}
@@ -184,8 +185,10 @@ def main(settings: Settings) -> None:
             for fault in report["faults"]:
                 print(f"the merged model is NOT the adapter's model: {fault}", file=sys.stderr)
             raise SystemExit(1)
-        stage = "32_evaluate_reward" if classifies else "60_generate"
-        run.finish(next_command(stage, task=settings.task, model=settings.output_dir))
+        if classifies:
+            run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir))
+        else:
+            run.finish(generate_command(settings.task, settings.probe_file, rows[0], model=settings.output_dir))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ class Settings:
     """one prompt: the answers are printed, nothing is written"""
     interactive: bool = False
     """read prompts from the keyboard until an empty line"""
+    raw: bool = False
+    """--prompt and typed prompts are gone on with as they are, without the chat template"""
 
     # --- sampling
     num_samples: int = 1
@@ -116,11 +118,10 @@ def open_backend(settings: Settings, model_path: str, adapter: str | None, token
 
 
 def show_answers(settings: Settings, sample, tokenizer, prompt: str) -> None:
-    from common.generation import render_prompt
+    from common.generation import opening
 
-    texts = [
-        render_prompt(tokenizer, [{"role": "user", "content": prompt}], settings.enable_thinking)
-    ] * settings.num_samples
+    row = {"text": prompt} if settings.raw else {"prompt": [{"role": "user", "content": prompt}]}
+    texts = [opening(tokenizer, row, settings.enable_thinking, len(prompt))] * settings.num_samples
     for _, text, reason, tokens in sample(texts, seed=settings.seed):
         print(f"{text}\n[{reason}, {tokens} tokens]")
 
@@ -133,6 +134,8 @@ def main(settings: Settings) -> None:
     if notice:
         print(f"notice: {notice}")
     one_by_one = bool(settings.prompt or settings.interactive)
+    if settings.raw and not one_by_one:
+        raise UserError("--raw: rows of a file have prompts; fix: --raw with --prompt or --interactive")
     if not one_by_one and not settings.prompts_file.exists():
         raise UserError(
             f"{settings.prompts_file}: no such file; fix: run the prepare stage, or use --prompt or --interactive"
@@ -143,6 +146,7 @@ def main(settings: Settings) -> None:
     from common.generation import prompt_id, render_prompt
     from common.jsonl import JsonlAppender, read_jsonl
     from common.models import load_tokenizer, require_context
+    from common.preflight.checks import detect_schema
     from common.runs import begin_run
 
     if settings.backend == "vllm":
@@ -152,7 +156,7 @@ def main(settings: Settings) -> None:
     if settings.output_file.suffix != ".jsonl":
         raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; fix: name one")
     if one_by_one:
-        tokenizer = load_tokenizer(model_path)
+        tokenizer = load_tokenizer(model_path, documents=settings.raw)
         sample = open_backend(settings, model_path, adapter, tokenizer, TYPED_TOKENS)
         if settings.prompt:
             show_answers(settings, sample, tokenizer, settings.prompt)
@@ -168,6 +172,11 @@ def main(settings: Settings) -> None:
     output_file = Path(str(settings.output_file).replace("{name}", name))
     inputs = {"model": model_path, "adapter": adapter, "prompts_file": settings.prompts_file}
     # before an earlier run's rows are touched
+    if detect_schema(settings.prompts_file) == "text":
+        raise UserError(
+            f"{show_path(settings.prompts_file)}: documents have no prompts; "
+            'fix: --raw --prompt "the beginning of a document", or a file of prompts'
+        )
     rows = read_jsonl(settings.prompts_file, "prompts")[: settings.max_prompts or None]
     if not rows:
         raise UserError(f"{settings.prompts_file}: no rows; fix: run the prepare stage, or name another file")

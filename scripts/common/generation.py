@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.jsonl import read_jsonl
-from common.settings import UserError
+from common.settings import ROOT, UserError, next_command
 
 
 def prompt_id(row: dict) -> str:
@@ -23,6 +23,27 @@ def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False
     return tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
     )
+
+
+def opening(tokenizer, row: dict, enable_thinking: bool = False, characters: int = 32) -> str:
+    """What a model goes on from: the rendered prompt of a row, or the beginning of a document."""
+    if "text" not in row:
+        return render_prompt(tokenizer, row["prompt"], enable_thinking)
+    bos = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+    return bos + row["text"][:characters]
+
+
+def generate_command(task: str, rows_file: Path, row: dict, **flags) -> str:
+    """The command of stage 60 for a model of rows such as this one: the test prompts beside `rows_file`, else the rows
+    of that file; a document's beginning to go on from."""
+    if "text" in row:
+        words = row["text"].strip().split("\n")[0][:16]
+        return next_command("60_generate", task=task, **flags, raw=True, prompt=words)
+    names = ("prompts_test.jsonl", "sft_test.jsonl", rows_file.name)
+    file = next((path for name in names if (path := rows_file.with_name(name)).is_file()), rows_file)
+    if file != ROOT / "processed_data" / task / "prompts_test.jsonl":
+        flags["prompts_file"] = file
+    return next_command("60_generate", task=task, **flags)
 
 
 def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -> list[tuple[dict, list[int]]]:

@@ -14,6 +14,7 @@ from common.schemas import SCHEMAS, kind_of, validate_row
 from common.settings import UserError
 
 MAX_LINE_BYTES = 1_000_000  # longer than any sane row; a file without line ends shows up here
+MAX_DOCUMENT_BYTES = 1 << 30  # of a row of schema text, which may hold a whole book
 BOM = b"\xef\xbb\xbf"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -38,7 +39,7 @@ class DataError(UserError):
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int = MAX_LINE_BYTES) -> list[dict]:
+def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int | None = None) -> list[dict]:
     """Read a JSONL file, all of it or none.
 
     With a `schema` (a name in SCHEMAS) every row is checked against it. Notes (CRLF, empty lines) are counted and
@@ -57,11 +58,13 @@ def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int 
 
 
 def scan_jsonl(
-    path: Path | str, schema: str | None = None, max_line_bytes: int = MAX_LINE_BYTES
+    path: Path | str, schema: str | None = None, max_line_bytes: int | None = None
 ) -> Iterator[tuple[int, dict | None, list[Finding]]]:
     """(line, row or None, what is wrong with it) for every line, then one last (0, None, findings) for the file as a
-    whole."""
+    whole. max_line_bytes: None = MAX_LINE_BYTES, or MAX_DOCUMENT_BYTES for the schema text."""
     path = Path(path)
+    if max_line_bytes is None:
+        max_line_bytes = MAX_DOCUMENT_BYTES if schema == "text" else MAX_LINE_BYTES
     if schema is not None and schema not in SCHEMAS:
         raise ValueError(f"unknown schema {schema!r}: one of {', '.join(SCHEMAS)}")
     if problem := unreadable(path):

@@ -15,9 +15,6 @@ def nll_per_character(
 
     None for an empty completion, and for a row longer than the model's context. The model stays in the mode it was in.
     """
-    import torch
-    import torch.nn.functional as F
-
     texts, prompts, answers = [], [], []  # characters; token ids before and of the completion
     for row in rows:
         turns, text = row["prompt"], row["completion"]
@@ -27,11 +24,21 @@ def nll_per_character(
         texts.append(text)
         prompts.append(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         answers.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    losses = nll_of_ids(model, prompts, answers, token_budget)
+    return [loss if loss is None else loss / len(text) for loss, text in zip(losses, texts, strict=True)]
+
+
+def nll_of_ids(
+    model, prompts: list[list[int]], answers: list[list[int]], token_budget: int = 8192
+) -> list[float | None]:
+    """Nats of each answer's ids behind its prompt's; None for an empty answer, and beyond the model's context."""
+    import torch
+    import torch.nn.functional as F
 
     context = getattr(model.config, "max_position_embeddings", None) or float("inf")
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     kept = [i for i, length in enumerate(lengths) if answers[i] and length <= context]
-    values: list[float | None] = [None] * len(rows)
+    values: list[float | None] = [None] * len(answers)
     was_training = model.training
     model.eval()
     try:
@@ -40,7 +47,7 @@ def nll_per_character(
             longest = max(lengths[i] for i in indices)
             first = min(len(prompts[i]) for i in indices) - 1  # the first position whose prediction is needed
             # Padding stands on the right, where a causal model cannot see it.
-            ids = torch.full((len(indices), longest), tokenizer.pad_token_id or 0)  # [rows, longest]
+            ids = torch.zeros((len(indices), longest), dtype=torch.long)  # [rows, longest]
             mask = torch.zeros_like(ids)
             labels = torch.full_like(ids, -100)  # [rows, longest], the token that position t predicts
             for row, i in enumerate(indices):
@@ -56,13 +63,30 @@ def nll_per_character(
                 parts = zip(output.logits[wanted].split(1024), labels[wanted].split(1024), strict=True)
                 losses = torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in parts])
             for i, loss in zip(indices, losses.split(wanted.sum(1).tolist()), strict=True):
-                values[i] = loss.sum().item() / len(texts[i])
+                values[i] = loss.sum().item()
     finally:
         model.train(was_training)
     return values
 
 
-def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False) -> float | None:
-    """Mean over rows of nll_per_character; rows without a value are left out, None where none has one."""
+def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False, max_length: int = 512) -> float | None:
+    """Mean over rows of nll_per_character; rows without a value are left out, None where none has one. Of documents
+    document_nll."""
+    if rows and "text" in rows[0]:
+        return document_nll(model, tokenizer, [row["text"] for row in rows], max_length)
     values = [v for v in nll_per_character(model, tokenizer, rows, enable_thinking=enable_thinking) if v is not None]
     return sum(values) / len(values) if values else None
+
+
+def document_nll(model, tokenizer, texts: list[str], max_length: int) -> float:
+    """Nats per character over all characters of some documents, read in pieces of max_length tokens. Every token is
+    counted once, given those before it in its piece; the first of a document is given the token that begins or ends
+    documents."""
+    prompts, answers = [], []
+    before = [tokenizer.eos_token_id, *tokenizer("")["input_ids"]][-1]  # a bos, where the tokenizer writes one
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        for start in range(0, len(ids), max_length - 1):
+            prompts.append([ids[start - 1] if start else before])
+            answers.append(ids[start : start + max_length - 1])
+    losses = nll_of_ids(model, prompts, answers)
+    return sum(loss for loss in losses if loss is not None) / sum(map(len, texts))

@@ -16,6 +16,8 @@ from common.settings import UserError, show_path
 
 # Names of a classifier's head in the models of transformers that also write text.
 HEADS = ("score.weight", "score.bias")
+# Tokens that end a document in pretraining, by the names that published models give them.
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<｜end▁of▁sentence｜>")
 
 
 def resolve_dtype(name: str):
@@ -103,8 +105,20 @@ def turn_end(tokenizer) -> str:
     return tokenizer.convert_ids_to_tokens(tail[0])
 
 
-def load_tokenizer(model: str):
+def document_end(tokenizer) -> str:
+    """The token that ends a document: the tokenizer's eos, or where a chat model has made that the end of a turn, the
+    one of DOCUMENT_ENDS that it knows. Raises UserError where there is none."""
+    known = [token for token in (tokenizer.eos_token, *DOCUMENT_ENDS) if token in tokenizer.get_vocab()]
+    found = next((token for token in known if token in DOCUMENT_ENDS), next(iter(known), None))
+    if found is None:
+        raise UserError("the tokenizer has no token that ends a document; fix: set its eos_token")
+    return found
+
+
+def load_tokenizer(model: str, documents: bool = False):
     """The tokenizer with the stop contract in force: eos ends a turn of the chat template, pad is another token.
+
+    documents: for plain text, where eos ends a document and no template is needed.
 
     A base model such as Qwen3-0.6B-Base comes with eos = pad = <|endoftext|>: trained so, every eos is masked as
     padding and the model never stops. Both are set right here, aloud.
@@ -121,12 +135,17 @@ def load_tokenizer(model: str):
             "fix: copy config.json and the tokenizer's files of the model"
         ) from None
     try:
-        stop = turn_end(tokenizer)
+        stop = document_end(tokenizer) if documents else turn_end(tokenizer)
     except UserError as error:
         raise UserError(f"{show_path(model)}: {error}") from None
     if tokenizer.eos_token != stop:
-        print(f"tokenizer: eos {tokenizer.eos_token} -> {stop}, the token that ends a turn")
+        print(
+            f"tokenizer: eos {tokenizer.eos_token} -> {stop}, the token that ends a {'document' * documents or 'turn'}"
+        )
         tokenizer.eos_token = stop
+    if documents:  # labels are made by place, so pad may be eos
+        tokenizer.pad_token = tokenizer.pad_token or stop
+        return tokenizer
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         spare = [
             token for token in ("<|endoftext|>", "<|pad|>", "<pad>") if token in tokenizer.get_vocab() and token != stop

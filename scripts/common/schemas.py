@@ -54,6 +54,12 @@ def _style(row: dict) -> list[Finding]:
     return found + [fault(f"{key} is empty", "fill it in, or leave the row out") for key in empty]
 
 
+def _text(row: dict) -> list[Finding]:
+    """A document: what stage 20 continues pretraining on."""
+    found = _typed(row, {"text": str})
+    return found or ([] if row["text"].strip() else [fault("text is empty", "leave the row out")])
+
+
 def _generation(row: dict) -> list[Finding]:
     # An empty completion is allowed here: it is what the model said.
     types = {"id": str, "prompt_id": str, "sample": int, "seed": int, "completion": str, "model": str}
@@ -74,6 +80,7 @@ SCHEMAS = {
     "kto": _kto,
     "prompts": _prompts,
     "style": _style,
+    "text": _text,
     "generation": _generation,
 }
 

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.jsonl import scan_jsonl
-from common.preflight.data import ANSWERS, Check, Data, File, Length, Report
+from common.jsonl import MAX_DOCUMENT_BYTES, scan_jsonl
+from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, Length, Report
 from common.preflight.finding import Finding, list_findings
 from common.preflight.rows import CHECKS
 from common.preflight.tokenizers import check_tokenizer
@@ -72,7 +72,7 @@ def check_rows(
         files.append(file)
     data = Data(files, schema, tokenizer, max_length, enable_thinking)
     name = show_path(tokenizer.name_or_path or "tokenizer")
-    faults = check_tokenizer(tokenizer, talks=schema != "style", enable_thinking=enable_thinking)
+    faults = check_tokenizer(tokenizer, talks=schema not in PLAIN, enable_thinking=enable_thinking)
     findings += [found.at(name, 0) for found in faults]
     findings += _findings(data, more_checks)
     allowed = Counter(found.check for found in findings if found.check in allow)
@@ -83,7 +83,7 @@ def check_rows(
 def _findings(data: Data, more_checks: Sequence[Check]) -> list[Finding]:
     findings = []
     # Without a chat template nothing can be counted.
-    if data.schema == "style" or data.tokenizer.chat_template:
+    if data.schema in PLAIN or data.tokenizer.chat_template:
         for file in data.files:
             findings += measure(file, data)
     for check in (*CHECKS, *more_checks):
@@ -141,17 +141,18 @@ def detect_schema(path: Path) -> str:
     first_word = re.split(r"[_.\-]", path.name)[0]
     if first_word in FILE_NAMES:
         return FILE_NAMES[first_word]
-    return next((found for _, row, _ in scan_jsonl(path) if row and (found := _schema_of(row))), "sft")
+    rows = (row for _, row, _ in scan_jsonl(path, max_line_bytes=MAX_DOCUMENT_BYTES) if row)
+    return next((found for row in rows if (found := schema_of(row))), "sft")
 
 
-def _schema_of(row: dict) -> str | None:
+def schema_of(row: dict) -> str | None:
     if "chosen" in row or "rejected" in row:
         return "preference"
     if "completion" in row:
         return "kto" if "label" in row else "sft"
     if "label" in row:
         return "style"
-    return "prompts" if "prompt" in row else None
+    return "prompts" if "prompt" in row else "text" if "text" in row else None
 
 
 def read_rows(file: File, schema: str) -> list[Finding]:
@@ -165,7 +166,7 @@ def read_rows(file: File, schema: str) -> list[Finding]:
                 file.rows.append((line, row))
     # One sentence above a thousand missing keys: it is another kind of file.
     if first and not file.rows:
-        looks_like = _schema_of(first[1])
+        looks_like = schema_of(first[1])
         if looks_like not in (schema, None):
             reason, fix = (
                 f"these are {looks_like} rows, not {schema} rows",
@@ -218,8 +219,8 @@ def measure(file: File, data: Data) -> list[Finding]:
 
 def _sequences(row: dict, data: Data, rendered: dict[tuple, str]) -> list[tuple[str, str | None]]:
     """(prompt, prompt + answer) as text, one for each answer; (text, None) where the row has none."""
-    if data.schema == "style":
-        return [(row["input"], None)]
+    if key := PLAIN.get(data.schema):
+        return [(row[key], None)]
 
     def render(turns: list[dict], **options) -> str:
         options |= {"tokenize": False, "enable_thinking": data.enable_thinking}
@@ -233,7 +234,7 @@ def _sequences(row: dict, data: Data, rendered: dict[tuple, str]) -> list[tuple[
 
 def _token_ids(tokenizer, texts: list[str]) -> list[list[int]]:
     # no special tokens: apply_chat_template(tokenize=True) adds none to what the template wrote
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
@@ -248,6 +249,9 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 def figures(file: File, data: Data) -> dict:
     """Counts, token percentiles and shares of one file, over the rows that passed their schema."""
     lengths, limit = file.lengths, data.max_length
+    if data.schema == "text":
+        counts = [length.total for length in lengths]
+        return {"rows": len(file.rows), "tokens": {"a text": percentiles(counts)}, "all_tokens": sum(counts)}
     tokens = {"prompt": percentiles([length.prompt for length in lengths])}
     if ANSWERS[data.schema]:
         tokens["answer"] = percentiles([length.total - length.prompt for length in lengths])

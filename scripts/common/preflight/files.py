@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from common.comparing import comparable
-from common.preflight.data import ANSWERS, Check, Data, File, is_wanted
+from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, is_wanted
 from common.preflight.finding import Finding
 from common.preflight.rows import bare
 
@@ -17,7 +17,7 @@ NEAR = 0.8  # Jaccard similarity of the pairs of characters: 1 of 20 characters 
 MIN_CHARACTERS = 20  # shorter texts may be alike by chance
 BANDS, BAND = 32, 8  # hashes of MinHash in all, and in one band
 ALL_PAIRS, MAX_SHARED, MAX_COMPARED = 500, 64, 20  # texts: see near_copies
-CHUNK = 2000  # texts hashed at once
+CHUNK, CHUNK_CHARACTERS = 2000, 2_000_000  # texts hashed at once
 MAX_NEAR_SHARE = 0.02  # up to this share of near-copies in a file is a note, more a warning
 MIN_PAIRS = 50  # fewer say nothing about a baseline
 LENGTH_TELLS, SURFACE_TELLS = 0.8, 0.9  # accuracy from which a baseline of pairs is a finding
@@ -52,9 +52,10 @@ def check_near_copies(data: Data) -> Iterator[Finding]:
     texts: dict[str, tuple[File, int]] = {}  # each distinct text once, at its first place: train before val
     for file in data.files:
         for line, row in file.rows:
-            if data.schema != "style" and not is_wanted(row, ANSWERS[data.schema][0]):
+            plain = PLAIN.get(data.schema)
+            if not plain and not is_wanted(row, ANSWERS[data.schema][0]):
                 continue
-            text = comparable(row["input"]) if data.schema == "style" else bare(row[ANSWERS[data.schema][0]])
+            text = comparable(row[plain]) if plain else bare(row[ANSWERS[data.schema][0]])
             if len(text) >= MIN_CHARACTERS:
                 texts.setdefault(text.lower(), (file, line))
     places = list(texts.values())
@@ -87,10 +88,15 @@ def near_copies(texts: list[str], threshold: float) -> list[tuple[int, int, floa
         return {text[i : i + 2] for i in range(len(text) - 1)}
 
     digests = np.empty((len(texts), BANDS * BAND), dtype=np.uint32)
-    for start in range(0, len(texts), CHUNK):  # the sets of all texts at once are gigabytes
-        sets = [pairs_of(text) for text in texts[start : start + CHUNK]]
+    start = 0
+    while start < len(texts):  # the sets of all texts at once are gigabytes
+        sets, characters = [], 0
+        while start + len(sets) < len(texts) and len(sets) < CHUNK and characters < CHUNK_CHARACTERS:
+            characters += len(texts[start + len(sets)])
+            sets.append(pairs_of(texts[start + len(sets)]))
         rows = RMinHash.digests_from_token_sets(sets, BANDS * BAND, 1)
-        digests[start : start + CHUNK] = np.array(rows, dtype=np.uint32).reshape(len(sets), -1)
+        digests[start : start + len(sets)] = np.array(rows, dtype=np.uint32).reshape(len(sets), -1)
+        start += len(sets)
     bands = np.zeros((len(texts), BANDS), dtype=np.uint64)
     for column in range(BAND):  # wraps around at 2**64, as a hash does
         bands = bands * np.uint64(0x9E3779B97F4A7C15) + digests[:, column::BAND]
@@ -132,8 +138,8 @@ def check_languages(data: Data) -> Iterator[Finding]:
     for file in data.files:
         texts = []  # (line, key, prompt, text)
         for line, row in file.rows:
-            if data.schema == "style":
-                texts.append((line, "input", "", row["input"]))
+            if key := PLAIN.get(data.schema):
+                texts.append((line, key, "", row[key]))
             elif data.schema == "prompts":
                 texts.append((line, "prompt", "", row["prompt"][-1]["content"]))
             else:

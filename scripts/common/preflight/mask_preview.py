@@ -13,7 +13,7 @@ from pathlib import Path
 from common.jsonl import write_bytes
 from common.preflight.checks import common_prefix
 from common.preflight.tokenizers import GENERATION_MARK
-from common.training.loss_masks import label_answer
+from common.training.loss_masks import document_ids, label_answer
 
 LEGEND = {
     "trained": "trained: made more likely",
@@ -119,6 +119,13 @@ def style_sequence(row: dict, tokenizer, max_length: int) -> Sequence:
     return Sequence(row["label"], ids, ["context"] * (kept - 1) + ["score"] + ["cut"] * (len(ids) - kept))
 
 
+def text_sequence(row: dict, tokenizer, max_length: int) -> Sequence:
+    """A document: all of it is trained, in pieces of max_length; the first one is shown."""
+    ids = next(document_ids([row["text"]], tokenizer)).tolist()
+    name = f"the first {max_length} of {len(ids)} tokens" if len(ids) > max_length else ""
+    return Sequence(name, ids[:max_length], ["trained"] * min(len(ids), max_length))
+
+
 def _kinds(trained: list[bool], kind: str, max_length: int) -> list[str]:
     return ["cut" if i >= max_length else kind if bit else "context" for i, bit in enumerate(trained)]
 
@@ -153,6 +160,7 @@ def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int
                 ("reward model", lambda row, view=view: reward_sequences(row, *view)),
             ],
             "prompts": [("RL prompts", lambda row, view=view: [prompt_sequence(row, *view)])],
+            "text": [("documents", lambda row, view=view: [text_sequence(row, *view[:2])])],
             "style": [("classifier", lambda row, view=view: [style_sequence(row, *view[:2])])],
         }
         for title, sequences in views[schema]:

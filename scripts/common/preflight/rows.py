@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from common.comparing import comparable
-from common.preflight.data import ANSWERS, Check, Data, File, is_wanted
+from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, is_wanted
 from common.preflight.finding import Finding
 from common.preflight.texts import faults_of_answer, faults_of_text, faults_of_thinking, special_tokens
 from common.settings import show_path
@@ -31,8 +31,8 @@ def check_texts(data: Data) -> Iterator[Finding]:
         seen: dict[str, list] = {}  # many rows share a prompt
         for line, row in file.rows:
             place = show_path(file.path), line
-            if data.schema == "style":
-                yield from (found.at(*place, "input") for found in faults_of_text(row["input"], special))
+            if key := PLAIN.get(data.schema):
+                yield from (found.at(*place, key) for found in faults_of_text(row[key], special))
                 continue
             for key in ("prompt", *ANSWERS[data.schema]):
                 for turn in row[key]:
@@ -225,7 +225,7 @@ def _shared_groups(train: File, val: File, schema: str) -> Iterator[Finding]:
 def check_lengths(data: Data) -> Iterator[Finding]:
     """What max_length cuts off: whole answers, ends of answers, their eos."""
     limit = data.max_length
-    for file in data.files:
+    for file in data.files if data.schema != "text" else ():  # stage 20 splits long documents
         cut = [length for length in file.lengths if length.loses_eos(limit)]
         level = "error" if len(cut) > MAX_CUT_SHARE * len(file.lengths) else "warning"
         # up to and with eos: what a template writes behind it may be lost
@@ -292,8 +292,8 @@ CHECKS: list[Check] = [
 
 def _identity(row: dict, schema: str) -> str:
     """The texts of a row as one string: everything that is trained on, nothing else."""
-    if schema == "style":
-        return row["input"].strip()
+    if key := PLAIN.get(schema):
+        return row[key].strip()
     keys = ("prompt", *ANSWERS[schema])
     turns = [[(turn["role"], turn["content"].strip()) for turn in row[key]] for key in keys]
     return json.dumps(turns, ensure_ascii=False)
@@ -310,7 +310,7 @@ def _joined(turns: list[dict]) -> str:
 
 def _opens_thinking(data: Data) -> bool:
     """Does the template's generation prompt leave a thinking block open, for the answer to close?"""
-    if data.schema == "style" or not data.tokenizer.chat_template:
+    if data.schema in PLAIN or not data.tokenizer.chat_template:
         return False
     turns = [{"role": "user", "content": "问"}]
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": data.enable_thinking}

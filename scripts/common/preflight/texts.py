@@ -326,8 +326,8 @@ def mojibake(text: str) -> str | None:
     if READ_AS_GBK.search(text):
         raw = "".join(char for char in text if ord(char) > 127).encode("gb18030", errors="ignore")
         wanted = raw.decode("utf-8", errors="ignore")
-        # Right Chinese written as GBK is hardly ever UTF-8.
-        if len(wanted) * 3 >= 0.6 * len(raw) and len(HAN.findall(wanted)) >= 2:
+        # Right Chinese written as GBK is hardly ever UTF-8, and then not that of Chinese characters.
+        if len(wanted) * 3 >= 0.6 * len(raw) and len(HAN.findall(wanted)) >= max(2, 0.5 * len(wanted)):
             return f"{text[:9]} is {wanted[:6]}"
     return None
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from common.settings import UserError, default_settings, next_command, resolve_model, settings_errors
+from common.settings import ROOT, UserError, default_settings, next_command, resolve_model, settings_errors
 
 MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
 
@@ -42,8 +42,10 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     from common.models import load_tokenizer, require_context
     from common.preflight.checks import require_clean_files
 
+    if schema == "text" and settings.long_rows != "refuse":
+        raise UserError(f"--long-rows {settings.long_rows}: documents are split, none is too long; fix: leave it out")
     model_path = check_model(resolve_model(settings.model, settings.task), wanted)
-    tokenizer = load_tokenizer(model_path)
+    tokenizer = load_tokenizer(model_path, documents=schema == "text")
     require_context(model_path, settings.max_length)
     rows = (settings.train_file, settings.val_file)
     # rows that are dropped or cut below are no fault of the file
@@ -74,7 +76,49 @@ def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict],
         raise UserError(f"{settings.train_file}: no row fits; fix: --max-length, or other rows")
     if not settings.val_file:
         print("notice: no validation rows: no validation loss, no early stopping, the last weights are kept")
-    return kept["train"][: getattr(settings, "max_train", 0) or None], kept["val"][: settings.eval_rows or None], done
+    return kept["train"][: getattr(settings, "max_train", 0) or None], evaluated(kept["val"], settings), done
+
+
+def evaluated(rows: list[dict], settings) -> list[dict]:
+    """The first eval_rows of the rows. Of documents the beginnings, all equally long, where they have more characters
+    than eval_rows sequences would hold: an evaluation must not take as long as a training."""
+    rows = rows[: settings.eval_rows or None]
+    limit = settings.eval_rows * settings.max_length
+    if not rows or "text" not in rows[0] or not limit or sum(len(row["text"]) for row in rows) <= limit:
+        return rows
+    limit //= len(rows)
+    print(f"notice: of each of {len(rows)} documents that are evaluated the first {limit} characters count")
+    return [{"text": row["text"][:limit]} for row in rows]
+
+
+def rows_of_sft(settings) -> str:
+    """The schema of the training file of stage 20: text for documents, else sft."""
+    from common.preflight.checks import detect_schema
+
+    if detect_schema(settings.train_file) != "text":
+        return "sft"
+    if settings.row_style != default_settings(settings)["row_style"]:
+        raise UserError(f"--row-style {settings.row_style}: documents are trained whole; fix: leave it out")
+    return "text"
+
+
+def document_arguments(settings, dataset) -> dict:
+    """Trainer arguments for documents: packed by trl into sequences of max_length, long ones split, loss on all tokens.
+
+    On a CPU a micro-batch is one sequence, because trl makes one long sequence of a batch and the mask of that costs
+    the square of its length; the rows of an optimizer step stay as they are.
+    """
+    import torch
+
+    tokens = sum(map(len, dataset["input_ids"]))
+    print(f"{len(dataset)} documents, {tokens} tokens, in sequences of {settings.max_length}")
+    batch_size, accumulation = fit_batch(settings, -(-tokens // settings.max_length))
+    found = {"packing": True, "packing_strategy": "bfd_split", "eval_packing": True, "completion_only_loss": False}
+    found |= {"assistant_only_loss": False, "train_sampling_strategy": "random"}
+    if not torch.cuda.is_available():
+        found |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch_size * accumulation}
+        found |= {"per_device_eval_batch_size": 1}
+    return found
 
 
 def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more):
@@ -343,8 +387,8 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
 
 
 def save_adapter(trainer, settings) -> None:
-    """The adapter and the tokenizer. The figures that follow are of the model in memory: its weights are those of the
-    file."""
+    """The adapter, or the whole model where all of it was trained, and the tokenizer. The figures that follow are of
+    the model in memory: its weights are those of the file."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
@@ -353,6 +397,8 @@ def save_adapter(trainer, settings) -> None:
 
     trainer.save_model(str(settings.output_dir))
     delete_pickle(settings.output_dir)
+    if not settings.lora_r:
+        return
     if trainer.args.process_index == 0:  # peft keeps the targets as a set, which every process orders in its own way
         path = settings.output_dir / "adapter_config.json"
         config = read_json(path)
@@ -386,14 +432,26 @@ def save_merged(trainer, tokenizer, settings, mapping: dict | None = None) -> No
 
 def finish_adapter(run, trainer, tokenizer, val: list[dict], settings, **figures) -> None:
     """Sample from the trained model, record `figures` and what the samples show, name the next stage."""
+    from common.generation import generate_command
     from common.training.probes import stop_rate
 
     count = 4 * max(settings.probe_count, 1)
     probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
     stopped, samples = stop_rate(trainer.model, tokenizer, val, count, *probe)
-    print(f"{stopped:.1%} of {len(samples)} final samples stopped")
-    for name, value in {**figures, "stopped": stopped, "samples": samples[:2]}.items():
+    if "text" in val[0]:
+        print(
+            "going on from the beginnings of documents: "
+            + " | ".join(text.replace("\n", " ")[:60] for text in samples[:2])
+        )
+    else:
+        print(f"{stopped:.1%} of {len(samples)} final samples stopped")
+        run.figure("stopped", stopped)
+    for name, value in {**figures, "samples": samples[:2]}.items():
         run.figure(name, value)
-    folder = settings.output_dir
+    folder, probe = settings.output_dir, settings.val_file or settings.train_file
+    if not settings.lora_r:
+        run.finish(generate_command(settings.task, probe, val[0], model=folder))
+        return
+    flags = {} if probe == ROOT / f"processed_data/{settings.task}/sft_val.jsonl" else {"probe_file": probe}
     merged = folder.with_name(f"{folder.name}_merged")
-    run.finish(next_command("22_merge_adapter", task=settings.task, adapter=folder, output_dir=merged))
+    run.finish(next_command("22_merge_adapter", task=settings.task, adapter=folder, **flags, output_dir=merged))

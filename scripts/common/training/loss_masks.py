@@ -6,6 +6,7 @@ tokens: the last answer and its eos. They differ in who renders the row, and on 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from common.generation import render_prompt
@@ -17,7 +18,8 @@ RowStyle = Literal["prompt", "text", "template", "messages"]
 
 
 def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: bool):
-    """SFT rows ({"prompt", "completion"}, lists of messages) as the datasets.Dataset that SFTTrainer gets.
+    """SFT rows ({"prompt", "completion"}, lists of messages) as the datasets.Dataset that SFTTrainer gets. Documents
+    ({"text"}) become token ids, which are trained whole, whatever the style. None where there are no rows.
 
     A completion of several messages: `messages` trains each of its answers, `prompt` the same where the template has
     marks, `text` and
@@ -25,6 +27,10 @@ def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: b
     """
     from datasets import Dataset
 
+    if not rows:
+        return None
+    if "text" in rows[0]:
+        return Dataset.from_dict({"input_ids": list(document_ids([row["text"] for row in rows], tokenizer))})
     if style == "prompt":
         return chat_dataset(rows, ("prompt", "completion"), enable_thinking)
     if style == "messages":
@@ -38,6 +44,17 @@ def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: b
         answers = [turns[-1]["content"] for turns in conversations]
         return Dataset.from_dict({"prompt": prompts, "completion": answers})
     return Dataset.from_list([label_answer(turns, tokenizer, enable_thinking) for turns in conversations])
+
+
+def document_ids(texts: list[str], tokenizer) -> Iterator:
+    """The token ids of each document as it is trained, an array [tokens]: what the tokenizer puts in front of a text
+    (a bos, where it has one), the text, eos."""
+    import numpy as np
+
+    eos = tokenizer.eos_token_id
+    for start in range(0, len(texts), 1000):
+        for ids in tokenizer(texts[start : start + 1000], verbose=False)["input_ids"]:
+            yield np.array(ids if ids[-1:] == [eos] else [*ids, eos], dtype=np.int32)
 
 
 def label_answer(turns: list[dict], tokenizer, enable_thinking: bool) -> dict:

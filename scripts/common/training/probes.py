@@ -10,7 +10,7 @@ from peft import get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
 from common.evaluation.tables import number
-from common.generation import prompts_with_room, render_prompt, sample
+from common.generation import opening, prompts_with_room, render_prompt, sample
 from common.jsonl import read_jsonl
 from common.likelihood import mean_nll
 from common.models import check_model, load_tokenizer, require_context
@@ -23,8 +23,9 @@ from common.training.rewards import check_meta, load_rewards, score, total
 def stop_rate(
     model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
 ) -> tuple[float, list[str]]:
-    """Share of `count` answers sampled at temperature 1 that end by eos, and the answers."""
-    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows[:count]]
+    """Share of `count` answers sampled at temperature 1 that end by eos, and the answers. Of documents
+    the beginning is what it goes on from."""
+    texts = [opening(tokenizer, row, enable_thinking) for row in rows[:count]]
     results = sorted(
         sample(model, tokenizer, texts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
     )

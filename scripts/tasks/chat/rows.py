@@ -59,7 +59,7 @@ SCHEMAS = {
     "prompts": "prompts",
     "kto": "kto",
 }  # file name -> schema of common/schemas.py
-OTHER_FILES = (".xlsx", ".xls", ".txt", ".docx")
+OTHER_FILES = (".xlsx", ".xls", ".docx")
 
 # Keys of a message that change what is trained, and that no row of this project can hold.
 CARRIED = (
@@ -95,8 +95,10 @@ Rows = tuple[
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def read_rows(path: Path) -> Rows:
-    """The rows of a file, whatever it is. Parquet counts rows instead of lines."""
+def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
+    """The rows of a file, whatever it is. Parquet counts rows instead of lines. max_line_bytes: of a line of JSONL."""
+    if path.suffix == ".txt" and path.is_file():
+        return [], [Finding(path, 0, "a text file holds no rows", "scripts/18_prepare_text.py reads plain text")]
     if path.suffix in OTHER_FILES and path.is_file():
         return [], [Finding(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
     is_table = path.suffix in (".csv", ".tsv")
@@ -106,7 +108,7 @@ def read_rows(path: Path) -> Rows:
         return _parquet(path)
     if is_table:
         try:
-            return _table(path, _decode_table(path, path.read_bytes()))
+            return _table(path, decode_any(path, path.read_bytes()))
         except DataError as error:
             return [], error.findings
     with open(path, "rb") as file:
@@ -118,7 +120,7 @@ def read_rows(path: Path) -> Rows:
     if start == b"{" and path.suffix == ".json" and (problem := _one_object(path)):
         return [], [problem]
     rows, problems = [], []
-    for line, row, findings in scan_jsonl(path):
+    for line, row, findings in scan_jsonl(path, max_line_bytes=max_line_bytes):
         problems += [finding for finding in findings if finding.level == "error"]
         if row is not None:
             rows.append((line, row))
@@ -157,7 +159,7 @@ def _instances(path: Path) -> bytes | None:
     return ("\n" * text.count("\n", 0, start) + text[start:end]).encode("utf-8")
 
 
-def _decode_table(path: Path, raw: bytes) -> str:
+def decode_any(path: Path, raw: bytes) -> str:
     """UTF-8, UTF-16 with its mark, or GB18030, as spreadsheets write them. Raises DataError."""
     if raw.startswith(UTF16):
         try:
@@ -312,6 +314,8 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         parts = {"prompt": _begin(given, turns_of(given["prompt"], "prompt"))}
     else:
         columns = ", ".join(map(str, row)) or "none"
+        if isinstance(given.get("text", given.get("content")), str):
+            raise Refused(f"plain text (columns: {columns})", "scripts/18_prepare_text.py prepares documents")
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
         raise Refused(f"no format is known by the columns {columns}", fix)
 
