@@ -74,7 +74,7 @@ def find_files(given: tuple[Path, ...]) -> tuple[list[Path], Counter]:
     return list(found.values()), left_out
 
 
-def read_text(path: Path, unit: str) -> Iterator[tuple[int, str]]:
+def parts_of(path: Path, unit: str) -> Iterator[tuple[int, str]]:
     """(line, document) of a text file. Raises DataError."""
     from common.jsonl import DataError, unreadable
     from tasks.chat.rows import decode_any
@@ -127,7 +127,7 @@ def read_documents(path: Path, settings: Settings) -> tuple[list[tuple[int, str]
                 faults.append(Finding(path, line, *refused.args))
     else:
         try:
-            found = list(read_text(path, settings.document))
+            found = list(parts_of(path, settings.document))
         except DataError as error:
             return [], error.findings, unread
     documents = []
