@@ -21,15 +21,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings
 from common.training.loss_masks import RowStyle, row_dataset
+from common.training.options import TrainerSettings
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -51,16 +52,16 @@ class Settings:
     """who renders rows (docs/SFT.md); messages trains every answer of a conversation"""
     packing: bool = False
     """rows share sequences of max_length tokens, unseen by each other; batch_size counts those"""
+    loss: Literal["nll", "dft"] = "nll"
+    """dft weighs each token's loss by its probability: less pull from what the model finds unlikely"""
+    neftune_alpha: float = 0.0
+    """noise on the embeddings while training (NEFTune; 5 is usual), 0 = none"""
 
-    # --- LoRA
+    # --- LoRA (further settings: common/training/options.py)
     lora_r: Annotated[int, Limit()] = 64
     """rank; 0 = train all weights, which takes a smaller --lr"""
     lora_alpha: int = 128
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -81,8 +82,6 @@ class Settings:
     """auto, float32, bfloat16"""
     device_map: str = ""
     """auto = spread one model over all GPUs, in a single process; empty = one device a process"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- watching
     eval_steps: int = 100
@@ -110,7 +109,7 @@ class Settings:
 def main(settings: Settings) -> None:
     from trl import SFTConfig
 
-    from common.models import load_model, marks_answers
+    from common.models import marks_answers
     from common.runs import begin_run, set_seed
     from common.training import arguments
 
@@ -130,6 +129,8 @@ def main(settings: Settings) -> None:
         settings,
         rows=0 if settings.packing or documents else len(train),
         max_length=settings.max_length,
+        loss_type=settings.loss,
+        neftune_noise_alpha=settings.neftune_alpha or None,
         logging_steps=10,
         **documents
         or {
@@ -142,7 +143,7 @@ def main(settings: Settings) -> None:
             "train_sampling_strategy": "batch_rebalance",
         },
     )
-    lora = arguments.lora_config(settings, model_path) if settings.lora_r else None
+    lora = arguments.lora_config(settings, model_path)
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft", ignore=("report_to",)
     ) as run:
@@ -150,9 +151,11 @@ def main(settings: Settings) -> None:
         from common.training.trl_cpu import LeanSFTTrainer
 
         set_seed(settings.seed)
-        # weights that are trained themselves stay float32: steps of bfloat16 would be rounded away
-        model = load_model(model_path, tokenizer, settings.dtype if lora else "float32", device_map=settings.device_map)
+        model = arguments.load_trained(settings, model_path, tokenizer, device_map=settings.device_map)
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
+        shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
+        view = (tokenizer, shown, settings.enable_thinking, settings.max_length)
+        before = mean_nll(model, *view)
         trainer = LeanSFTTrainer(
             model=model,
             args=config,
@@ -163,21 +166,15 @@ def main(settings: Settings) -> None:
         )
         if not documents:
             arguments.watch_stops(trainer, tokenizer, val, settings)
-        shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
-        view = (tokenizer, shown, settings.enable_thinking, settings.max_length)
-        before = None if lora else mean_nll(trainer.model, *view)
         log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
-        arguments.save_adapter(trainer, settings)
+        arguments.save_trained(trainer, settings)
         arguments.save_log(log, settings, run)
-        if lora:
-            with trainer.model.disable_adapter():
-                before = mean_nll(trainer.model, *view)
         after = mean_nll(trainer.model, *view)
         what = "documents" if documents else "answers"
         print(f"NLL per character of the {name} {what}: base {before:.3f}, now {after:.3f} nats")
         figures = {f"{name}_nll_base": before, f"{name}_nll": after}
-        arguments.finish_adapter(run, trainer, tokenizer, shown, settings, **figures)
+        arguments.finish_trained(run, trainer, tokenizer, shown, settings, **figures)
 
 
 if __name__ == "__main__":

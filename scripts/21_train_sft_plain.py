@@ -17,15 +17,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
-from common.settings import read_settings
+from common.settings import Limit, read_settings
+from common.training.options import TrainerSettings
 
 IGNORED = -100  # a label that the loss leaves out
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -44,15 +46,11 @@ class Settings:
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
-    # --- LoRA
-    lora_r: int = 64
-    """rank"""
+    # --- LoRA (further settings: common/training/options.py)
+    lora_r: Annotated[int, Limit()] = 64
+    """rank; 0 = train all weights"""
     lora_alpha: int = 128
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -136,7 +134,6 @@ def collate(examples: list[dict], pad_token_id: int) -> dict:
 def main(settings: Settings) -> None:
     from transformers import TrainingArguments
 
-    from common.models import load_model
     from common.runs import begin_run, set_seed
     from common.training import arguments
 
@@ -149,13 +146,13 @@ def main(settings: Settings) -> None:
         rows=len(train),
         train_sampling_strategy="batch_rebalance",
         logging_steps=10,
+        include_num_input_tokens_seen="non_padding",
         report_to="none",
     )
     lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "21_train_sft_plain") as run:
         from functools import partial
 
-        from peft import get_peft_model
         from transformers import Trainer
 
         from common.likelihood import mean_nll
@@ -165,12 +162,12 @@ def main(settings: Settings) -> None:
             for rows in (train, val)
         )
         trained = sum(label != IGNORED for example in examples for label in example["labels"])
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = arguments.load_trained(settings, model_path, tokenizer)
         print(f"{len(train)} training rows, {trained} trained tokens, {model.dtype} on {model.device}")
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers
         trainer = Trainer(
-            model=get_peft_model(model, lora),
+            model=arguments.with_adapter(model, lora, settings),
             args=config,
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
             train_dataset=examples,
@@ -179,13 +176,13 @@ def main(settings: Settings) -> None:
         )
         log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
-        arguments.save_adapter(trainer, settings)
+        arguments.save_trained(trainer, settings)
         arguments.save_log(log, settings, run)
         shown, name = (val, "val") if val else (train[: settings.eval_rows or None], "train")
         after = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
         print(f"NLL per character of the {name} answers: {after:.3f} nats")
         figures = {"trained_tokens": trained, f"{name}_nll": after}
-        arguments.finish_adapter(run, trainer, tokenizer, shown, settings, **figures)
+        arguments.finish_trained(run, trainer, tokenizer, shown, settings, **figures)
 
 
 if __name__ == "__main__":

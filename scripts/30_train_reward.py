@@ -23,10 +23,11 @@ from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, next_command, read_settings
+from common.training.options import TrainerSettings
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -47,15 +48,11 @@ class Settings:
     center: float = 0.01
     """weight of (score chosen + score rejected)^2; 0 = off"""
 
-    # --- LoRA
+    # --- LoRA (further settings: common/training/options.py)
     lora_r: Annotated[int, Limit()] = 32
     """rank; 0 = train all weights"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     max_train: int = 0
@@ -76,8 +73,6 @@ class Settings:
     """micro-batches per optimizer step"""
     dtype: str = "auto"
     """auto, float32, bfloat16"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- watching
     eval_steps: int = 25
@@ -138,9 +133,7 @@ def main(settings: Settings) -> None:
         center_rewards_coefficient=settings.center or None,
         logging_steps=5,
     )
-    lora = None
-    if settings.lora_r:
-        lora = arguments.lora_config(settings, model_path, "SEQ_CLS", modules_to_save=["score"])
+    lora = arguments.lora_config(settings, model_path, "SEQ_CLS", ("score",))
     with begin_run(
         settings.output_dir, settings, inputs, settings.overwrite, "30_train_reward", ignore=("report_to",)
     ) as run:
@@ -149,7 +142,8 @@ def main(settings: Settings) -> None:
         from common.training.classifiers import load_classifier, logits_of, new_classifier
 
         set_seed(settings.seed)
-        model = new_classifier(model_path, tokenizer, resolve_dtype(settings.dtype), num_labels=1).to(pick_device())
+        how = resolve_dtype(arguments.trained_dtype(settings)), settings.quantize, settings.attn_implementation
+        model = new_classifier(model_path, tokenizer, *how, num_labels=1).to(pick_device())
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
         trainer = RewardTrainer(
             model=model,
@@ -163,7 +157,7 @@ def main(settings: Settings) -> None:
 
         if not run.is_main:
             return  # one process saves and reports
-        arguments.save_merged(trainer, tokenizer, settings)
+        arguments.save_merged(trainer, tokenizer, settings, model_path)
         arguments.save_log(log, settings, run)
         # the folder as anyone would load it scores the validation pairs, or without them those that it has learned from
         saved, _ = load_classifier(str(settings.output_dir), settings.dtype, num_labels=1)

@@ -207,7 +207,7 @@ def main(settings: Settings) -> None:
             return  # one process saves and reports
         ids = {name: index for index, name in enumerate(names)}
         mapping = {"id_to_label": {str(index): name for name, index in ids.items()}, "label_to_id": ids}
-        arguments.save_merged(trainer, tokenizer, settings, mapping)
+        arguments.save_merged(trainer, tokenizer, settings, model_path, mapping)
         arguments.save_log(log, settings, run, eval_f1_macro="validation macro-F1")
         del model, trainer
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import read_settings
+from common.settings import Limit, read_settings
+from common.training.options import TrainerSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
 LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
@@ -30,7 +31,9 @@ PAIR = ("prompt", "chosen", "rejected")
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
+    has_reference = True  # the base, the adapter switched off
+
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -59,15 +62,11 @@ class Settings:
     label_smoothing: float = 0.0
     """share of pairs thought to be the wrong way round (robust, exo_pair)"""
 
-    # --- LoRA
-    lora_r: int = 32
-    """rank"""
+    # --- LoRA (further settings: common/training/options.py)
+    lora_r: Annotated[int, Limit()] = 32
+    """rank; 0 = train all weights"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -86,8 +85,6 @@ class Settings:
     """micro-batches per optimizer step"""
     dtype: str = "auto"
     """auto, float32, bfloat16"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- watching
     eval_steps: int = 20
@@ -138,7 +135,7 @@ def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
 def main(settings: Settings) -> None:
     from trl import DPOConfig
 
-    from common.models import chat_dataset, load_model
+    from common.models import chat_dataset
     from common.runs import begin_run, set_seed
     from common.training import arguments
 
@@ -164,7 +161,7 @@ def main(settings: Settings) -> None:
         from common.training.trl_cpu import LeanDPOTrainer
 
         set_seed(settings.seed)
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = arguments.load_trained(settings, model_path, tokenizer)
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
         trainer = LeanDPOTrainer(
             model=model,
@@ -177,9 +174,9 @@ def main(settings: Settings) -> None:
         arguments.watch_stops(trainer, tokenizer, val, settings)
         log = arguments.fit(trainer, settings, run, long_rows=long)
 
-        arguments.save_adapter(trainer, settings)
+        arguments.save_trained(trainer, settings)
         arguments.save_log(log, settings, run)
-        arguments.finish_adapter(
+        arguments.finish_trained(
             run, trainer, tokenizer, val or train, settings, **what_was_learned(trainer, log, bool(val))
         )
 

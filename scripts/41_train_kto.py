@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import UserError, read_settings
+from common.settings import Limit, UserError, read_settings
+from common.training.options import TrainerSettings
 
 LABELLED = ("prompt", "completion", "label")
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
+    has_reference = True  # the base, the adapter switched off
+
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -54,15 +57,11 @@ class Settings:
     undesirable_weight: float = 0.0
     """of bad answers in the loss; 0 = from the counts"""
 
-    # --- LoRA
-    lora_r: int = 32
-    """rank"""
+    # --- LoRA (further settings: common/training/options.py)
+    lora_r: Annotated[int, Limit()] = 32
+    """rank; 0 = train all weights"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     epochs: float = 1.0
@@ -81,8 +80,6 @@ class Settings:
     """micro-batches per optimizer step"""
     dtype: str = "auto"
     """auto, float32, bfloat16"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- watching
     eval_steps: int = 20
@@ -142,7 +139,7 @@ def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
 def main(settings: Settings) -> None:
     from trl import KTOConfig
 
-    from common.models import chat_dataset, load_model
+    from common.models import chat_dataset
     from common.runs import begin_run, set_seed
     from common.training import arguments
 
@@ -170,7 +167,7 @@ def main(settings: Settings) -> None:
         from common.training.trl_cpu import LeanKTOTrainer
 
         set_seed(settings.seed)
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = arguments.load_trained(settings, model_path, tokenizer)
         print(f"{len(train)} training answers, {len(val)} validation answers, {model.dtype} on {model.device}")
         trainer = LeanKTOTrainer(
             model=model,
@@ -184,10 +181,10 @@ def main(settings: Settings) -> None:
         weights = {"desirable_weight": desirable, "undesirable_weight": undesirable}
         log = arguments.fit(trainer, settings, run, long_rows=long, **weights)
 
-        arguments.save_adapter(trainer, settings)
+        arguments.save_trained(trainer, settings)
         arguments.save_log(log, settings, run)
         figures = what_was_learned(trainer, log, bool(val))
-        arguments.finish_adapter(run, trainer, tokenizer, val or train, settings, **figures)
+        arguments.finish_trained(run, trainer, tokenizer, val or train, settings, **figures)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.settings import UserError, next_command, read_settings
+from common.settings import Limit, UserError, next_command, read_settings
+from common.training.options import TrainerSettings
 
 
 @dataclass
-class Settings:
+class Settings(TrainerSettings):
+    has_reference = True  # the base, the adapter switched off
+
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -74,15 +77,11 @@ class Settings:
     max_new_tokens: int = 96
     """an answer that is longer is cut, and counted"""
 
-    # --- LoRA
-    lora_r: int = 32
-    """rank"""
+    # --- LoRA (further settings: common/training/options.py)
+    lora_r: Annotated[int, Limit()] = 32
+    """rank; 0 = train all weights"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
-    lora_dropout: float = 0.0
-    """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
 
     # --- optimisation
     max_steps: int = 100
@@ -101,8 +100,6 @@ class Settings:
     """micro-batches per optimizer step"""
     dtype: str = "auto"
     """auto, float32, bfloat16"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- watching
     eval_steps: int = 10
@@ -159,7 +156,6 @@ def check_batch(settings: Settings, prompts: int) -> None:
 def main(settings: Settings) -> None:
     from trl import GRPOConfig
 
-    from common.models import load_model
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
@@ -199,15 +195,14 @@ def main(settings: Settings) -> None:
         settings.output_dir, settings, inputs, settings.overwrite, "50_train_grpo", ignore=("report_to",)
     ) as run:
         from datasets import Dataset
-        from peft import set_peft_model_state_dict
 
         from common.evaluation.plots import plot_overoptimisation
         from common.evaluation.tables import number
-        from common.training.probes import ProbeCallback
+        from common.training.probes import ProbeCallback, put_back
         from common.training.trl_cpu import LeanGRPOTrainer
 
         set_seed(settings.seed)
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = arguments.load_trained(settings, model_path, tokenizer)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
         # meta as text: datasets would give every row the keys of all
         rows = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)} for row, _ in prompts]
@@ -219,17 +214,19 @@ def main(settings: Settings) -> None:
             processing_class=tokenizer,
             peft_config=lora,
         )
+        if lora is None:
+            probe.reference = trainer.ref_model or arguments.load_trained(settings, model_path, tokenizer).eval()
         round_steps = settings.iterations * settings.minibatches  # a checkpoint within a round would lose its answers
         watch = ProbeCallback(trainer, probe, math.ceil(settings.eval_steps / round_steps) * round_steps)
         trainer.add_callback(watch)
         log = arguments.fit(trainer, settings, run)
 
         if watch.stopped_by:
-            set_peft_model_state_dict(trainer.model, watch.kept)
+            put_back(trainer.model, watch.kept)
             print("kept: the adapter of the last probe within the budgets")
             if watch.last is watch.first:
                 print("warning: that is the untrained one; fix: a lower --lr, or fewer --eval-steps")
-        arguments.save_adapter(trainer, settings)
+        arguments.save_trained(trainer, settings)
         curves = {"reward": "total reward"} | {f"reward/{reward.name}": reward.name for reward in probe.rewards}
         arguments.save_log(log, settings, run, losses=False, **curves)
         if run.is_main:
@@ -240,7 +237,9 @@ def main(settings: Settings) -> None:
             print(f"{name}: {number(before)} -> {number(after)}")
             run.figure(name, after)
         run.figure("samples", watch.last["samples"])
-        run.finish(next_command("60_generate", task=settings.task, model=settings.model, adapter=settings.output_dir))
+        folder = settings.output_dir
+        trained = {"model": settings.model, "adapter": folder} if lora else {"model": folder}
+        run.finish(next_command("60_generate", task=settings.task, **trained))
 
 
 if __name__ == "__main__":

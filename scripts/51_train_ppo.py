@@ -29,10 +29,13 @@ from pathlib import Path
 from typing import Literal
 
 from common.settings import UserError, next_command, read_settings
+from common.training.options import AdapterSettings
 
 
 @dataclass
-class Settings:
+class Settings(AdapterSettings):
+    has_reference = True  # the base, the adapter switched off
+
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -53,13 +56,11 @@ class Settings:
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
-    # --- LoRA
+    # --- LoRA (further settings: common/training/options.py)
     lora_r: int = 32
     """rank"""
     lora_alpha: int = 64
     """the update is scaled by alpha / r"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
     value_body: Literal["shared", "own"] = "shared"
     """the value head reads the policy's body, or has a LoRA of its own"""
 
@@ -136,7 +137,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     from common.evaluation.tables import number
-    from common.models import load_model, newest_checkpoint
+    from common.models import newest_checkpoint
     from common.ppo.actor_critic import ActorCritic, draw_prompts, load_checkpoint, save_checkpoint, share
     from common.ppo.update import explained_variance, gae, kl_estimate, next_beta, token_rewards, update, whiten
     from common.runs import begin_run, set_seed
@@ -159,7 +160,7 @@ def main(settings: Settings) -> None:
         from common.evaluation.plots import plot_overoptimisation
 
         set_seed(settings.seed)
-        model = load_model(model_path, tokenizer, settings.dtype)
+        model = arguments.load_trained(settings, model_path, tokenizer)
         agent = ActorCritic(model, lora, settings.value_body, settings.temperature)
         rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
         groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]

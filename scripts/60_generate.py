@@ -23,14 +23,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.model_files import check_adapter, check_model
+from common.model_files import check_adapter, check_model, trained_in_full
 from common.settings import UserError, next_command, read_settings, resolve_model, show_path
+from common.training.options import ModelSettings
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 
 
 @dataclass
-class Settings:
+class Settings(ModelSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -89,9 +90,11 @@ class Settings:
 
 
 def run_name(settings: Settings) -> str:
-    """The folder's name for an adapter or a merged model (checkpoints/poems/sft -> sft), base for any other model."""
+    """The folder's name for what a stage has trained or merged (checkpoints/poems/sft -> sft), base for any other
+    model."""
     folder = Path(settings.adapter or settings.model).resolve()
-    return folder.name if settings.adapter or (folder / "merge_report.json").exists() else "base"
+    trained = settings.adapter or (folder / "merge_report.json").exists() or trained_in_full(folder)
+    return folder.name if trained else "base"
 
 
 def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int, done: int = 0):
@@ -102,7 +105,8 @@ def open_backend(settings: Settings, model_path: str, adapter: str | None, token
         from common.generation import sample
         from common.models import load_model
 
-        model = load_model(model_path, tokenizer, settings.dtype, adapter, settings.device_map, settings.force_base)
+        how = settings.device_map, settings.force_base, settings.quantize, settings.attn_implementation
+        model = load_model(model_path, tokenizer, settings.dtype, adapter, *how)
         names = [*names, "batch_tokens"]
         return partial(sample, model, tokenizer, **{name: getattr(settings, name) for name in names})
     from common.vllm_engine import open_engine, stop_tokens, vllm_sample

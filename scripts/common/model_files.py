@@ -155,6 +155,9 @@ def read_adapter_config(adapter: str | Path) -> dict:
     """Raises UserError where the folder holds no adapter that a stage could have written."""
     folder = Path(adapter)
     path = folder / "adapter_config.json"
+    if not path.exists() and trained_in_full(folder):
+        name = show_path(folder)
+        raise UserError(f"{name} was trained in full (--lora-r 0): nothing to merge; fix: --model {name}")
     if not path.exists():
         what = "is a model, not an adapter" if (folder / "config.json").exists() else "no adapter_config.json inside"
         raise UserError(f"{show_path(folder)}: {what}; fix: name the folder that stage 20, 40, 50 or 51 wrote")
@@ -164,6 +167,14 @@ def read_adapter_config(adapter: str | Path) -> dict:
     if not isinstance(config.get("r"), int) or config["r"] < 1:
         raise UserError(f"{show_path(path)}: rank r is {config.get('r')}; fix: the adapter_config.json of this adapter")
     return config
+
+
+def trained_in_full(folder: Path) -> bool:
+    """Did a training stage write this model whole?"""
+    if not (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return False
+    record = read_json(folder / "run.json")
+    return (record.get("settings") or {}).get("lora_r") == 0
 
 
 def adapter_base(adapter: str | Path, model: str, task: str | None = None) -> str:

@@ -255,13 +255,16 @@ def load_model(
     adapter: str | None = None,
     device_map: str = "",
     force_base: bool = False,
+    quantize: str = "none",
+    attn_implementation: str = "auto",
 ):
     """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if
     named.
 
     device_map "auto" spreads it over the GPUs of this process, and what does not fit over main memory (accelerate's
     big-model inference).
-    force_base: put the adapter on another base than its own, with a notice.
+    force_base: put the adapter on another base than its own, with a notice. quantize, attn_implementation: as in
+    common/training/options.py.
 
     Raises UserError where the folder holds no whole causal model or the adapter does not fit it.
     """
@@ -270,11 +273,28 @@ def load_model(
     check_model(model)
     if adapter:
         check_adapter(adapter, model, force_base=force_base)
-    loaded = load_strictly(AutoModelForCausalLM, model, resolve_dtype(dtype), device_map=device_map or None)
+    dtype = resolve_dtype(dtype)
+    words = how_to_load(dtype, quantize, attn_implementation) | ({"device_map": device_map} if device_map else {})
+    loaded = load_strictly(AutoModelForCausalLM, model, dtype, **words)
     align_stop_tokens(loaded, tokenizer)
     if adapter:
         loaded = attach_adapter(loaded, adapter)
     return loaded if device_map else loaded.to(pick_device())
+
+
+def how_to_load(dtype, quantize: str, attn_implementation: str) -> dict:
+    """Words of from_pretrained. 4bit is nf4 with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314),
+    8bit is LLM.int8(): of linear layers, not of embeddings, norms and the head."""
+    words = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
+    if quantize == "none":
+        return words
+    from transformers import BitsAndBytesConfig
+
+    kind = {"load_in_8bit": True}
+    if quantize == "4bit":
+        kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        kind["bnb_4bit_compute_dtype"] = dtype
+    return words | {"quantization_config": BitsAndBytesConfig(**kind), "device_map": {"": pick_device()}}
 
 
 def attach_adapter(model, adapter: str):

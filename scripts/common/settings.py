@@ -1,6 +1,7 @@
 """The settings of a stage: one dataclass, read from the command line."""
 
 import errno
+import logging
 import math
 import os
 import re
@@ -172,6 +173,9 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
     argv = sys.argv[1:] if argv is None else list(argv)
     if "--help" in argv or "-h" in argv:  # printed here because tyro would join its lines
         print((sys.modules["__main__"].__doc__ or "").strip() + "\n")
+    # a stage's own settings first in --help, then those that it inherits
+    own = [field for field in cls.__dict__["__annotations__"] if field in cls.__dataclass_fields__]
+    cls.__dataclass_fields__ = dict.fromkeys(own) | cls.__dataclass_fields__
     settings, unknown = tyro.cli(cls, prog=Path(sys.argv[0]).name, args=argv, description="", return_unknown_args=True)
     if unknown:
         _exit_unknown(unknown, [field.name for field in fields(cls)])
@@ -191,6 +195,8 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
     }
     settings = replace(settings, **paths)
     check_settings(settings)
+    if hasattr(settings, "check"):
+        settings.check()
     return settings
 
 
@@ -324,6 +330,7 @@ def _set_up_process() -> None:
             stream.reconfigure(encoding="utf-8", line_buffering=True)
     if _rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  of several processes only the first prints
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says of every layer that it casts to float16
     sys.excepthook = _show_error
     # Of several processes the launcher takes care: one that waits for the others cannot run a handler.
     if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:

@@ -14,13 +14,15 @@ from conftest import ROOT, SCRIPTS
 STAGES = sorted(path.name for path in SCRIPTS.glob("[0-9][0-9]_*.py"))
 
 
-def docstrings_of(name: str) -> dict[str, str]:
+def docstrings_of(name: str, kind: str = "Settings", inherited: bool = True) -> dict[str, str]:
     """Field of a stage's Settings -> the docstring line behind it, empty where there is none."""
     tree = ast.parse((SCRIPTS / name).read_text(encoding="utf-8"))
-    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
-    texts = {}
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    body, texts = found.body, {}
+    for base in found.bases if inherited else ():
+        texts |= docstrings_of("common/training/options.py", base.id)
     for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign):
+        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             texts[node.target.id] = after.value.value if is_text else ""
     return texts
@@ -77,7 +79,7 @@ def test_no_stage_is_longer_than_agreed():
     lengths = {}
     for name in STAGES:  # what explains is not counted: the docstring of the stage and the lines behind its settings
         text = (SCRIPTS / name).read_text(encoding="utf-8")
-        explained = [ast.get_docstring(ast.parse(text), clean=False), *docstrings_of(name).values()]
+        explained = [ast.get_docstring(ast.parse(text), clean=False), *docstrings_of(name, inherited=False).values()]
         lengths[name] = len(text.splitlines()) - sum(len(lines.splitlines()) for lines in explained)
     assert {name: length for name, length in lengths.items() if length > limits.get(name, 220)} == {}
 

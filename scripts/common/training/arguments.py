@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from common.settings import ROOT, UserError, default_settings, next_command, resolve_model, settings_errors
 
@@ -26,6 +27,7 @@ ARGUMENTS = {
     "lr": "learning_rate",
     "weight_decay": "weight_decay",
     "gradient_checkpointing": "gradient_checkpointing",
+    "liger": "use_liger_kernel",
     "report_to": "report_to",
     "seed": "seed",
 }
@@ -121,33 +123,89 @@ def document_arguments(settings, dataset) -> dict:
     return found
 
 
-def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", **more):
-    """peft's LoraConfig. Raises UserError for a rank below 1 and for a word of lora_targets that names no layer of the
-    model."""
+def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", heads: tuple[str, ...] = ()):
+    """peft's LoraConfig, None where all weights are trained (lora_r 0).
+
+    heads: modules that a classifier trains whole. Raises UserError for a word of lora_targets or modules_to_save that
+    names no part of the model.
+    """
     from peft import LoraConfig
 
-    if settings.lora_r < 1:
-        raise UserError(f"--lora-r {settings.lora_r}: an adapter needs a rank; fix: 1 or more")
+    if settings.lora_r == 0:
+        return None
+    variant, whole = getattr(settings, "lora_variant", "lora"), getattr(settings, "modules_to_save", ())
+    check_modules(whole, model_path)
     return LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
         lora_dropout=getattr(settings, "lora_dropout", 0.0),
         target_modules=check_targets(settings.lora_targets, model_path),
+        modules_to_save=[*heads, *whole] or None,
+        ensure_weight_tying=bool(whole),  # a head that shares the embeddings' weights shares the trained ones
+        use_dora=variant == "dora",
+        use_rslora=variant == "rslora",
+        init_lora_weights="pissa" if variant == "pissa" else True,
         task_type=task_type,
-        **more,
     )
+
+
+def trained_dtype(settings) -> str:
+    """Of the base's weights. float32 where they are changed themselves: a small step is lost in bfloat16's eight bits.
+
+    --dtype is that of the multiplications then.
+    """
+    changed = settings.lora_r == 0 or settings.lora_variant == "pissa"
+    return "float32" if changed else settings.dtype
+
+
+def load_trained(settings, model_path: str, tokenizer, device_map: str = ""):
+    """The causal model that a stage trains, or puts its adapter on."""
+    from common.models import load_model
+
+    default = default_settings(settings)["lr"]
+    if settings.lora_r == 0 and settings.lr == default:
+        print(f"notice: --lr {default:g} is meant for an adapter; all weights are usually trained with a tenth of it")
+    how = {"quantize": settings.quantize, "attn_implementation": settings.attn_implementation}
+    return load_model(model_path, tokenizer, trained_dtype(settings), device_map=device_map, **how)
+
+
+def with_adapter(model, lora, settings):
+    """For a Trainer that does not put the adapter on by itself, as trl's do."""
+    from peft import get_peft_model
+
+    if lora is None:
+        return model
+    model = get_peft_model(model, lora)
+    if settings.gradient_checkpointing:  # else no gradient reaches the first layer that is computed again
+        model.enable_input_require_grads()
+    return model
+
+
+def empty_model(model_path: str):
+    """The model's modules with names and shapes, without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path, trust_remote_code=False))
+
+
+def check_modules(words: tuple[str, ...], model_path: str) -> None:
+    """Raises UserError for a word of --modules-to-save that is the last part of no module's name."""
+    names = [name for name, _ in empty_model(model_path).named_modules() if name] if words else []
+    last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()))
+    for word in words:
+        if word not in last:
+            near = get_close_matches(word, last, n=3, cutoff=0.5) or last
+            raise UserError(f"--modules-to-save: {model_path} has no module {word}; fix: {', '.join(near)}")
 
 
 def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     """`targets` as peft takes them. Each word must be the last part of a layer's name; the word all-linear stands
     alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if tuple(targets) == ("all-linear",):
         return "all-linear"
-    with torch.device("meta"):  # names and shapes, no weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path, trust_remote_code=False))
+    model = empty_model(model_path)
     names = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
     names = [name for name in names if model.get_submodule(name).weight.dim() == 2]  # norms cannot be adapted
     last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
@@ -189,6 +247,8 @@ def trainer_arguments(cls, settings, rows: int = 0, **more):
         "save_total_limit": 2,
         "restore_callback_states_from_checkpoint": True,  # a resumed run remembers how long it has been patient
     }
+    if getattr(settings, "optim", "auto") != "auto":
+        values |= {"optim": settings.optim}
     if hasattr(settings, "eval_steps"):
         values |= {"save_steps": settings.eval_steps}
     if getattr(settings, "val_file", None) and hasattr(settings, "eval_rows"):
@@ -280,6 +340,61 @@ def delete_pickle(folder: Path) -> None:
     (folder / "training_args.bin").unlink(missing_ok=True)
 
 
+class Progress(ProgressCallback):
+    """The bar, and one line a logging step: loss, what else shows how it goes, rate, tokens/s, time left, memory."""
+
+    SHOWN = {"loss": "loss", "reward": "reward", "kl": "KL", "rewards/accuracies": "right", "rewards/margins": "margin"}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        counts = [tokens_of(entry) for entry in state.log_history if tokens_of(entry)]
+        self.start = self.mark = time.monotonic()
+        self.first_step, self.tokens = state.global_step, counts[-1] if counts else 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "eval_loss" in logs:
+            self.training_bar.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+        if "loss" not in logs:
+            return
+        parts = [f"{text} {logs[name]:.4g}" for name, text in self.SHOWN.items() if name in logs]
+        parts.append(f"lr {logs.get('learning_rate', 0.0):.2e}")
+        now, done = time.monotonic(), state.global_step - self.first_step
+        if (tokens := tokens_of(logs)) > self.tokens:
+            parts.append(f"{(tokens - self.tokens) / max(now - self.mark, 1e-9):,.0f} tokens/s")
+            self.mark, self.tokens = now, tokens
+        left = (now - self.start) / max(done, 1) * (state.max_steps - state.global_step)
+        parts += [f"{clock(left)} left", f"{memory_used()} GiB"]
+        self.training_bar.write(f"step {state.global_step}/{state.max_steps}: " + ", ".join(parts))
+
+
+def tokens_of(logs: dict) -> float:
+    """Tokens read since the run began, as trl or transformers count them; 0 where neither does."""
+    return logs.get("num_tokens") or logs.get("num_input_tokens_seen") or 0
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def memory_used() -> str:
+    """Of this process in GiB: the GPU's at its highest where there is one, else main memory now."""
+    import psutil
+    import torch
+
+    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return f"{used / 2**30:.1f}"
+
+
+def show_progress(trainer) -> None:
+    """Readable lines in the place of the dictionaries that transformers prints."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(Progress())
+
+
 def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
     """Every evaluation samples and shows how many answers stop (common/training/probes.py)."""
     from common.training.probes import StopProbe
@@ -304,6 +419,8 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
     if getattr(settings, "patience", 0) and trainer.args.load_best_model_at_end:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.add_callback(Guard(settings))
+    show_progress(trainer)
+    prepare_weights(trainer, settings)
     args = trainer.args
     steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     args.warmup_steps = min(int(settings.warmup_share * steps), steps - 1)  # transformers rounds up: one step at rate 0
@@ -341,6 +458,26 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
         run.figure("eval_loss", kept)
     run.figure("train_loss", [entry["loss"] for entry in log if "loss" in entry][-1])
     return log
+
+
+def prepare_weights(trainer, settings) -> None:
+    """What the settings of adapters ask for, before the first step: LoRA+, PiSSA's start, float32 beside 4 bits."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if getattr(settings, "quantize", "none") != "none":
+        for value in model.parameters():  # trl makes them bfloat16, in which AdamW's small steps are lost
+            if value.requires_grad:
+                value.data = value.data.float()
+    if getattr(settings, "lora_variant", "lora") == "pissa" and trainer.args.process_index == 0:
+        config = model.peft_config["default"]
+        config.init_lora_weights = True  # of what is saved here: loading it shall change no base
+        model.save_pretrained(settings.output_dir / "pissa_start")
+        config.init_lora_weights = "pissa"
+    if getattr(settings, "lora_plus_ratio", 0.0):
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, words = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+        words |= {"weight_decay": trainer.args.weight_decay, "loraplus_lr_ratio": settings.lora_plus_ratio}
+        trainer.optimizer = create_loraplus_optimizer(model, kind, **words)
 
 
 def first_and_kept(trainer) -> list[dict]:
@@ -386,7 +523,7 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
         plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
 
 
-def save_adapter(trainer, settings) -> None:
+def save_trained(trainer, settings) -> None:
     """The adapter, or the whole model where all of it was trained, and the tokenizer. The figures that follow are of
     the model in memory: its weights are those of the file."""
     import torch
@@ -397,7 +534,11 @@ def save_adapter(trainer, settings) -> None:
 
     trainer.save_model(str(settings.output_dir))
     delete_pickle(settings.output_dir)
-    if not settings.lora_r:
+    if settings.lora_r == 0:
+        return
+    if settings.lora_variant == "pissa":
+        if trainer.args.process_index == 0:
+            save_as_lora(trainer.accelerator.unwrap_model(trainer.model), settings, settings.output_dir)
         return
     if trainer.args.process_index == 0:  # peft keeps the targets as a set, which every process orders in its own way
         path = settings.output_dir / "adapter_config.json"
@@ -411,7 +552,17 @@ def save_adapter(trainer, settings) -> None:
             raise RuntimeError("the saved adapter is not the trained one")
 
 
-def save_merged(trainer, tokenizer, settings, mapping: dict | None = None) -> None:
+def save_as_lora(model, settings, folder: Path) -> None:
+    """PiSSA's adapter as an ordinary one of twice the rank, on the base as it ships: what it is now less what it began
+    with (Meng et al. 2024, arXiv 2404.02948, appendix C)."""
+    import shutil
+
+    start = settings.output_dir / "pissa_start"
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))
+    shutil.rmtree(start)
+
+
+def save_merged(trainer, tokenizer, settings, model_path: str, mapping: dict | None = None) -> None:
     """A classifier with its head at the folder's root, the adapter beside it in adapter/ where there is one.
 
     mapping: content of label_mapping.json, for a classifier with named labels.
@@ -421,7 +572,14 @@ def save_merged(trainer, tokenizer, settings, mapping: dict | None = None) -> No
     model, folders = trainer.accelerator.unwrap_model(trainer.model).eval(), [settings.output_dir]
     if settings.lora_r:
         folders.append(settings.output_dir / "adapter")
-        model.save_pretrained(folders[1])
+        if getattr(settings, "lora_variant", "lora") == "pissa":
+            save_as_lora(model, settings, folders[1])
+        else:
+            model.save_pretrained(folders[1])
+        if getattr(settings, "quantize", "none") != "none":  # into the base in full precision
+            from common.training.classifiers import open_classifier
+
+            model = open_classifier(model_path, str(folders[1]), tokenizer, settings.dtype)
         model = model.merge_and_unload(safe_merge=True)
     model.save_pretrained(settings.output_dir)
     for folder in folders:
@@ -430,7 +588,7 @@ def save_merged(trainer, tokenizer, settings, mapping: dict | None = None) -> No
             write_json(folder / "label_mapping.json", mapping)
 
 
-def finish_adapter(run, trainer, tokenizer, val: list[dict], settings, **figures) -> None:
+def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures) -> None:
     """Sample from the trained model, record `figures` and what the samples show, name the next stage."""
     from common.generation import generate_command
     from common.training.probes import stop_rate

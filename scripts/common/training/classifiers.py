@@ -11,7 +11,15 @@ from pathlib import Path
 from common.batching import length_batches
 from common.jsonl import read_json
 from common.model_files import check_adapter, check_model, read_header
-from common.models import attach_adapter, check_vocabulary, load_strictly, load_tokenizer, pick_device, resolve_dtype
+from common.models import (
+    attach_adapter,
+    check_vocabulary,
+    how_to_load,
+    load_strictly,
+    load_tokenizer,
+    pick_device,
+    resolve_dtype,
+)
 from common.settings import UserError, show_path
 
 
@@ -61,7 +69,7 @@ def classifier_text(prompt: str | list[dict], answer: str) -> str:
     return "\n".join([*lines, f"回答：{answer}"])
 
 
-def new_classifier(base: str, tokenizer, dtype, **labels):
+def new_classifier(base: str, tokenizer, dtype, quantize: str = "none", attn_implementation: str = "auto", **labels):
     """`base` with a head of its own, drawn at random: what stages 30 and 31 train. labels: num_labels, or id2label and
     label2id.
 
@@ -69,7 +77,8 @@ def new_classifier(base: str, tokenizer, dtype, **labels):
     """
     from transformers import AutoModelForSequenceClassification
 
-    model = load_strictly(AutoModelForSequenceClassification, base, dtype, heads="new", **labels)
+    words = how_to_load(dtype, quantize, attn_implementation) | labels
+    model = load_strictly(AutoModelForSequenceClassification, base, dtype, heads="new", **words)
     check_vocabulary(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model

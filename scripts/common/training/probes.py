@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from peft import get_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
 from common.evaluation.tables import number
@@ -32,12 +32,24 @@ def stop_rate(
     return sum(reason == "stop" for _, _, reason, _ in results) / len(results), [text for _, text, _, _ in results]
 
 
-def kl_to_reference(model, tokenizer, rows: list[dict], answers: list[str], enable_thinking: bool) -> float:
+@contextmanager
+def reference_of(model, reference=None):
+    """The model with its adapter switched off; where all weights are trained, the `reference` beside it."""
+    if reference is not None:
+        yield reference
+        return
+    with model.disable_adapter():
+        yield model
+
+
+def kl_to_reference(
+    model, tokenizer, rows: list[dict], answers: list[str], enable_thinking: bool, reference=None
+) -> float:
     """KL(policy || reference) in nats an answer: at every token of `answers` (samples of the policy, eos added) the
     exact divergence of the two next-token distributions, summed over the answer, averaged over answers (the chain rule
     of KL; arXiv 2009.01325, section 3.4).
 
-    model: a PeftModel, whose reference is itself with the adapter switched off. Texts are tokenized again, which may
+    reference: of a model without an adapter, see reference_of. Texts are tokenized again, which may
     cut them elsewhere than they were sampled.
     """
     was_training = model.training
@@ -54,9 +66,9 @@ def kl_to_reference(model, tokenizer, rows: list[dict], answers: list[str], enab
                 len(prompt) - 1, ids.size(1) - 1, device=model.device
             )  # what predicts the answer's tokens
             policy = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
-            with model.disable_adapter():
-                reference = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
-            total += (policy.exp() * (policy - reference)).sum().item()
+            with reference_of(model, reference) as start:
+                before = start(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
+            total += (policy.exp() * (policy - before)).sum().item()
     model.train(was_training)
     return total / max(1, len(answers))
 
@@ -113,6 +125,7 @@ class DriftProbe:
     """
 
     def __init__(self, settings, task, tokenizer, rows: list[dict]):
+        self.reference = None  # a stage sets it where all weights are trained
         self.settings, self.set_metrics, self.tokenizer, self.rows = settings, task.SET_METRICS, tokenizer, rows
         how = (task, settings.dtype, settings.max_length)
         self.rewards = load_rewards(settings.rewards, *how)
@@ -153,7 +166,8 @@ class DriftProbe:
             totals, means = self.judge(self.rows, texts)
             known = [value for value in totals if value is not None]
             means["reward"] = sum(known) / len(known) if known else None
-            means["kl"] = kl_to_reference(model, self.tokenizer, self.rows, texts, self.settings.enable_thinking)
+            thinking = self.settings.enable_thinking
+            means["kl"] = kl_to_reference(model, self.tokenizer, self.rows, texts, thinking, self.reference)
             nll = mean_nll(model, self.tokenizer, self.rows, self.settings.enable_thinking)
             means |= {"stopped": stopped, "nll": nll}
         figures = {f"probe/{name}": value for name, value in means.items()} | {"samples": texts[:2]}
@@ -204,7 +218,7 @@ class ProbeCallback(TrainerCallback):
         probes = [entry for entry in state.log_history if "probe/kl" in entry]
         if probes:
             self.first, self.last = probes[0], probes[-1]
-            self.kept = adapter_of(model)
+            self.kept = trained_of(model)
         else:
             self.first = self.probe.measure(model, 0)
             self.measured(self.first, model, state, control)
@@ -225,8 +239,18 @@ class ProbeCallback(TrainerCallback):
             print(f"stop: {self.stopped_by}")
             control.should_training_stop, control.should_save = True, False
         else:
-            self.kept, self.last, control.should_save = adapter_of(model), figures, True
+            self.kept, self.last, control.should_save = trained_of(model), figures, True
 
 
-def adapter_of(model) -> dict:
-    return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
+def trained_of(model) -> dict:
+    """A copy of the adapter, or of all weights where there is none."""
+    weights = get_peft_model_state_dict(model) if hasattr(model, "peft_config") else model.state_dict()
+    return {name: value.detach().cpu().clone() for name, value in weights.items()}
+
+
+def put_back(model, weights: dict) -> None:
+    """What trained_of has copied."""
+    if hasattr(model, "peft_config"):
+        set_peft_model_state_dict(model, weights)
+    else:
+        model.load_state_dict(weights)

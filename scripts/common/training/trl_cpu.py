@@ -138,6 +138,8 @@ def folded(model):
     weights behind.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if getattr(model, "is_quantized", False):
+        layers = []  # a sum would be rounded to 4 or 8 bits
     kept = [(layer, layer.get_base_layer().weight.data) for layer in layers]
     try:
         if layers:
