@@ -155,9 +155,7 @@ def main(settings: Settings) -> None:
         logging_steps=5,
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "40_train_dpo", ignore=("report_to",)
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "40_train_dpo") as run:
         from common.training.trl_cpu import LeanDPOTrainer
 
         set_seed(settings.seed)

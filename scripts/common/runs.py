@@ -30,7 +30,7 @@ MODEL_FILES = ("*config.json", "*token*.json", "vocab.json", "merges.txt", "*.ji
 # Hidden files of this module and of common/jsonl.py: lock, earlier run, earlier run to be deleted, unfinished write.
 HIDDEN = re.compile(r"\..+\.(lock|earlier|deleted|\d+\.tmp)")
 # Settings that say how to run, not what to make.
-NEVER_COMPARED = ("overwrite",)
+NEVER_COMPARED = ("overwrite", "report_to")
 
 
 class Run:

@@ -114,17 +114,15 @@ def vllm_sample(
     adapter: str | None = None,
     *,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     seed: int,
     skip=lambda indices: False,
+    **sampling,
 ) -> Iterator[tuple[int, str, str, int]]:
     """What common.generation.sample yields, as vLLM finishes rows: (index, completion, finish_reason, tokens).
 
     All prompts are in the engine at once, which batches them as they come and go, and draws with the seed it was opened
     with: a seed for each prompt costs a third of the speed. `seed` only names the requests. `skip([index])` says that a
-    row need not be run.
+    row need not be run. sampling: temperature, top_k, top_p.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
@@ -140,12 +138,10 @@ def vllm_sample(
             raise UserError(f"a prompt of {len(ids)} tokens, and room for {room}; fix: shorten it, or --backend hf")
         params = SamplingParams(
             max_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
             stop_token_ids=stops,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **sampling,
         )
         engine.llm_engine.add_request(f"{seed}-{index}", {"prompt_token_ids": ids}, params, lora_request=lora)
     while engine.llm_engine.has_unfinished_requests():
