@@ -120,8 +120,8 @@ def main() -> None:
         table.append(["KL to the reference, nats per character", "0", interval(mean), ""])
         figures["kl_per_character"] = mean._asdict()
     print(
-        f"style {options.style}: {len(files['before'])} texts before, {len(files['after'])} after; 95 % intervals "
-        f"over prompts"
+        f"style {options.style}: {len(files['before'])} texts before, {len(files['after'])} after; 95 % intervals over "
+        "prompts"
     )
     print(markdown_table(["", "before", "after", "difference, paired"], table))
     print(verdict(differences))

@@ -150,8 +150,8 @@ def main() -> None:
     medians = {way: statistics.median(found) for way, found in speeds.items()}
     first = medians[options.ways[0]]
     print(
-        f"\n| | tokens/s, median of {options.rounds} | lowest to highest | against {options.ways[0]} |\n|---|---:|"
-        f"---:|---:|"
+        f"\n| | tokens/s, median of {options.rounds} | lowest to highest | against {options.ways[0]} "
+        "|\n|---|---:|---:|---:|"
     )
     for way, median in medians.items():
         print(f"| {way} | {median:.0f} | {min(speeds[way]):.0f} to {max(speeds[way]):.0f} | {median / first:.2f} x |")

@@ -107,13 +107,11 @@ def percentile(values: list[float], share: float) -> float:
 def one_by_one(model: str, texts: list[str], seconds: float) -> float:
     """Texts a second in a plain loop, in a process of its own so that nothing else is in its memory."""
     code = (
-        "import sys, time, json\n"
-        "from common.training.classifiers import load_classifier, logits_of\n"
-        f"model, tokenizer = load_classifier({model!r}); texts = json.loads(sys.stdin.read()); count = 0\n"
-        "logits_of(model, tokenizer, texts[:1]); started = time.perf_counter()\n"
-        f"while time.perf_counter() - started < {seconds}:\n"
-        "    logits_of(model, tokenizer, [texts[count % len(texts)]]); count += 1\n"
-        "print('RATE', count / (time.perf_counter() - started))\n"
+        "import sys, time, json\nfrom common.training.classifiers import load_classifier, logits_of\nmodel, tokenizer "
+        f"= load_classifier({model!r}); texts = json.loads(sys.stdin.read()); count = 0\nlogits_of(model, tokenizer, "
+        f"texts[:1]); started = time.perf_counter()\nwhile time.perf_counter() - started < {seconds}:\n    "
+        "logits_of(model, tokenizer, [texts[count % len(texts)]]); count += 1\nprint('RATE', count / "
+        "(time.perf_counter() - started))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

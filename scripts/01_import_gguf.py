@@ -117,8 +117,7 @@ def main(settings: Settings) -> None:
                 text, ours, theirs = different[0]
                 raise UserError(
                     f"{len(different)} of {len(texts)} texts have other token ids than in llama.cpp, first {text!r}: "
-                    f"{ours} "
-                    f"against {theirs}; fix: this tokenizer is not supported, do not train on "
+                    f"{ours} against {theirs}; fix: this tokenizer is not supported, do not train on "
                     f"{show_path(settings.output_dir)}"
                 )
             print(f"token ids of {len(texts)} texts are llama.cpp's")
@@ -127,14 +126,12 @@ def main(settings: Settings) -> None:
             run.figure(name, value)
         print(
             f"next tokens at {settings.places} places: KL {figures['kl_mean']:.5f} nats (largest "
-            f"{figures['kl_max']:.4f}), "
-            f"the same first choice at {figures['top1_agreement']:.1%}"
+            f"{figures['kl_max']:.4f}), the same first choice at {figures['top1_agreement']:.1%}"
         )
         if figures["kl_mean"] > settings.max_kl:
             raise UserError(
                 f"the weights do not compute what llama.cpp computes: mean KL {figures['kl_mean']:.3f} over "
-                f"{settings.max_kl}; "
-                "fix: take a file of another quantisation, and report this one"
+                f"{settings.max_kl}; fix: take a file of another quantisation, and report this one"
             )
         run.finish(next_command("20_train_sft", model=settings.output_dir))
 

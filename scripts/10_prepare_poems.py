@@ -111,13 +111,10 @@ def main(settings: Settings) -> None:
                 sft = sft[: settings.max_train or None]
             prompts = poems[: settings.max_prompts or None] if split == "train" else poems
 
+            # the reference is what a poet wrote: for side-by-side pages, never a training target
             files = {
                 "sft": [{**prompt_of(p), "completion": answer(p.text)} for p in sft],
-                "prompts": [
-                    # the reference is what a poet wrote: for side-by-side pages, never a training target
-                    {**(row := prompt_of(p)), "meta": {**row["meta"], "reference": p.text}}
-                    for p in prompts
-                ],
+                "prompts": [{**(row := prompt_of(p)), "meta": {**row["meta"], "reference": p.text}} for p in prompts],
                 "pref": [
                     {
                         "prompt": (row := prompt_of(p))["prompt"],

@@ -108,7 +108,7 @@ def main(settings: Settings) -> None:
         if missing := set(names) - {row["label"] for row in splits[split]}:
             raise UserError(
                 f"{settings.data}: no {split} row is {', '.join(sorted(missing))}; fix: add rows, or another "
-                f"--split-salt"
+                "--split-salt"
             )
 
     inputs = {"data": settings.data, "labels": settings.labels}

@@ -225,7 +225,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
     if not passed:
         raise UserError(
             f"no copy of {settings.copies_file} passes, reasons in {show_path(rejects_file)}; fix: give stage 14 a "
-            f"--model"
+            "--model"
         )
     names = ("", "rules")
     write_jsonl(

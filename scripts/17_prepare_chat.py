@@ -207,7 +207,7 @@ def main(settings: Settings) -> None:
                 counts = ", ".join(f"{facts['labels'][word]} {word}" for word in ("good", "bad", "neither"))
                 print(
                     f"  labels in {', '.join(facts['labels']['columns'])}: {counts}; neither is left out, good is SFT "
-                    f"too"
+                    "too"
                 )
         split_rows, dropped = split_groups(of_kinds, settings.group_by, val_share, test_share)
         for kind, splits in split_rows.items():

@@ -143,9 +143,8 @@ def write_preview(settings: Settings, schema: str, tokenizer) -> None:
             f"Tokenizer {settings.model}, max_length {settings.max_length}, row style {settings.row_style}, thinking "
             f"{thinking}."
         ),
-        "Rows are taken evenly from each file; the last one is its longest. A line end is shown as ⏎, a special token "
-        "in a frame; the "
-        "pointer shows ids.",
+        "Rows are taken evenly from each file; the last one is its longest. A line end is shown as ⏎, a special "
+        "token in a frame; the pointer shows ids.",
     ]
     sections = make_sections(samples, tokenizer, settings.max_length, settings.enable_thinking, settings.row_style)
     write_page(settings.preview, f"What is trained: {settings.task}", notes, sections)

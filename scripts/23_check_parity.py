@@ -23,15 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.evaluation.parity import (
-    begins_with_answer,
-    best_gap,
-    chain,
-    difference,
-    greedy,
-    render_ids,
-    served_answer,
-)
+from common.evaluation.parity import begins_with_answer, best_gap, chain, difference, greedy, render_ids, served_answer
 from common.settings import UserError, next_command, read_settings, resolve_model
 from common.training.loss_masks import RowStyle
 

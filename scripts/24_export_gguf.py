@@ -102,9 +102,8 @@ def main(settings: Settings) -> None:
             run.figure(key, value)
         print(
             f"llama.cpp: {len(different)} of {len(texts)} texts with other token ids; KL {figures['kl_mean']:.6f} "
-            f"nats, the same first "
-            f"choice at {figures['top1_agreement']:.1%}; {equal} of {len(prompts)} greedy answers equal, {ended} "
-            f"ended by themselves"
+            f"nats, the same first choice at {figures['top1_agreement']:.1%}; {equal} of {len(prompts)} greedy answers "
+            f"equal, {ended} ended by themselves"
         )
         print(f"chat completion: {reply['message']['content'][:80]!r} ({reply['finish_reason']})")
         wrong = (

@@ -142,13 +142,7 @@ def main(settings: Settings) -> None:
         from sklearn.metrics import f1_score
         from transformers import DataCollatorWithPadding, Trainer
 
-        from common.training.classifiers import (
-            classifier_text,
-            load_classifier,
-            logits_of,
-            make_loss,
-            new_classifier,
-        )
+        from common.training.classifiers import classifier_text, load_classifier, logits_of, make_loss, new_classifier
 
         set_seed(settings.seed)
         sides = {"train": train, "val": val}

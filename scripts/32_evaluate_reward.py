@@ -106,8 +106,7 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
     if cut := sum(length > settings.max_length for length in lengths):
         notes.append(
             f"{cut} of {len(unique)} texts are longer than {settings.max_length} tokens (the longest {max(lengths)}) "
-            f"and "
-            "were scored without their beginning: raise --max-length if the model can read more."
+            "and were scored without their beginning: raise --max-length if the model can read more."
         )
     return dict(zip(unique, logits, strict=True))
 

@@ -142,8 +142,8 @@ def main(settings: Settings) -> None:
         for file, (split, pairs) in zip(files, splits.items(), strict=True):
             if not pairs:
                 raise UserError(
-                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a "
-                    f"smaller --min-margin"
+                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a smaller "
+                    "--min-margin"
                 )
             write_jsonl(file, pairs)
         pairs = splits["train"] + splits["val"]

@@ -37,9 +37,8 @@ def _ignored() -> re.Pattern:
     ignored = ""
     for char in map(chr, range(0x10000)):  # with characters beyond that, the pattern is ten times slower
         kind = unicodedata.category(char)
-        spaces = (
-            kind[0] == "Z" or kind in ("Cc", "Cf") or "\ufe00" <= char <= "\ufe0f"
-        )  # these say how an emoji is drawn
+        # U+FE00 to U+FE0F say how an emoji is drawn
+        spaces = kind[0] == "Z" or kind in ("Cc", "Cf") or "\ufe00" <= char <= "\ufe0f"
         if spaces or (kind[0] == "P" and char not in SIGNS) or char in WAVES:
             ignored += char
     number = r"[0-9=+*/<>|^%&$#\-−×÷±°]"

@@ -295,7 +295,7 @@ class LLM:
         if self.price_in or self.price_out:
             print(
                 f"cost about {e.cost:.4f}, at most {e.most_cost:.4f} (in {self.price_in}, out {self.price_out} per "
-                f"million)"
+                "million)"
             )
         else:
             print("cost unknown: set --price-in and --price-out (per million tokens)")
@@ -479,9 +479,8 @@ class LLM:
         billed, *tokens = self._paid
         cost = f", cost {self.cost(*tokens):.4f}" if self.price_in or self.price_out else ""
         return (
-            f"{answers}; {self.sent} requests sent in {self.seconds:.1f} s, {self.retried} of them again; "
-            f"billed: {billed} with at most {round(tokens[0])} tokens in, {round(tokens[1])} out{cost}; faults: "
-            f"{faults}"
+            f"{answers}; {self.sent} requests sent in {self.seconds:.1f} s, {self.retried} of them again; billed: "
+            f"{billed} with at most {round(tokens[0])} tokens in, {round(tokens[1])} out{cost}; faults: {faults}"
         )
 
     def figures(self) -> dict:

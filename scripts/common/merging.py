@@ -175,9 +175,8 @@ def faults(report: dict) -> list[str]:
     if weights and weights["wrong"]:
         found.append(
             f"{weights['wrong']} of {weights['compared']} weights are not those of base + adapter, most in "
-            f"{weights['tensors'][0]} "
-            f"({len(weights['tensors'])} tensors); fix: merge again (stage 22, --overwrite) with the adapter and its "
-            f"own base"
+            f"{weights['tensors'][0]} ({len(weights['tensors'])} tensors); fix: merge again (stage 22, --overwrite) "
+            "with the adapter and its own base"
         )
     close = logits["max"] <= allowed["max"] and logits["mean"] <= allowed["mean"] and logits["top1"] >= allowed["top1"]
     if not close and not found:

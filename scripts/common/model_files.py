@@ -39,8 +39,7 @@ def check_model(model: str, wanted: str = "causal") -> str:
         if has_adapter:
             raise UserError(
                 f"{name} is an adapter without its base; fix: --adapter where the stage has it (with --model its "
-                f"base), or "
-                f"merge it first: python scripts/22_merge_adapter.py --adapter {name}"
+                f"base), or merge it first: python scripts/22_merge_adapter.py --adapter {name}"
             )
         raise UserError(f"{name}: no config.json inside; fix: name a folder that save_pretrained or a stage wrote")
     if has_adapter:

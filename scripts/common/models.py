@@ -70,7 +70,7 @@ def render(tokenizer, turns: list[dict]) -> str:
         if (place := text.find(turn["content"], place)) < 0:
             raise UserError(
                 f"the chat template loses what the {turn['role']} said; fix: the template of the model, in "
-                f"chat_template.jinja"
+                "chat_template.jinja"
             )
         place += len(turn["content"])
     return text

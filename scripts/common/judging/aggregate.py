@@ -83,9 +83,8 @@ class Verdict(NamedTuple):
     best: int | None  # candidate that every order picks; TIE where they differ; None where too few were parsed
     wins: dict[tuple[int, int], float | None]  # (i, j) -> 1 where i beats j in every order, 0 the reverse, 0.5 else
     picks: list[int | None]  # place (not candidate) that each order picks, TIE, or None where it was not parsed
-    bound: (
-        bool | None
-    )  # did the place decide: the same place in every order, whatever stood there? None: cannot be said
+    # position bias: every order picked the same place; None: cannot be said
+    bound: bool | None
 
 
 def combine(replies: Sequence[Reply | None], orders: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Verdict:

@@ -80,9 +80,8 @@ class ActorCritic:
     """
 
     def __init__(self, model, lora, value_body: str, temperature: float):
-        self.model = get_peft_model(
-            model, lora
-        ).eval()  # eval: with dropout, old and new log-probabilities would differ
+        # eval: with dropout, old and new log-probabilities would differ
+        self.model = get_peft_model(model, lora).eval()
         self.own = value_body == "own"
         if self.own:
             self.model.add_adapter("value", lora)
@@ -124,9 +123,8 @@ class ActorCritic:
 
     def logits(self, states: Tensor) -> Tensor:
         logits = self.head(states).float()
-        return (
-            logits if self.temperature == 1 else logits / self.temperature
-        )  # a pass over the vocabulary that is mostly not needed
+        # dividing by 1 would be a pass over the whole vocabulary for nothing
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
         """Of the target tokens, [tokens]: the vocabulary is projected at these places only."""

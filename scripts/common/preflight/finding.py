@@ -18,9 +18,8 @@ class Finding:
     line: int  # from 1; 0 = the file as a whole
     reason: str
     fix: str
-    level: str = (
-        "error"  # error: the file cannot be used, or the run would be wasted; warning: look at it; note: good to know
-    )
+    # error: the file cannot be used, or the run would be wasted; warning: look at it; note: good to know
+    level: str = "error"
     check: str = ""  # --allow CHECK switches it off; without a name it is not a matter of taste
 
     @property

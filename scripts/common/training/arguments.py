@@ -428,7 +428,7 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
         epochs = math.ceil(settings.epochs * MIN_STEPS / steps)
         print(
             f"notice: {steps} optimizer steps are few; fix: --epochs {epochs}, or a smaller --batch-size and "
-            f"--accumulation"
+            "--accumulation"
         )
     for name, value in figures.items():
         run.figure(name, value)
@@ -447,9 +447,8 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trainer._load_best_model()  # transformers 5.17; as train() does at its end
     run.figure("steps", trainer.state.global_step)
-    log = [
-        entry for entry in trainer.state.log_history if "train_runtime" not in entry
-    ]  # of one process, not of the run
+    # of one process, not of the run
+    log = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     require_learned(dict(trainer.model.named_parameters()), losses, chance, getattr(settings, "rewards", ()))
     if args.load_best_model_at_end:
@@ -504,7 +503,7 @@ def require_learned(
     if losses and min(losses[1:] or losses) > chance - 0.05:
         print(
             f"warning: the validation loss is that of a model that guesses ({chance:.2f}); fix: a lower --lr, other "
-            f"rows"
+            "rows"
         )
 
 

@@ -40,7 +40,7 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     if num_labels is not None and model.config.num_labels != num_labels:
         raise UserError(
             f"{show_path(path)} has {model.config.num_labels} labels where {num_labels} is needed; fix: name another "
-            f"model"
+            "model"
         )
     tokenizer = load_tokenizer(path)
     check_vocabulary(model, tokenizer)
@@ -104,7 +104,7 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: 
     if len(labels.get("id2label", range(count))) != count:
         raise UserError(
             f"{show_path(adapter)}: {count} labels, but {len(labels['id2label'])} in label_mapping.json; fix: correct "
-            f"it"
+            "it"
         )
     model = load_strictly(AutoModelForSequenceClassification, base, resolve_dtype(dtype), heads="adapter", **labels)
     check_vocabulary(model, tokenizer)

@@ -62,9 +62,8 @@ def kl_to_reference(
             ]
             ids = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             ids = torch.tensor([ids[: getattr(model.config, "max_position_embeddings", len(ids))]], device=model.device)
-            kept = torch.arange(
-                len(prompt) - 1, ids.size(1) - 1, device=model.device
-            )  # what predicts the answer's tokens
+            # what predicts the answer's tokens
+            kept = torch.arange(len(prompt) - 1, ids.size(1) - 1, device=model.device)
             policy = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
             with reference_of(model, reference) as start:
                 before = start(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)

@@ -114,7 +114,7 @@ def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
     if not match or weight == 0:
         raise UserError(
             f"reward {spec!r}: fix: NAME[:WEIGHT], model=PATH[:WEIGHT] or style=PATH#LABEL[:WEIGHT], with a weight "
-            f"that is not 0"
+            "that is not 0"
         )
     kind, _, source = match["name"].partition("=")
     if kind == "model" and source:

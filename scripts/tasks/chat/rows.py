@@ -87,9 +87,8 @@ class Converted:
     label: str | None = None  # good, bad or neither, where the row is labelled
 
 
-Rows = tuple[
-    list[tuple[int, dict]], list[Finding]
-]  # (line, object) of what can be read, and what is wrong with the rest
+# (line, object) of what can be read, and what is wrong with the rest
+Rows = tuple[list[tuple[int, dict]], list[Finding]]
 
 
 # --------------------------------------------------------------------------------------------------------- reading

@@ -29,9 +29,8 @@ class Statement(NamedTuple):
 
 
 UNIT = r"%|ml|g|元|种|片|分钟|小时|秒|℃|天|次|倍|人|款|周|个月|年"
-RANGE = (
-    rf"(?=\s*[到至\-~～]\s*\d+(?:\.\d+)?\s*({UNIT})(?![A-Za-z]))"  # the 10 of "10 到 15 分钟" has the unit of the 15
-)
+# the 10 of "10 到 15 分钟" has the unit of the 15
+RANGE = rf"(?=\s*[到至\-~～]\s*\d+(?:\.\d+)?\s*({UNIT})(?![A-Za-z]))"
 NUMBER = re.compile(
     rf"(?<![A-Za-z\d.\-])(?:(SPF)\s*)?(\d+(?:\.\d+)?)(?:{RANGE}|\s*({UNIT})(?![A-Za-z]))?|(?<!\+)(PA)\s*(\++)",
     re.IGNORECASE,

@@ -175,9 +175,8 @@ def theme(text: str, meta: dict) -> float | None:
 # --- the four scores that a reader expects
 
 prosodic = mean_of(rhyme, meter, all_known=True)  # 韵律一致性: rhyme and meter shares in the asked form
-style = mean_of(
-    form, fluency, no_repeat, all_known=True
-)  # 风格符合度: shape, words and little repetition as in Tang verse
+# 风格符合度: shape, words and little repetition as in Tang verse
+style = mean_of(form, fluency, no_repeat, all_known=True)
 
 
 def overall(prompts, completions, meta, **_) -> list[float | None]:
@@ -222,7 +221,4 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
     return prosody.spans(text, meta.get("form"))
 
 
-FIELDS = {
-    "form": Field("体裁", tuple(prosody.FORMS)),
-    "themes": Field("主题", tuple(theme_lexicon()), many=True),
-}
+FIELDS = {"form": Field("体裁", tuple(prosody.FORMS)), "themes": Field("主题", tuple(theme_lexicon()), many=True)}

@@ -136,8 +136,7 @@ def read_split(train_file: Path, validation_file: Path | None, labels: list[dict
     if shared := sum(comparable(question_of(row["input"])) in known for row in val):
         raise UserError(
             f"{shared} of {len(val)} validation rows answer a question of {train_file}; fix: split by question (stage "
-            f"12), "
-            "or --validation_file None"
+            "12), or --validation_file None"
         )
     if missing := {label["label"] for label in labels} - {row["label"] for row in train}:
         raise UserError(f"{train_file}: no row is {', '.join(sorted(missing))}; fix: add rows, or take out the label")

@@ -171,9 +171,8 @@ def pairs_told_apart(pairs: list[Pair], true, probabilities) -> list[float]:
     import numpy as np
 
     logs = np.log(np.maximum(np.asarray(probabilities, dtype=float), 1e-12))
-    margins = [
-        logs[a, true[a]] + logs[b, true[b]] - logs[a, true[b]] - logs[b, true[a]] for a, b in pairs
-    ]  # several labels' worth of evidence at once, so that a classifier's bias for one of them cancels out
+    # several labels' worth of evidence at once, so that a classifier's bias for one of them cancels out
+    margins = [logs[a, true[a]] + logs[b, true[b]] - logs[a, true[b]] - logs[b, true[a]] for a, b in pairs]
     return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
 
 

@@ -192,8 +192,7 @@ def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[obje
                 if rest := (text[position + 1 :] + decode(stream.read(BLOCK))).strip():
                     raise UserError(
                         f"{file}:{lines + text.count(chr(10), 0, position)}: {rest[:20]!r} behind the end of the "
-                        f"array; "
-                        "fix: one array a file"
+                        "array; fix: one array a file"
                     )
                 return
             try:
@@ -216,14 +215,12 @@ def _records(file: Path, allow_truncated: bool, fixed: Counter) -> Iterator[obje
                 if not ended or not _is_cut(error, text):
                     raise UserError(
                         f"{place}: broken JSON in record {count} ({reason}, byte {size - left}); fix: correct or "
-                        f"remove "
-                        "that record"
+                        "remove that record"
                     ) from None
                 if not allow_truncated:
                     raise UserError(
                         f"{place}: the file breaks off in record {count} (byte {size - left} of {size}); fix: copy it "
-                        f"again, "
-                        f"or --allow-truncated to keep the {count} whole records"
+                        f"again, or --allow-truncated to keep the {count} whole records"
                     ) from None
                 fixed["file cut off: bytes lost behind the last whole record"] += left
                 fixed["file cut off"] += 1

@@ -171,8 +171,7 @@ def make_posts(con, rules: Rules, workers: int) -> None:
         digest_posts,
         "post_text",
         "n BIGINT, text VARCHAR, key VARCHAR, split VARCHAR, half BOOLEAN, bot_words VARCHAR, quotes_bot BOOLEAN, "
-        "verdict TINYINT, "
-        "bands UBIGINT[]",
+        "verdict TINYINT, bands UBIGINT[]",
         workers,
         "posts",
     )
