@@ -33,7 +33,8 @@ FORBIDDEN = ["神器", "逆天", "奇迹", "秒杀", "绝绝子", "yyds", "家�
 # words of the same kind, and what a cosmetic may not say: brand guide, parts 4, 6 and 7
 SAME_KIND = ["种草", "闭眼入", "无限回购", "吊打", "黑科技", "智商税", "烂脸", "救命", "天花板", "手慢无", "最后一天"]
 MEDICAL = words(
-    "治疗 治愈 消炎 抗炎 杀菌 抗菌 脱敏 抗敏 处方药 处方级 药用 医用 药妆 医学护肤 械字号 疗效 根治 湿疹 皮炎 痤疮 医生推荐 医院推荐"
+    "治疗 治愈 消炎 抗炎 杀菌 抗菌 脱敏 抗敏 处方药 处方级 药用 医用 药妆 医学护肤 械字号 疗效 根治 湿疹 皮炎 痤疮 "
+    "医生推荐 医院推荐"
 )
 ABSOLUTE = words("唯一 顶级 完美 百分之百 彻底 永久 无副作用 零刺激 全网第一 销量第一 行业第一 第一品牌")
 CALLS = words("点击 查看 了解 领取 下单 购物车 收藏 进店 搜索 预约 试用 选购 咨询 订阅 关注 购买 入手")
@@ -112,14 +113,18 @@ def sheet(product: dict) -> str:
     """The product sheet as the prompt and the judge show it."""
     ingredients = "、".join(f"{item['name']} {item['concentration']}" for item in product["ingredients"])
     return (
-        f"产品：{product['name']}（{product['category']}）\n核心成分：{ingredients}\n功效：{'、'.join(product['effects'])}\n适用人群：{product['audience']}\n可写事实：{'；'.join(product['may_claim'])}\n不得宣称：{'；'.join(product['must_not_claim'])}\n规格：{product['volume']}，{product['price_yuan']} "
-        "元"
+        f"产品：{product['name']}（{product['category']}）\n核心成分：{ingredients}\n功效：{'、'.join(product['effects'])}\n"
+        f"适用人群：{product['audience']}\n可写事实：{'；'.join(product['may_claim'])}\n"
+        f"不得宣称：{'；'.join(product['must_not_claim'])}\n规格：{product['volume']}，{product['price_yuan']} 元"
     )
 
 
 def instruction(product: dict, copy_type: str) -> str:
     kind = COPY_TYPES[copy_type]
-    return f"为品牌“{BRAND}”的产品写一篇{kind.label}。\n{sheet(product)}\n结构：{kind.structure}\n要求：{kind.low}到{kind.high}字，冷静专业，只写上面的事实，不用感叹号，纯文本。"
+    return (
+        f"为品牌“{BRAND}”的产品写一篇{kind.label}。\n{sheet(product)}\n结构：{kind.structure}\n"
+        f"要求：{kind.low}到{kind.high}字，冷静专业，只写上面的事实，不用感叹号，纯文本。"
+    )
 
 
 def messages(row: dict) -> list[dict]:
