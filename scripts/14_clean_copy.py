@@ -21,11 +21,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.llm_settings import HOW_TO_ASK, AskSettings
 from common.settings import UserError, next_command, read_settings, show_path
 
 
 @dataclass
-class Settings:
+class Settings(AskSettings):
     # --- what
     task: str = "copywriting"
     """fixed: this stage knows brand copy only"""
@@ -52,25 +53,7 @@ class Settings:
     extra_body: str = ""
     """JSON object merged into every request; null takes a field away"""
 
-    # --- how to ask
-    concurrency: int = 16
-    """requests under way at once"""
-    max_tries: int = 10
-    """per request: 429, 5xx, time-outs, lost connections and garbage are tried again"""
-    time_limit: float = 120.0
-    """seconds for one try as a whole"""
-    price_in: float = 0.0
-    """per million prompt tokens, in any currency"""
-    price_out: float = 0.0
-    """per million answer tokens"""
-    max_cost: float = 0.0
-    """stop before the cost passes this, 0 = no limit"""
-    max_total_tokens: int = 0
-    """stop before prompt and answer tokens pass this, 0 = no limit"""
-    max_failed: int = 0
-    """requests that may stay without an answer; their copies fail the round"""
-    dry_run: bool = False
-    """print requests, tokens and cost of the first rewriting round; ask and write nothing"""
+    # --- how to ask (further settings: common/llm_settings.py)
     request_log: Path = Path("processed_data/requests/{task}_clean.jsonl")
     """answers, kept by --overwrite"""
 
@@ -110,7 +93,7 @@ def instead_of(mark: str, before: str, behind: str) -> str:
 
 
 def main(settings: Settings) -> None:
-    from common.llm_api import HOW_TO_ASK, LLM, read_extra
+    from common.llm_api import LLM, read_extra
     from common.runs import begin_run
     from tasks import copywriting as task
     from tasks.copywriting.rows import Writer, meta_of, read_copies, read_products

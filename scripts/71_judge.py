@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.judging.replies import LETTERS
+from common.llm_settings import HOW_TO_ASK, AskSettings
 from common.settings import ROOT, UserError, next_command, read_settings, show_path
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 
 
 @dataclass
-class Settings:
+class Settings(AskSettings):
     # --- what
     task: str = "poems"
     """writing job: a module in scripts/tasks"""
@@ -66,27 +67,9 @@ class Settings:
     extra_body: str = ""
     """JSON object with further fields of a request, e.g. '{"enable_thinking": false}'"""
 
-    # --- asking
+    # --- how to ask (further settings: common/llm_settings.py)
     request_log: Path = Path("results/{task}/judgements/{name}.requests.jsonl")
     """raw replies; what is in it costs nothing"""
-    concurrency: int = 16
-    """requests under way at once"""
-    max_tries: int = 10
-    """per request: rate limits, server errors, time-outs and broken answers are tried again"""
-    time_limit: float = 120.0
-    """seconds for one try"""
-    price_in: float = 0.0
-    """per million prompt tokens, for the estimate and the budget"""
-    price_out: float = 0.0
-    """per million answer tokens"""
-    max_cost: float = 0.0
-    """budget in the unit of the prices, 0 = none"""
-    max_total_tokens: int = 0
-    """budget in tokens, 0 = none"""
-    max_failed: int = 0
-    """requests that may stay without an answer; they count as unparsed"""
-    dry_run: bool = False
-    """print calls, tokens and cost, ask nothing"""
     report_only: bool = False
     """make the report from the request log, ask nothing"""
 
@@ -292,7 +275,7 @@ def main(settings: Settings) -> None:
     from common.jsonl import write_bytes, write_jsonl
     from common.judging import aggregate
     from common.judging import report as judge_report
-    from common.llm_api import HOW_TO_ASK, LLM, ChatRequest, read_extra
+    from common.llm_api import LLM, ChatRequest, read_extra
     from common.runs import begin_run
 
     extra, sampling = read_extra(settings.extra_body), (settings.max_tokens, settings.temperature)

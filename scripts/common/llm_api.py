@@ -41,14 +41,12 @@ from common.llm_endpoint import (
     redact,
     status_fault,
 )
+from common.llm_settings import HOW_TO_ASK
 from common.locks import FileLock
 from common.settings import UserError, show_path
 
 FIRST_WAIT = 0.5  # seconds before the second try; doubled with each further one
 LONGEST_WAIT = 30.0
-# Settings of a stage that say how it asks, not what: LLM.of(settings), begin_run(..., ignore=HOW_TO_ASK)
-HOW_TO_ASK = ("request_log", "concurrency", "max_tries", "time_limit", "price_in", "price_out")
-HOW_TO_ASK += ("max_cost", "max_total_tokens", "max_failed", "dry_run")
 LOGGED = {"id": str, "request": dict, "text": str, "finish_reason": str, "prompt_tokens": int, "completion_tokens": int}
 FIRST_OF_ROW = b'{"id": "", "request": {'  # how every row of a request log begins, but for the id
 STAGES_OWN = ("model", "messages", "stream", "n")  # fields of a body that --extra-body may not set

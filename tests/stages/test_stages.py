@@ -15,12 +15,14 @@ STAGES = sorted(path.name for path in SCRIPTS.glob("[0-9][0-9]_*.py"))
 
 
 def docstrings_of(name: str, kind: str = "Settings", inherited: bool = True) -> dict[str, str]:
-    """Field of a stage's Settings -> the docstring line behind it, empty where there is none."""
+    """Field of a stage's Settings -> the docstring line behind it, empty where there is none. What it inherits stands
+    in scripts/common/."""
     tree = ast.parse((SCRIPTS / name).read_text(encoding="utf-8"))
     found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
     body, texts = found.body, {}
     for base in found.bases if inherited else ():
-        texts |= docstrings_of("common/training/options.py", base.id)
+        shared = [path for path in (SCRIPTS / "common").rglob("*.py") if f"class {base.id}" in path.read_text("utf-8")]
+        texts |= docstrings_of(shared[0].relative_to(SCRIPTS), base.id)
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
