@@ -117,6 +117,7 @@ FREE = (
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     """(train poems, modern training sentences, held-out Tang poems, vocabulary characters)."""
+    from common.jsonl import read_text
     from common.pretraining.char_tokenizer import choose_characters
     from tasks.poems import corpus as verse_corpus
 
@@ -135,11 +136,11 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     splits, near_copies = verse_corpus.split_poems(poems)
     print(f"poems: { ({name: len(rows) for name, rows in splits.items()}) }, {near_copies} near-copies dropped")
 
-    more = [path.read_text(encoding="utf-8") for path in settings.vocabulary_texts]
+    more = [read_text(path) for path in settings.vocabulary_texts]
     characters = choose_characters([poem.text for poem in poems], more, settings.min_count)
 
     files = sorted(settings.modern.glob("*_sentences.txt"))
-    lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for file in files for line in read_text(file).splitlines()]
     sentences = sorted(set(filter(None, lines)))
     if not sentences:
         raise UserError(

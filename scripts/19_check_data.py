@@ -86,12 +86,13 @@ def print_measures(measures: dict) -> None:
 
 def check_output_paths(report: Path | None, preview: Path | None) -> None:
     """Only a report and a preview of this stage may be replaced."""
-    from common.jsonl import read_json
+    from common.jsonl import read_bytes, read_json
 
-    if report and report.exists() and (report.is_dir() or "findings" not in read_json(report)):
+    old = read_json(report) if report and report.exists() else {"findings": []}
+    if not isinstance(old, dict) or "findings" not in old:
         raise UserError(f"{report} is not a report of this stage; fix: name another --report")
     mark = b'<meta name="generator" content="19_check_data">'
-    if preview and preview.exists() and (preview.is_dir() or mark not in preview.read_bytes()[:1000]):
+    if preview and preview.exists() and mark not in read_bytes(preview)[:1000]:
         raise UserError(f"{preview} is not a preview of this stage; fix: name another --preview")
 
 

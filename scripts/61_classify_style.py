@@ -77,13 +77,11 @@ def last_text(turns) -> str | None:
 
 def read_texts(path: Path) -> list[tuple[str, str]]:
     """(id, text) of every row. Raises UserError naming the row that holds no text."""
-    from common.jsonl import read_json, read_jsonl
+    from common.jsonl import read_bytes, read_json, read_jsonl
     from common.training.classifiers import classifier_text
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; fix: name another --input-file")
     if path.suffix not in (".json", ".jsonl"):
-        return [(str(number), text) for number, text in enumerate(decode_lines(path.read_bytes(), str(path)), start=1)]
+        return [(str(number), text) for number, text in enumerate(decode_lines(read_bytes(path), str(path)), start=1)]
     rows = read_json(path) if path.suffix == ".json" else read_jsonl(path)
     texts = []
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):

@@ -128,6 +128,20 @@ def unreadable(path: Path | str) -> Finding | None:
     return None
 
 
+def read_bytes(path: Path | str, packed: bool = False) -> bytes:
+    """What is in a file that a user has named. Raises DataError where it is none (unreadable); packed: it may be
+    compressed."""
+    problem = unreadable(path)
+    if problem and not (packed and "compressed" in problem.reason):
+        raise DataError([problem])
+    return Path(path).read_bytes()
+
+
+def read_text(path: Path | str) -> str:
+    """As read_bytes, in UTF-8 with or without a byte order mark. Raises DataError with the line that is not UTF-8."""
+    return decode_text(Path(path), read_bytes(path))
+
+
 def _lines(file, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
     """(line, its size in bytes); of an overlong line only the beginning is kept in memory."""
     while raw := file.readline(max_line_bytes + 1):
@@ -238,10 +252,8 @@ DECODER = json.JSONDecoder(**STRICT)
 def read_json(path: Path | str) -> dict | list:
     """Read a JSON file, its keys and numbers as strictly as a JSONL line's. Raises DataError."""
     path = Path(path)
-    if problem := unreadable(path):
-        raise DataError([problem])
     try:
-        return DECODER.decode(decode_text(path, path.read_bytes()))
+        return DECODER.decode(read_text(path))
     except json.JSONDecodeError as error:
         problem = Finding(path, error.lineno, f"broken JSON: {error.msg}", "write the file again")
     except RecursionError:
@@ -260,12 +272,8 @@ def read_array(
     {wrap: list}.
     """
     path = Path(path)
-    if raw is None:
-        if problem := unreadable(path):
-            return [], [problem]
-        raw = path.read_bytes()
     try:
-        text = decode_text(path, raw)
+        text = read_text(path) if raw is None else decode_text(path, raw)
     except DataError as error:
         return [], error.findings
     start = BLANK.match(text).end()

@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from common.jsonl import JsonlAppender, read_jsonl
+from common.jsonl import DataError, JsonlAppender, read_jsonl, unreadable
 from common.llm_endpoint import (
     FILTERED,
     OUT_OF_TOKENS,
@@ -237,6 +237,8 @@ class LLM:
 
     def _refuse_other_files(self) -> None:
         """Only a file of such rows is appended to, and only of such a file a torn last line is cut off."""
+        if problem := unreadable(self.log):
+            raise DataError([problem])
         with open(self.log, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not _is_logged(line):

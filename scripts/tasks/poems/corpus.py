@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.jsonl import DataError, read_array, read_bytes
+from common.preflight.finding import Finding
 from common.settings import UserError
 from tasks import text_metrics
 from tasks.poems.prosody import FORM_OF_SHAPE, split_lines, to_simplified
@@ -45,8 +47,8 @@ class Poem:
 def load_records(path: Path) -> list[dict]:
     """Records of author, title, paragraphs from a .json / .json.xz array, or from a folder of poet.*.json files.
 
-    Raises UserError when the file is not such an array; a record of another shape is named by its index and first
-    words.
+    Raises UserError when the file is not such an array; a record of another shape is named by its line, index and
+    first words.
     """
     if path.is_dir():
         files = [file for file in path.glob("poet.*.json") if file.name.split(".")[-2].isdigit()]
@@ -56,35 +58,23 @@ def load_records(path: Path) -> list[dict]:
         return [record for file in files for record in load_records(file)]
     if not path.exists():
         raise UserError(f"{path}: no such file; fix: give --corpus a .json, a .json.xz or a folder of poet.*.json")
-    raw = path.read_bytes()
-    try:
-        if path.suffix == ".xz":
+    raw = read_bytes(path, packed=path.suffix == ".xz")
+    if path.suffix == ".xz":
+        try:
             raw = lzma.decompress(raw)
-        records = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
-    except lzma.LZMAError as error:
-        raise UserError(f"{path}: damaged xz file ({error}); fix: copy or unpack it again") from None
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8; fix: iconv -f GB18030 -t UTF-8 {path.name}, if it is GBK") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); fix: one JSON array, strict") from None
-    if not isinstance(records, list):
-        raise UserError(f"{path}: not a JSON array; fix: chinese-poetry's schema is [{{author, title, paragraphs}}, …]")
-    for index, record in enumerate(records):
-        fault = _record_fault(record)
-        if fault:
-            start = json.dumps(record, ensure_ascii=True)[:60]
-            raise UserError(f"{path}: record {index} ({start}…): {fault}; fix: correct it or remove it")
-    return records
+        except lzma.LZMAError as error:
+            raise UserError(f"{path}: damaged xz file ({error}); fix: copy or unpack it again") from None
+    rows, findings = read_array(path, raw)
+    for index, (line, record) in enumerate(rows):
+        if fault := _record_fault(record):
+            reason = f"record {index} ({json.dumps(record)[:60]}…): {fault}"
+            findings.append(Finding(path, line, reason, "correct it, or leave it out"))
+    if findings:
+        raise DataError(findings)
+    return [record for _, record in rows]
 
 
-def _no_constant(name: str):
-    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
-
-
-def _record_fault(record) -> str:
-    if not isinstance(record, dict):
-        return "not an object"
+def _record_fault(record: dict) -> str:
     paragraphs = record.get("paragraphs")
     if not isinstance(paragraphs, list) or not all(isinstance(part, str) for part in paragraphs):
         return "no list of strings named paragraphs"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.jsonl import DataError, unreadable
 from common.settings import UserError
 from tasks.weibo.cleaning import HALF_CHARACTER
 
@@ -81,6 +82,8 @@ def find_arrays(patterns: tuple[Path, ...], flag: str) -> list[Path]:
             raise UserError(f"{flag} {pattern}: no such file; fix: name JSON files, or a glob of them in quotes")
         files.update(dict.fromkeys(found))
     for file in files:
+        if problem := unreadable(file):
+            raise DataError([problem])
         with open(file, "rb") as stream:
             start = stream.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()
         if not start.startswith(b"["):
