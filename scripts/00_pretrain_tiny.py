@@ -258,7 +258,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     from transformers.utils.logging import disable_progress_bar
 
     from common.batching import length_batches
-    from common.models import load_tokenizer, resolve_dtype
+    from common.models import load_strictly, load_tokenizer, resolve_dtype
     from common.pretraining import checkpoints
     from common.pretraining.char_tokenizer import TURN_END, build_tokenizer
     from common.pretraining.loss import loss_and_backward, pad_batch
@@ -275,6 +275,8 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     start = newest or (Path(resolve_model(settings.init)) if settings.init else None)
     tokenizer = load_tokenizer(str(start)) if start else build_tokenizer(characters)
     rows = encode_rows(settings, tokenizer, poems, sentences)
+    if not rows:
+        raise UserError("no text is left to train on; fix: a lower --min-count, or --tang-passes 1")
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
 
     config = Qwen3Config(
@@ -291,7 +293,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32) if start else Qwen3ForCausalLM(config)
+    model = load_strictly(Qwen3ForCausalLM, str(start), torch.float32) if start else Qwen3ForCausalLM(config)
     if device == "cpu":
         model.set_attn_implementation("eager")  # a CPU's sdpa takes twice as long backward
     model = model.to(device)
@@ -377,13 +379,31 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     run.finish("python scripts/10_prepare_poems.py")
 
 
+def check_sizes(settings: Settings) -> None:
+    """Raises UserError for heads that attention cannot divide."""
+    width, odd = divmod(settings.hidden_size, settings.heads)
+    if odd or width % 2 or settings.heads % settings.kv_heads:
+        raise UserError(
+            f"--hidden-size {settings.hidden_size} --heads {settings.heads} --kv-heads {settings.kv_heads}; "
+            "fix: heads of an even size that divide hidden-size, and kv-heads that divide heads"
+        )
+
+
 def main(settings: Settings) -> None:
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    from common.model_files import check_model
+    from common.models import load_strictly
     from common.runs import begin_run
+
+    check_sizes(settings)
 
     texts = load_texts(settings)  # before an earlier run's files are touched
     inputs = {"corpus": settings.corpus, "modern": settings.modern}
     if settings.init:
-        inputs["init"] = Path(resolve_model(settings.init))
+        inputs["init"] = Path(check_model(resolve_model(settings.init)))
+        load_strictly(Qwen3ForCausalLM, str(inputs["init"]), torch.float32)  # whole, and of this architecture
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=FREE) as run:
         train(settings, run, *texts)
 

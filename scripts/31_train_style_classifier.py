@@ -48,6 +48,8 @@ class Settings:
     """labels in the order of their ids"""
     max_length: int = 512
     """tokens; a longer text loses its beginning, and is counted"""
+    allow: tuple[str, ...] = ()
+    """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
     # --- optimisation
     epochs: Annotated[float, arg(aliases=("--num-train-epochs",))] = 3.0
@@ -102,19 +104,29 @@ def main(settings: Settings) -> None:
     from transformers import TrainingArguments
 
     from common.jsonl import write_json
-    from common.models import check_model, load_tokenizer, require_whole_weights
+    from common.models import check_model, load_tokenizer, require_context, require_launcher, require_whole_weights
+    from common.preflight.checks import check_rows, require_clean
     from common.runs import begin_run, set_seed
     from common.training import arguments
+    from common.training.classifiers import classifier_text, load_classifier, logits_of, make_loss, new_classifier
     from tasks import styles
     from tasks.styles import metrics as style_metrics
 
     require_whole_weights()
+    require_launcher()
     labels = styles.read_labels(settings.labels_file)  # all of this before an earlier run's files are touched
     train, val = styles.read_split(settings.train_file, settings.val_file, labels)
     names = [label["label"] for label in labels]
     model_path = check_model(resolve_model(settings.model, settings.task))
     teacher = resolve_model(settings.teacher, settings.task) if settings.teacher else None
     tokenizer = load_tokenizer(model_path)
+    require_context(model_path, settings.max_length)
+    files = settings.train_file, settings.val_file
+    require_clean(check_rows(*files, "style", tokenizer, settings.max_length, allow=settings.allow))
+    if teacher:
+        larger, its_tokenizer = load_classifier(teacher, settings.dtype, len(names))
+        if (theirs := [larger.config.id2label[index] for index in range(len(names))]) != names:
+            raise UserError(f"{teacher} has other labels: {', '.join(theirs)}; fix: train it with this --labels-file")
     inputs = {"model": model_path, "train_file": settings.train_file, "val_file": settings.val_file}
     inputs |= {"labels_file": settings.labels_file, "teacher": teacher}
     config = arguments.trainer_arguments(
@@ -142,17 +154,10 @@ def main(settings: Settings) -> None:
         from sklearn.metrics import f1_score
         from transformers import DataCollatorWithPadding, Trainer
 
-        from common.training.classifiers import classifier_text, load_classifier, logits_of, make_loss, new_classifier
-
         set_seed(settings.seed)
         sides = {"train": train, "val": val}
         targets = {side: [[names.index(row["label"])] for row in rows] for side, rows in sides.items()}
         if teacher:
-            larger, its_tokenizer = load_classifier(teacher, settings.dtype, len(names))
-            if [larger.config.id2label[index] for index in range(len(names))] != names:
-                raise UserError(
-                    f"{teacher} has other labels: {larger.config.id2label}; fix: train it with this --labels_file"
-                )
             for side, rows in sides.items():
                 logits = logits_of(larger, its_tokenizer, [row["input"] for row in rows], settings.max_length).tolist()
                 targets[side] = [[*label, *soft] for label, soft in zip(targets[side], logits, strict=True)]

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, read_settings
+from common.settings import Limit, UserError, read_settings
 from common.training.options import TrainerSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
 LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # the losses that read label_smoothing
 
 
 PAIR = ("prompt", "chosen", "rejected")
@@ -53,14 +54,14 @@ class Settings(TrainerSettings):
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
 
     # --- preference
-    beta: float = 0.1
+    beta: Annotated[float, Limit(above=0)] = 0.1
     """strength of the pull to the reference"""
     loss_types: tuple[LossType, ...] = ("sigmoid",)
     """trl's names; several are added up"""
     loss_weights: tuple[float, ...] = (1.0,)
     """one for each of loss_types"""
     label_smoothing: float = 0.0
-    """share of pairs thought to be the wrong way round (robust, exo_pair)"""
+    """share of pairs thought to be the wrong way round (exo_pair, robust, aot, aot_unpaired)"""
 
     # --- LoRA (further settings: common/training/options.py)
     lora_r: Annotated[int, Limit()] = 32
@@ -109,6 +110,25 @@ class Settings(TrainerSettings):
     """replace what an earlier run left in output_dir"""
 
 
+def check_losses(settings: Settings) -> None:
+    """Raises UserError for losses and smoothing that do not go together: trl says so only once the model is loaded, or
+    not at all."""
+    losses, weights, share = settings.loss_types, settings.loss_weights, settings.label_smoothing
+    if not losses or len(weights) != len(losses) or not any(weights):
+        raise UserError(
+            f"--loss-types {' '.join(losses)}, --loss-weights {' '.join(map(str, weights))}; "
+            "fix: one loss at least, a weight for each, one of them above 0"
+        )
+    if share and not set(losses) & set(SMOOTHED):
+        raise UserError(
+            f"--label-smoothing {share}: not read by {', '.join(losses)}; fix: --loss-types {', '.join(SMOOTHED)}, or 0"
+        )
+    if "exo_pair" in losses and not share:
+        raise UserError("--loss-types exo_pair takes a share above 0; fix: --label-smoothing 0.001")
+    if "robust" in losses and share >= 0.5:
+        raise UserError(f"--label-smoothing {share}: the robust loss divides by 1 - 2 x this; fix: below 0.5")
+
+
 def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
     """Figures of the kept weights on validation pairs, against the reference; without them those of the last training
     batches."""
@@ -140,6 +160,7 @@ def main(settings: Settings) -> None:
     from common.training import arguments
 
     # before an earlier run's files are touched
+    check_losses(settings)
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
     train, val, long = arguments.read_rows(settings, "preference", tokenizer)
     config = arguments.trainer_arguments(

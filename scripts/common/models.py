@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from common.model_files import check_adapter, check_json_files, check_model
@@ -41,6 +42,18 @@ def pick_device() -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def require_launcher() -> None:
+    """Raises UserError where one process sees several GPUs: transformers would spread each batch over them
+    (DataParallel), which trl's trainers refuse."""
+    import torch
+
+    if (count := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"{count} GPUs and one process; fix: accelerate launch --config_file configs/accelerate/multi_gpu.yaml "
+            f"--num_processes {count} scripts/{Path(sys.argv[0]).name} ..., or CUDA_VISIBLE_DEVICES=0 for one GPU"
+        )
 
 
 def require_whole_weights() -> None:
@@ -134,6 +147,8 @@ def load_tokenizer(model: str, documents: bool = False):
             f"{show_path(model)}: no tokenizer could be loaded ({_reason(error)}); "
             "fix: copy config.json and the tokenizer's files of the model"
         ) from None
+    for name in ("is_local", "local_files_only"):  # of this loading; transformers 5.17 would save them
+        tokenizer.init_kwargs.pop(name, None)
     try:
         stop = document_end(tokenizer) if documents else turn_end(tokenizer)
     except UserError as error:

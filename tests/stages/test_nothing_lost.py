@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.jsonl import write_json, write_jsonl
+from common.jsonl import read_json, write_json, write_jsonl
 from common.settings import ROOT, UserError, file_error, read_settings
 from conftest import SCRIPTS
 
@@ -48,6 +48,15 @@ def files(tmp_path_factory) -> Path:
         | {"reference": None, "model": "base", "finish_reason": "stop", "tokens": 9, "meta": m}
         for p, a, m in rows
     ]
+    labels = read_json(ROOT / "data" / "styles" / "labels.json")
+    for name, questions in (("train", "问什么？ 怎么办？ 好吗？"), ("val", "几点？ 去哪？")):
+        asked = [(question, label) for question in questions.split() for label in labels]
+        rows = [
+            {"input": f"用户问题：{question}\n回答：第{i}个回答。", "metadata": {}}
+            | {key: label[key] for key in ("label", "label_english")}
+            for i, (question, label) in enumerate(asked)
+        ]
+        write_jsonl(folder / f"style_{name}.jsonl", rows)
     for name in ("a", "b"):
         write_jsonl(folder / "generations" / f"{name}.jsonl", made)
     write_jsonl(folder / "twice" / "a.jsonl", [*made, made[0]])
@@ -85,7 +94,7 @@ STAGES = {
     "23": ("--output-file out.json", f"--adapter adapter --model {TINY} --merged {TINY} --rows-file sft.jsonl"),
     "24": (FOLDER, f"--model {TINY}"),
     "30": (FOLDER, f"{PAIRS} {MODEL}"),
-    "31": (FOLDER, f"--train-file sft.jsonl --validation-file sft.jsonl --model-name-or-path {TINY}"),
+    "31": (FOLDER, f"--train-file style_train.jsonl --validation-file style_val.jsonl {MODEL}"),
     "32": ("--output out.md", f"--model {TINY} {PAIRS}"),
     "33": ("--output-dir .", "--generations generations/a.jsonl"),
     "40": (FOLDER, f"{PAIRS} {MODEL}"),
@@ -116,10 +125,19 @@ CASES = [
     ("20", "--lora-targets q_proj,no_such_layer"),
     ("31", "--model-name-or-path adapter"),
     ("31", "--model-name-or-path cut"),
+    ("31", "--teacher cut"),
+    ("31", "--teacher adapter"),
+    ("31", "--max-length 100000"),
+    ("31", "--allow no_such_check"),
     ("24", "--model adapter"),
     ("24", "--model cut"),
     ("40", "--loss-types no_such_loss"),
-    ("40", "--beta -1"),
+    *(("40", f"--beta {value}") for value in (-1, 0)),
+    ("40", "--label-smoothing 0.1"),
+    ("40", "--loss-types exo_pair"),
+    ("40", "--loss-types robust --label-smoothing 0.5"),
+    ("40", "--loss-weights 0"),
+    ("40", "--loss-types sigmoid sft"),
     ("41", "--loss-type no_such_loss"),
     ("41", "--beta -1"),
     ("41", "--batch-size 1"),
@@ -236,6 +254,17 @@ def test_an_output_that_is_not_its_own_is_refused_and_left(number, place):
     before = contents(place)
     said = refusal(number, [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite"])
     assert "fix: " in said, said
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("number", TRAINING)
+def test_several_gpus_and_no_launcher_are_one_line_with_the_command(number, place, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    finished_run(place, number, next(SCRIPTS.glob(f"{number}_*.py")).stem)
+    before = contents(place)
+    said = refusal(number, [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite"])
+    assert "2 GPUs and one process; fix: accelerate launch" in said and "--num_processes 2" in said
     assert contents(place) == before
 
 

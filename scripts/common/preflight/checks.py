@@ -11,14 +11,15 @@ text must not hold, common/preflight/tokenizers.py what a tokenizer must do.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.jsonl import MAX_DOCUMENT_BYTES, scan_jsonl
+from common.jsonl import MAX_DOCUMENT_BYTES, read_array, scan_jsonl
 from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, Length, Report
 from common.preflight.finding import Finding, list_findings
 from common.preflight.rows import CHECKS
 from common.preflight.tokenizers import check_tokenizer
+from common.schemas import validate_row
 from common.settings import UserError, show_path
 
 CHUNK = 1000  # rows tokenized at once
@@ -155,10 +156,20 @@ def schema_of(row: dict) -> str | None:
     return "prompts" if "prompt" in row else "text" if "text" in row else None
 
 
+def scan(path: Path, schema: str, *limit: int) -> Iterator[tuple[int, dict | None, list[Finding]]]:
+    """As scan_jsonl, of a JSON array too (stage 31 takes one)."""
+    if path.suffix != ".json":
+        yield from scan_jsonl(path, schema, *limit)
+        return
+    rows, findings = read_array(path)
+    yield from ((line, row, validate_row(row, schema)) for line, row in rows)
+    yield from ((finding.line, None, [finding]) for finding in findings)
+
+
 def read_rows(file: File, schema: str) -> list[Finding]:
     """Fill `file.rows` with the rows that fit the schema; everything else becomes a finding with its line."""
     findings, first = [], None
-    for line, row, found in scan_jsonl(file.path, schema):
+    for line, row, found in scan(file.path, schema):
         findings += [finding.at(show_path(file.path), line) for finding in found]
         if row is not None:
             first = first or (line, row)

@@ -231,6 +231,8 @@ def check_lengths(data: Data) -> Iterator[Finding]:
         # up to and with eos: what a template writes behind it may be lost
         need = max((length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths), default=0)
         fix = f"--max-length {need} holds every row; or shorten the row, or leave it out"
+        if data.schema in ("sft", "preference", "kto"):
+            fix = f"--max-length {need} holds every row; or --long-rows drop, or --long-rows cut, in stages 20 to 41"
         for length in file.lengths:
             if data.schema == "style":
                 if length.total > limit:

@@ -41,11 +41,12 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     whole or of another kind, for rows that stage 19 calls errors, and where max_length is more than the model reads.
     """
     from common.model_files import check_model
-    from common.models import load_tokenizer, require_context
+    from common.models import load_tokenizer, require_context, require_launcher
     from common.preflight.checks import require_clean_files
 
     if schema == "text" and settings.long_rows != "refuse":
         raise UserError(f"--long-rows {settings.long_rows}: documents are split, none is too long; fix: leave it out")
+    require_launcher()
     model_path = check_model(resolve_model(settings.model, settings.task), wanted)
     tokenizer = load_tokenizer(model_path, documents=schema == "text")
     require_context(model_path, settings.max_length)

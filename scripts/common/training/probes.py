@@ -13,7 +13,7 @@ from common.evaluation.tables import number
 from common.generation import opening, prompts_with_room, render_prompt, sample
 from common.jsonl import read_jsonl
 from common.likelihood import mean_nll
-from common.models import check_model, load_tokenizer, require_context
+from common.models import check_model, load_tokenizer, require_context, require_launcher
 from common.preflight.checks import require_clean_files
 from common.settings import UserError, resolve_model
 from common.training.arguments import require_finite
@@ -100,6 +100,7 @@ def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
     of it checked: a wrong setting or file is told here, before an earlier run is touched."""
     if not settings.temperature > 0:
         raise UserError(f"--temperature {settings.temperature}: nothing can be drawn; fix: more than 0")
+    require_launcher()
     model_path = check_model(resolve_model(settings.model, settings.task))
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
