@@ -1,0 +1,203 @@
+"""Log-probabilities of wanted tokens without the logits of a whole vocabulary.
+
+A head with 150,000 to 260,000 words makes logits of a gigabyte for a few hundred tokens, and several copies of them.
+Here the vocabulary is taken in slices: each slice of the head is read once, its logits are used and forgotten. In the
+same pass goes the gradient: that of a token's log-probability is scale * (W[token] - sum over v of p(v) W[v]), whatever
+the loss makes of it afterwards, so it is written down at once, [tokens, width], and backward only scales it. The
+running maximum and sums are those of the online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867); a loss fused
+with the head is Liger's idea (arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import Tensor
+
+LARGE_VOCABULARY = 32_000  # words, from which on the slices are worth it
+SLICE_NUMBERS = 1 << 18  # logits held at once: 1 MiB in float32, so that they stay in the cache
+
+
+@dataclass
+class TokenFigures:
+    """Of each token, [tokens], float32: log-probability, and without a gradient whether it is the most likely one, the
+    mean of all logits, and the entropy where it was asked for."""
+
+    logprobs: Tensor
+    is_top1: Tensor
+    mean_logits: Tensor
+    entropy: Tensor | None
+
+
+def token_figures(head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False):
+    """TokenFigures of `targets` [tokens] after the hidden states [tokens, width], logits divided by `temperature`.
+
+    head: the model's output layer. A small one, one with a bias, and one that is trained itself are projected as a
+    whole, and autograd does the rest; so is a layer of another kind, such as a quantised one.
+    """
+    weight, rows, indices = _frozen_weight(head)
+    if weight is None or len(weight) < LARGE_VOCABULARY or not len(targets):
+        return _from_logits(head(hidden).float(), targets, temperature, entropy)
+    logprobs, is_top1, mean, spread = FusedHead.apply(hidden, weight, rows, indices, targets, 1 / temperature, entropy)
+    return TokenFigures(logprobs, is_top1, mean, spread if entropy else None)
+
+
+def _from_logits(logits: Tensor, targets: Tensor, temperature: float, entropy: bool) -> TokenFigures:
+    if temperature != 1.0:
+        logits = logits / temperature
+    logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    with torch.no_grad():
+        spread = None
+        if entropy:
+            spread = logits.logsumexp(-1) - torch.einsum("tv,tv->t", logits.softmax(-1), logits)
+        return TokenFigures(logprobs, logits.argmax(-1) == targets, logits.mean(-1), spread)
+
+
+def _frozen_weight(head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(weight [vocabulary, width], trained rows [k, width], their indices [k]) of a plain linear layer; no weight for
+    any other head."""
+    rows = indices = None
+    layer = getattr(head, "token_adapter", head)
+    if isinstance(layer, TrainableTokensLayer):
+        rows, indices = trained_rows(layer)
+        layer = layer.get_base_layer()
+    is_plain = type(layer) is torch.nn.Linear and layer.bias is None and not layer.weight.requires_grad
+    return (layer.weight if is_plain else None), rows, indices
+
+
+def trained_rows(layer: TrainableTokensLayer) -> tuple[Tensor | None, Tensor | None]:
+    """The rows that the active adapter puts in place of the base's, and which they are; (None, None) where it is
+    switched off, or is in the weights already."""
+    if layer.disable_adapters or layer.merged or not layer.active_adapters:
+        return None, None
+    (name,) = layer.active_adapters
+    rows = layer.trainable_tokens_delta[name]
+    return rows, torch.tensor(layer.token_indices[name], device=rows.device)
+
+
+class FusedHead(torch.autograd.Function):
+    """(log-probabilities, most likely or not, mean logits, entropies) of `targets`, each [tokens] and float32.
+
+    weight is frozen. rows stand in for weight[indices] and may have a gradient. The logits are computed in the dtype of
+    the weight, everything after them in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, rows, indices, targets, scale, entropy):
+        states, dtype = hidden.detach().to(weight.dtype), weight.dtype
+        learns = hidden.requires_grad or (rows is not None and rows.requires_grad)
+        count, words = len(targets), len(weight)
+        best = torch.full((count,), -torch.inf, device=hidden.device)
+        wanted = torch.zeros_like(best)  # the target's logit
+        others = torch.zeros_like(best)  # sum of exp(logit - best) over all words but the target
+        pulled = torch.zeros(count, weight.size(1), device=hidden.device)  # the same, times the words' weights
+        total = torch.zeros_like(best)  # of all logits
+
+        def take(part, targets_here, is_here, closed=None):
+            """One slice of the head: part [words of it, width]; closed: words that count elsewhere."""
+            nonlocal best, wanted, others, pulled, total
+            logits = (states @ part.T).float()
+            if scale != 1.0:
+                logits *= scale
+            if closed is not None:
+                logits[:, closed] = 0.0
+            total += logits.sum(-1)
+            if closed is not None:
+                logits[:, closed] = -torch.inf
+            places = targets_here[:, None]
+            wanted = torch.where(is_here, logits.gather(1, places)[:, 0], wanted)
+            higher = torch.maximum(best, logits.amax(-1))
+            shrink = (best - higher).exp()
+            best, others = higher, others * shrink
+            weights = logits.sub_(best[:, None]).exp_()
+            weights.scatter_(1, places, weights.gather(1, places).masked_fill(is_here[:, None], 0.0))
+            others += weights.sum(-1)
+            if learns or entropy:
+                pulled = pulled.mul_(shrink[:, None]).add_(weights.to(dtype) @ part)
+            return weights
+
+        size = min(words, max(512, SLICE_NUMBERS // count))
+        replaced = torch.full_like(targets, -1)  # place of the target among the trained rows
+        if rows is not None:
+            hits = targets[:, None] == indices
+            replaced = torch.where(hits.any(1), hits.long().argmax(1), replaced)
+        for start in range(0, words, size):
+            part = weight[start : start + size]
+            here = targets - start
+            closed = None
+            if rows is not None:
+                closed = indices[(indices >= start) & (indices < start + len(part))] - start
+            is_here = (here >= 0) & (here < len(part)) & (replaced < 0)
+            take(part, here.clamp(0, len(part) - 1), is_here, closed)
+        small = None
+        if rows is not None:
+            small = take(rows.detach().to(dtype), replaced.clamp(min=0), replaced >= 0)
+        own = (wanted - best).exp()
+        everything = own + others
+        logprobs = wanted - best - everything.log()
+        ctx.scale, ctx.learns = scale, learns
+        chosen = None
+        if learns or entropy:
+            chosen = weight[targets].float()
+            if rows is not None:
+                chosen = torch.where(replaced[:, None] >= 0, rows.detach().float()[replaced.clamp(min=0)], chosen)
+        gradient = small_gradient = None
+        if learns:
+            # 1 - p(target) is the sum of the others: as a difference it would be rounded away where p is near 1
+            gradient = scale * (others[:, None] * chosen - pulled) / everything[:, None]
+            gradient = gradient.to(hidden.dtype)
+            if rows is not None:
+                small_gradient = -small / everything[:, None]  # the target's own place holds 0
+                small_gradient.scatter_add_(
+                    1, replaced.clamp(min=0)[:, None], ((replaced >= 0) * others / everything)[:, None]
+                )
+        ctx.save_for_backward(gradient, small_gradient, states if small_gradient is not None else None)
+        ctx.rows_dtype = None if rows is None else rows.dtype
+        spread = torch.zeros_like(best)
+        if entropy:
+            mean_weight = (own[:, None] * chosen + pulled) / everything[:, None]
+            spread = best + everything.log() - scale * (states.float() * mean_weight).sum(-1)
+        is_top1, mean = wanted >= best, total / words
+        ctx.mark_non_differentiable(is_top1, mean, spread)
+        return logprobs, is_top1, mean, spread
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, *_):
+        gradient, small_gradient, states = ctx.saved_tensors
+        of_hidden = of_rows = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = grad_logprobs[:, None].to(gradient.dtype) * gradient
+        if ctx.needs_input_grad[2]:
+            of_rows = (ctx.scale * grad_logprobs[:, None] * small_gradient).T @ states.float()
+            of_rows = of_rows.to(ctx.rows_dtype)
+        return of_hidden, None, of_rows, None, None, None, None
+
+
+def row_layers(model) -> list[TrainableTokensLayer]:
+    """Where trained rows stand in for rows of the embeddings; of tied ones there are two, with the same rows."""
+    return [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
+
+
+def use_trained_rows(model) -> None:
+    """Let the layers of `row_layers` look the trained rows up; peft copies all embeddings at every call, and gathers a
+    gradient as large as they are."""
+    for layer in row_layers(model):
+        layer.forward_adapters = types.MethodType(_forward_rows, layer)
+
+
+def _forward_rows(self, x, active_adapters, *args, **kwargs):
+    rows, indices = trained_rows(self)
+    if rows is None:
+        return type(self).forward_adapters(self, x, active_adapters, *args, **kwargs)
+    base, rows = self.get_base_layer(), rows.to(self.get_base_layer().weight.dtype)
+    if isinstance(base, torch.nn.Linear):  # the head
+        return base(x).index_copy(-1, indices, x @ rows.T)
+    hits = x[..., None] == indices
+    found = rows[hits.long().argmax(-1)]
+    scale = self._get_embed_scale()  # Gemma's
+    if scale is not None:
+        found = found * scale.to(found.dtype)
+    return torch.where(hits.any(-1, keepdim=True), found, base(x))
