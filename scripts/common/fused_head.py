@@ -32,10 +32,29 @@ class TokenFigures:
     entropy: Tensor | None
 
 
+class ScaledHead:
+    """The head of a model that scales its logits or bends them (Granite, Cohere, Gemma 2), as a function."""
+
+    def __init__(self, head, scale: float, cap: float | None):
+        self.head, self.scale, self.cap = head, scale, cap
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = self.head(hidden) * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+def output_head(model):
+    """The output layer of a causal model, what its config makes of the logits included."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return head if scale == 1 and cap is None else ScaledHead(head, scale, cap)
+
+
 def token_figures(head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False):
     """TokenFigures of `targets` [tokens] after the hidden states [tokens, width], logits divided by `temperature`.
 
-    head: the model's output layer. A small one, one with a bias, and one that is trained itself are projected as a
+    head: as output_head gives it. A small one, one with a bias, and one that is trained itself are projected as a
     whole, and autograd does the rest; so is a layer of another kind, such as a quantised one.
     """
     weight, rows, indices = _frozen_weight(head)

@@ -33,8 +33,10 @@ def nll_of_ids(
 ) -> list[float | None]:
     """Nats of each answer's ids behind its prompt's; None for an empty answer, and beyond the model's context."""
     import torch
-    import torch.nn.functional as F
 
+    from common.fused_head import output_head, token_figures
+
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     context = getattr(model.config, "max_position_embeddings", None) or float("inf")
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     kept = [i for i, length in enumerate(lengths) if answers[i] and length <= context]
@@ -45,7 +47,6 @@ def nll_of_ids(
         for batch in length_batches([lengths[i] for i in kept], token_budget, seed=0):
             indices = [kept[i] for i in batch]
             longest = max(lengths[i] for i in indices)
-            first = min(len(prompts[i]) for i in indices) - 1  # the first position whose prediction is needed
             # Padding stands on the right, where a causal model cannot see it.
             ids = torch.zeros((len(indices), longest), dtype=torch.long)  # [rows, longest]
             mask = torch.zeros_like(ids)
@@ -54,14 +55,13 @@ def nll_of_ids(
                 ids[row, : lengths[i]] = torch.tensor(prompts[i] + answers[i])
                 mask[row, : lengths[i]] = 1
                 labels[row, len(prompts[i]) - 1 : lengths[i] - 1] = torch.tensor(answers[i])
-            ids, mask, labels = (tensor.to(model.device) for tensor in (ids, mask, labels[:, first:]))
-            positions = torch.arange(first, longest, device=model.device)
+            ids, mask, labels = (tensor.to(model.device) for tensor in (ids, mask, labels))
             with torch.no_grad():
-                output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=positions)
+                states = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
                 wanted = labels != -100
-                # Slices keep the float32 copy of [tokens, vocabulary] small.
-                parts = zip(output.logits[wanted].split(1024), labels[wanted].split(1024), strict=True)
-                losses = torch.cat([F.cross_entropy(logits.float(), ids, reduction="none") for logits, ids in parts])
+                # parts keep the logits of a small vocabulary small: those of a large one are never there at once
+                parts = zip(states[wanted].split(1024), labels[wanted].split(1024), strict=True)
+                losses = torch.cat([-token_figures(output_head(whole), *part).logprobs for part in parts])
             for i, loss in zip(indices, losses.split(wanted.sum(1).tolist()), strict=True):
                 values[i] = loss.sum().item()
     finally:

@@ -74,10 +74,10 @@ def tiny_causal():
     return load_model(str(BASE), tokenizer, "float32"), tokenizer
 
 
-def test_dense_head_gives_trls_log_probabilities_and_entropy():
+def test_lean_head_gives_trls_log_probabilities_and_entropy():
     from trl.trainer.utils import add_fused_lm_head
 
-    from common.training.trl_cpu import use_dense_head
+    from common.training.trl_cpu import use_lean_head
 
     torch.manual_seed(0)
     model, _ = tiny_causal()
@@ -88,7 +88,7 @@ def test_dense_head_gives_trls_log_probabilities_and_entropy():
     outputs = []
     for patch in (
         lambda: add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy", "mean_logits", "is_top1")),
-        lambda: use_dense_head(model, temperature=0.7, entropy=True),
+        lambda: use_lean_head(model, temperature=0.7, entropy=True),
     ):
         patch()
         with torch.no_grad():

@@ -35,7 +35,9 @@ def test_figures_and_gradient_are_those_of_the_plain_head(temperature):
     scales = torch.randn(TOKENS)  # a loss weighs each token as it likes
     found = token_figures(head, hidden, targets, temperature, entropy=True)
     expected = plain_figures(hidden, head.weight, targets, temperature)
-    for name, one, other in zip(("logprobs", "is_top1", "mean", "entropy"), vars(found).values(), expected, strict=True):
+    for name, one, other in zip(
+        ("logprobs", "is_top1", "mean", "entropy"), vars(found).values(), expected, strict=True
+    ):
         assert torch.allclose(one.double(), other.double(), atol=1e-4), name
     gradients = [torch.autograd.grad((scales * part).sum(), hidden)[0] for part in (found.logprobs, expected[0])]
     assert torch.allclose(*gradients, atol=1e-4)

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.batching import length_batches
+from common.fused_head import output_head, token_figures
 from common.generation import decode, draw
 from common.jsonl import read_json, write_json
 
@@ -85,7 +86,7 @@ class ActorCritic:
         self.own = value_body == "own"
         if self.own:
             self.model.add_adapter("value", lora)
-        self.body, self.head = model.base_model, model.get_output_embeddings()  # get_peft_model put the adapters inside
+        self.body, self.head = model.base_model, output_head(model)  # get_peft_model put the adapters inside
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         for parameter in self.value_head.parameters():
             torch.nn.init.zeros_(parameter)
@@ -128,7 +129,7 @@ class ActorCritic:
 
     def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
         """Of the target tokens, [tokens]: the vocabulary is projected at these places only."""
-        return -torch.nn.functional.cross_entropy(self.logits(states), targets, reduction="none")
+        return token_figures(self.head, states, targets, self.temperature).logprobs
 
     def values(self, states: Tensor) -> Tensor:
         return self.value_head(states.float())[:, 0]

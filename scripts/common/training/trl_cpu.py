@@ -13,22 +13,21 @@ import functools
 import types
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
+from common.fused_head import output_head, token_figures
 from common.generation import write_on_cpu
 from common.settings import UserError
 
 
-def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
-    """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by one plain
-    projection.
+def use_lean_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
+    """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by the project's own.
 
-    trl's tiles save GPU memory; on a CPU they score every position, prompts and padding included, and compute the
-    logits twice. Here only positions with a label are projected, once. The loss is the same. Entropy, where only the
-    log would show it, is left at 0, because it costs one more softmax.
+    On a CPU trl's tiles score every position, prompts and padding included, and compute the logits twice. Here only
+    positions with a label are projected, once: a small vocabulary as a whole, a large one in slices
+    (common/fused_head.py). The loss is the same. Entropy, where only the log would show it, is left at 0.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
@@ -39,27 +38,19 @@ def use_dense_head(model, temperature: float = 1.0, entropy: bool = False) -> No
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # [rows, longest - 1, hidden]
         targets = labels[:, 1:]
         mask = targets != -100
-        logits = self.get_output_embeddings()(hidden[mask]).float()  # [labelled tokens, vocabulary]
-        if temperature != 1.0:
-            logits = logits / temperature
+        figures = token_figures(output_head(self), hidden[mask], targets[mask], temperature, entropy)
 
         def spread(values: torch.Tensor) -> torch.Tensor:
             return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
-        log_probs = spread(-F.cross_entropy(logits, targets[mask], reduction="none"))
-        entropies = torch.zeros(mask.shape)
-        with torch.no_grad():
-            if entropy:
-                probs = logits.softmax(-1)
-                entropies = spread(logits.logsumexp(-1) - torch.einsum("tv,tv->t", probs, logits))
-            is_top1, mean_logits = spread(logits.argmax(-1) == targets[mask]), spread(logits.mean(-1))
+        log_probs = spread(figures.logprobs)
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return FusedCausalLMOutput(
             loss=-log_probs.sum() / count,
             log_probs=log_probs,
-            entropy=entropies,
-            is_top1=is_top1,
-            mean_logits=mean_logits,
+            entropy=torch.zeros(mask.shape) if figures.entropy is None else spread(figures.entropy),
+            is_top1=spread(figures.is_top1),
+            mean_logits=spread(figures.mean_logits),
             label_mask=mask,
         )
 
@@ -76,12 +67,12 @@ class LeanHead:
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
             model = model.get_base_model() if hasattr(model, "get_base_model") else model
-            use_dense_head(model, getattr(self, "temperature", 1.0), self.needs_entropy)
+            use_lean_head(model, getattr(self, "temperature", 1.0), self.needs_entropy)
 
     def log(self, logs, start_time=None):
         if self.args.device.type == "cpu" and not self.needs_entropy:
             for metrics in self._metrics.values():
-                metrics.pop("entropy", None)  # not computed, see use_dense_head
+                metrics.pop("entropy", None)  # not computed, see use_lean_head
         super().log(logs, start_time)
 
 
