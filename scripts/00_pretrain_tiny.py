@@ -104,15 +104,8 @@ class Settings:
 
 
 # settings that a run may go on with otherwise
-FREE = (
-    "train_tokens",
-    "decay_share",
-    "eval_every",
-    "eval_poems",
-    "eval_samples",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+FREE = ("train_tokens", "decay_share", "eval_every", "eval_poems", "eval_samples")
+FREE += ("checkpoint_every", "keep_checkpoints")
 
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:

@@ -67,16 +67,13 @@ def read_rejected(path: Path, golden: dict[str, dict]) -> dict[str, dict]:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """With a byte order mark, or Excel takes UTF-8 for the local code page. Line ends inside a cell stay."""
+    from common.evaluation.tables import spreadsheet_cell
     from common.jsonl import write_bytes
 
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    for row in rows:
-        # a cell that starts like a formula would be run by the spreadsheet
-        writer.writerow(
-            {key: f"'{value}" if str(value).startswith(("=", "+", "-", "@")) else value for key, value in row.items()}
-        )
+    writer.writerows({key: spreadsheet_cell(value) for key, value in row.items()} for row in rows)
     write_bytes(path, text.getvalue().encode("utf-8-sig"))
 
 

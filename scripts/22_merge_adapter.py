@@ -167,19 +167,9 @@ def main(settings: Settings) -> None:
         print_certificate(report)
         if not classifies:
             print(f"greedy texts equal {report['greedy_equal']} of {report['greedy_compared']}")
-        for name in (
-            "dtype",
-            "compared_in",
-            "logits",
-            "noise",
-            "effect",
-            "allowed",
-            "weights",
-            "greedy_equal",
-            "passed",
-        ):
-            if name in report:
-                run.figure(name, report[name])
+        shown = ("dtype", "compared_in", "logits", "noise", "effect", "allowed", "weights", "greedy_equal", "passed")
+        for name in (name for name in shown if name in report):
+            run.figure(name, report[name])
         if report["faults"]:
             run.fail("; ".join(report["faults"]))
             for fault in report["faults"]:

@@ -124,8 +124,9 @@ def make_items(settings: Settings, runs: dict[str, dict[str, dict]]) -> list[dic
 
 
 def write_sheet(settings: Settings) -> None:
+    from common.evaluation.tables import spreadsheet_cell
     from common.jsonl import write_bytes, write_json
-    from common.judging.human_sheet import ANSWERS, COLUMNS, cell, digest
+    from common.judging.human_sheet import ANSWERS, COLUMNS, digest
     from common.runs import begin_run
     from tasks.styles import read_labels
 
@@ -134,7 +135,7 @@ def write_sheet(settings: Settings) -> None:
     allowed = ANSWERS.get(settings.kind) or [row["label"] for row in read_labels(settings.labels)]
     *texts, asked = COLUMNS[settings.kind]
     lines = [
-        [str(n), cell(item["sides"][0][1]["prompt"]), *(cell(row["text"]) for _, row in item["sides"])]
+        [str(n), *map(spreadsheet_cell, (item["sides"][0][1]["prompt"], *(row["text"] for _, row in item["sides"])))]
         for n, item in enumerate(items, start=1)
     ]
     key = [

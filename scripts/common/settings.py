@@ -47,55 +47,19 @@ class Limit(NamedTuple):
 
 
 _COUNT, _POSITIVE, _SHARE = Limit(1), Limit(above=0), Limit(high=1)
+# settings that are counts of something: 1 or more
+_COUNTED = """
+    accumulation batch_size batch_texts batch_tokens bootstrap checkpoint_every concurrency eval_every
+    eval_poems eval_samples eval_steps heads hidden_size intermediate_size items iterations kv_heads layers
+    lora_alpha lora_r max_batch_texts max_body_bytes max_length max_new_tokens max_position max_steps
+    max_text_chars max_tokens max_tries max_waiting micro_tokens minibatches num_samples
+    per_device_eval_batch_size per_device_train_batch_size probe_tokens samples tensor_parallel token_budget
+    train_tokens workers
+"""
 # Limits by a setting's name, the same in every stage. A number that is not here has to be 0 or more. No setting may
 # be NaN or infinite, and each may hold its default: the sign for "off" (-1, 0) is one. A field's own Limit goes first.
 LIMITS = {
-    **dict.fromkeys(
-        (
-            "accumulation",
-            "batch_size",
-            "batch_texts",
-            "batch_tokens",
-            "bootstrap",
-            "checkpoint_every",
-            "concurrency",
-            "eval_every",
-            "eval_poems",
-            "eval_samples",
-            "eval_steps",
-            "heads",
-            "hidden_size",
-            "intermediate_size",
-            "items",
-            "iterations",
-            "kv_heads",
-            "layers",
-            "lora_alpha",
-            "lora_r",
-            "max_batch_texts",
-            "max_body_bytes",
-            "max_length",
-            "max_new_tokens",
-            "max_position",
-            "max_steps",
-            "max_text_chars",
-            "max_tokens",
-            "max_tries",
-            "max_waiting",
-            "micro_tokens",
-            "minibatches",
-            "num_samples",
-            "per_device_eval_batch_size",
-            "per_device_train_batch_size",
-            "probe_tokens",
-            "samples",
-            "tensor_parallel",
-            "token_budget",
-            "train_tokens",
-            "workers",
-        ),
-        _COUNT,
-    ),
+    **dict.fromkeys(_COUNTED.split(), _COUNT),
     **dict.fromkeys(
         ("clip", "epochs", "learning_rate", "lr", "memory_gib", "num_train_epochs", "time_limit", "value_lr"), _POSITIVE
     ),
@@ -109,22 +73,9 @@ LIMITS = {
 }
 
 # Where a run may report to, and the package that this needs.
-REPORTERS = {
-    "none": "",
-    "all": "",
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
+_OWN_NAME = ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "neptune", "swanlab", "tensorboard")
+REPORTERS = {"none": "", "all": "", "azure_ml": "azureml", "flyte": "flytekit"}
+REPORTERS |= {name: name for name in (*_OWN_NAME, "trackio", "wandb")}
 
 # What went wrong with a file, and how to fix it: errors of the system that a user can do something about.
 OS_ERRORS = {

@@ -168,25 +168,9 @@ def serve(model: str, dtype: str = "auto", max_length: int = 2048, words: tuple[
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     eager = ["--enforce-eager"] if pick_device() == "cpu" else []
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        model,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += [
-        "--dtype",
-        str(resolve_dtype(dtype)).removeprefix("torch."),
-        "--max-model-len",
-        str(max_length),
-        *eager,
-        *words,
-    ]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *eager, *words]
+    command += ["--dtype", str(resolve_dtype(dtype)).removeprefix("torch."), "--max-model-len", str(max_length)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     print(f"starting vLLM for {model}", flush=True)
     with tempfile.TemporaryFile() as log:

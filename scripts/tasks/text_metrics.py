@@ -98,6 +98,7 @@ def zero_for_none(metric: Callable) -> Callable:
     """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by
     writing nothing."""
 
+    @wraps(metric)
     def reward(prompts, completions, meta, **known) -> list[float]:
         return [0.0 if value is None else value for value in metric(prompts, completions, meta, **known)]
 

@@ -29,6 +29,15 @@ def latin(name: str) -> str:
     return name.encode("ascii", "replace").decode().replace("_", " ")
 
 
+def draw_reliability(axes, bins, lowest: float, label: str) -> None:
+    """How often a model is right against how sure it says it is, the number of answers at each point. bins: see
+    common/evaluation/calibration.py."""
+    axes.plot([lowest, 1], [lowest, 1], color="0.7", linestyle="--", label="calibrated")
+    axes.plot([bin.confidence for bin in bins], [bin.accuracy for bin in bins], marker="o", label=label)
+    for bin in bins:
+        axes.annotate(str(bin.count), (bin.confidence, bin.accuracy), textcoords="offset points", xytext=(4, -12))
+
+
 def plot_bars(panels: dict[str, dict[str, Sequence[float | None]]], path: Path, golden: str = "") -> None:
     """A PNG with one panel per metric: panels[metric][run] = (mean, low, high), bounds may be None. A metric whose name
     is not Latin gets no panel. The run called `golden` has a colour of its own."""

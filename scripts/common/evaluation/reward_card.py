@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.evaluation.calibration import calibration_error, chance_error, reliability
+from common.evaluation.calibration import Bin, calibration_error, chance_error, reliability
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.evaluation.tables import NONE, escape, interval, markdown_table, number
 
@@ -163,13 +163,8 @@ def _measure_group(judged: Judged, inside: list[int], bootstrap: int, seed: int,
         if name != "model"
     }
     words = verdict(judged.noun, accuracy, better, len(set(clusters)), judged.chance, wide)
-    return {
-        "count": len(inside),
-        "prompts": len(set(clusters)),
-        "accuracy": accuracy,
-        "better": better,
-        "verdict": words,
-    }
+    counts = {"count": len(inside), "prompts": len(set(clusters))}
+    return counts | {"accuracy": accuracy, "better": better, "verdict": words}
 
 
 def verdict(
@@ -214,15 +209,8 @@ def rank_correlation(lengths: list[float], scores: list[float]) -> float | None:
 
 def markdown(title: str, judged: Judged, figures: dict, image: str, examples: int) -> str:
     baselines = [name for name in judged.correct if name != "model"]
-    header = [
-        "group",
-        judged.noun,
-        "prompts",
-        "model",
-        *baselines,
-        *(f"model − {name}" for name in baselines),
-        "verdict",
-    ]
+    header = ["group", judged.noun, "prompts", "model", *baselines]
+    header += [*(f"model − {name}" for name in baselines), "verdict"]
     rows = [
         [escape(name), str(group["count"]), str(group["prompts"])]
         + [interval(group["accuracy"][system]) for system in ("model", *baselines)]
@@ -251,12 +239,8 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
     if wrong:
         header = ["row", "group", "margin", *wrong[0]["texts"]]
         table = [
-            [
-                str(item["row"]),
-                escape(item["group"]) or NONE,
-                number(item["margin"]),
-                *map(escape, item["texts"].values()),
-            ]
+            [str(item["row"]), escape(item["group"]) or NONE, number(item["margin"])]
+            + [escape(text) for text in item["texts"].values()]
             for item in wrong
         ]
         parts.append(f"## Worst mistakes\n\n{markdown_table(header, table, left=len(header))}")
@@ -265,19 +249,13 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
 
 def plot(judged: Judged, figures: dict, path: Path) -> None:
     """A PNG: reliability, histogram of the scores, accuracy of every group, score against length."""
-    from common.evaluation.plots import latin, pyplot, save_figure
+    from common.evaluation.plots import draw_reliability, latin, pyplot, save_figure
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
 
     panel, low = axes[0, 0], judged.chance
-    bins = figures["calibration"]["bins"]
-    panel.plot([low, 1], [low, 1], color="0.7", linestyle="--", label="calibrated")
-    panel.plot([bin["confidence"] for bin in bins], [bin["accuracy"] for bin in bins], marker="o", label="model")
-    for bin in bins:
-        panel.annotate(
-            str(bin["count"]), (bin["confidence"], bin["accuracy"]), textcoords="offset points", xytext=(4, -12)
-        )
+    draw_reliability(panel, [Bin(**bin) for bin in figures["calibration"]["bins"]], low, "model")
     panel.set(xlabel="confidence", ylabel="share that is right", title=f"reliability (numbers: {judged.noun})")
     panel.legend()
 
@@ -297,14 +275,8 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
             for e in estimates
         ]
         ys = [y + 0.2 * (place - 1) for y in range(len(names))]
-        panel.errorbar(
-            [e.mean for e in estimates],
-            ys,
-            xerr=list(zip(*bounds, strict=True)),
-            fmt="o",
-            capsize=2,
-            label=latin(system),
-        )
+        bars = list(zip(*bounds, strict=True))
+        panel.errorbar([e.mean for e in estimates], ys, xerr=bars, fmt="o", capsize=2, label=latin(system))
     panel.axvline(judged.chance, color="0.7", linestyle="--")
     panel.set_yticks(range(len(names)), [latin(name) for name in names])
     panel.invert_yaxis()

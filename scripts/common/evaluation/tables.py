@@ -19,6 +19,11 @@ def escape(text: str) -> str:
     return re.sub(r"\s*\n\s*", " / ", text.strip())
 
 
+def spreadsheet_cell(text: str) -> str:
+    """A spreadsheet runs cells that begin with = + - @ as formulas; an apostrophe in front makes them text."""
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
+
+
 def number(value: float | None, sign: bool = False) -> str:
     """Three digits behind the point, one from 10 on; None as a dash. With `sign` a plus is written too."""
     if value is None:

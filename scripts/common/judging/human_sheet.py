@@ -19,11 +19,6 @@ COLUMNS = {"rating": ("text", "rating"), "style": ("text", "label"), "pair": ("t
 ANSWERS = {"rating": list("12345"), "pair": ["A", "B", "tie"]}  # of `style`: the labels
 
 
-def cell(text: str) -> str:
-    """A spreadsheet runs cells that begin with = + - @ as formulas; an apostrophe in front makes them text."""
-    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") else text
-
-
 def digest(lines: list[list[str]]) -> str:
     """Of what the raters saw, not of what they filled in; line ends may change in a spreadsheet."""
     return hashlib.sha256("\0".join("".join("".join(line).split()) for line in lines).encode()).hexdigest()

@@ -29,21 +29,8 @@ DIGITS = (
     | dict(zip("ABCDEFGH", range(1, 9), strict=True))
     | {"两": 2}
 )
-BEST_KEYS = [
-    "best",
-    "winner",
-    "choice",
-    "pick",
-    "best_text",
-    "best_id",
-    "最佳",
-    "最好",
-    "胜者",
-    "优胜",
-    "最优",
-    "最佳文本",
-    "最佳文案",
-]
+BEST_KEYS = ["best", "winner", "choice", "pick", "best_text", "best_id"]
+BEST_KEYS += ["最佳", "最好", "胜者", "优胜", "最优", "最佳文本", "最佳文案"]
 TIES = {
     *["tie", "draw", "none", "null", "equal", "both", "all", "0", "平", "平局", "并列", "无", "不分高下", "一样好"],
     "",

@@ -7,6 +7,7 @@ import io
 import unicodedata
 
 from common.evaluation.statistics import Estimate
+from common.evaluation.tables import spreadsheet_cell
 from common.judging.aggregate import Judged
 from common.judging.replies import LETTERS, TIE, mean_score
 
@@ -197,16 +198,12 @@ def csv_text(results: list[Judged]) -> str:
         for item, verdict in zip(judged.items, judged.verdicts, strict=True):
             scores = [None if row is None else mean_score(row) for row in verdict.scores]
             best = "" if verdict.best is None else "tie" if verdict.best == TIE else names[verdict.best]
-            row = [_cell(item.prompt), *map(_cell, item.texts), *map(_figure, scores), best, _cell(item.content_type)]
+            texts = [spreadsheet_cell(text) for text in (item.prompt, *item.texts)]
+            row = [*texts, *map(_figure, scores), best, spreadsheet_cell(item.content_type)]
             row += [judged.version, item.id]
             row += [_figure((row or {}).get(dimension)) for row in verdict.scores for dimension in dimensions]
             writer.writerow(row)
     return output.getvalue()
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet would run a text that begins like a formula: an apostrophe in front makes it a text."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _figure(value: float | None) -> str:

@@ -23,14 +23,7 @@ from common.schemas import validate_row
 from common.settings import UserError, show_path
 
 CHUNK = 1000  # rows tokenized at once
-FILE_NAMES = {
-    "sft": "sft",
-    "pref": "preference",
-    "kto": "kto",
-    "prompts": "prompts",
-    "style": "style",
-    "styles": "style",
-}
+FILE_NAMES = {name: name for name in ("sft", "kto", "prompts", "style")} | {"pref": "preference", "styles": "style"}
 NAMES = re.findall(  # every name that a finding may have, for --allow
     r"[\w-]+",
     """broken-off chat-template classes contradiction control-character copy eos-token equal-pair error-message escape

@@ -9,14 +9,8 @@ from common.preflight.finding import LEVELS, Finding
 from common.settings import show_path
 
 # What a row's answers are called. A style row and a document are one text each: no chat template, no answer.
-ANSWERS = {
-    "sft": ("completion",),
-    "preference": ("chosen", "rejected"),
-    "kto": ("completion",),
-    "prompts": (),
-    "style": (),
-    "text": (),
-}
+ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "kto": ("completion",)}
+ANSWERS |= {"prompts": (), "style": (), "text": ()}
 PLAIN = {"style": "input", "text": "text"}  # schema -> the key of its one text, for schemas without messages
 
 

@@ -203,12 +203,8 @@ def check_surface(data: Data) -> Iterator[Finding]:
     data.measures["pairs"] = {"chosen_longer": round(sum(longer) / len(longer), 4)}
     for name, baseline, limit, level in (
         ("length", length_baseline, LENGTH_TELLS, "warning"),
-        (
-            "a bag of characters",
-            bag_of_characters_baseline,
-            SURFACE_TELLS,
-            "note",
-        ),  # words may well be what is asked for
+        # words may well be what is asked for
+        ("a bag of characters", bag_of_characters_baseline, SURFACE_TELLS, "note"),
     ):
         right = correctness(baseline(*sides))
         share = sum(right) / len(right)

@@ -30,15 +30,8 @@ from tasks import chat
 from tasks.chat.dialects import BARE, history_of, normalise, refuse_media, text_of_parts
 from tasks.chat.labels import judge, scales
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
+ROLES = {"system": "system", "user": "user", "human": "user"}
+ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model"), "assistant")
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations", "conversation")  # in a CSV cell these are JSON
 COLUMNS = (  # by format; a pair takes its prompt from any
@@ -53,12 +46,8 @@ COLUMNS = (  # by format; a pair takes its prompt from any
     ("conversation",),
 )
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
-SCHEMAS = {
-    "sft": "sft",
-    "pref": "preference",
-    "prompts": "prompts",
-    "kto": "kto",
-}  # file name -> schema of common/schemas.py
+# file name -> schema of common/schemas.py
+SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts", "kto": "kto"}
 OTHER_FILES = (".xlsx", ".xls", ".docx")
 
 # Keys of a message that change what is trained, and that no row of this project can hold.

@@ -15,7 +15,7 @@ from tasks import text_metrics
 from tasks.base import Field
 from tasks.poems import corpus as verse_corpus
 from tasks.poems import prosody
-from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_text, runs, zero_for_none
+from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, named, per_text, runs, zero_for_none
 
 DATA = ROOT / "data" / "poems"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
@@ -185,18 +185,8 @@ def overall(prompts, completions, meta, **_) -> list[float | None]:
     return [0.0 if copied else value for value, copied in zip(*columns, strict=True)]
 
 
-REWARDS = {
-    "form": form,
-    "rhyme": rhyme,
-    "meter": meter,
-    "rhyme_pass": rhyme_pass,
-    "meter_pass": meter_pass,
-    "all_three": all_three,
-    "fluency": zero_for_none(fluency),
-    "no_repeat": zero_for_none(no_repeat),
-    "theme": theme,
-    "overall": overall,
-}
+REWARDS = named(form, rhyme, meter) | {"rhyme_pass": rhyme_pass, "meter_pass": meter_pass}
+REWARDS |= named(all_three, zero_for_none(fluency), zero_for_none(no_repeat), theme, overall)
 DEFAULT_REWARDS = ("form", "rhyme", "meter", "fluency:0.5")
 WATCHED_REWARDS = ("all_three", "no_repeat")
 METRICS = {

@@ -21,7 +21,7 @@ from common.schemas import validate_row
 from common.settings import ROOT, UserError
 from tasks import text_metrics
 from tasks.base import Field
-from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, per_text, zero_for_none
+from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, named, per_text, zero_for_none
 
 DATA = ROOT / "data" / "styles"
 FILES = (DATA / "labels.json", DATA / "training_data.json")
@@ -229,23 +229,11 @@ def overall(prompts, completions, meta, **_) -> list[float]:
     return [0.0 if copied else value for value, copied in zip(*columns, strict=True)]
 
 
-REWARDS = {
-    "length": length,
-    "ends_whole": ends_whole,
-    "no_repeat": zero_for_none(no_repeat),
-    "tfidf_style": tfidf_style,
-    "overall": overall,
-}
+REWARDS = named(length, ends_whole, zero_for_none(no_repeat), tfidf_style, overall)
 DEFAULT_REWARDS = ("length", "ends_whole", "no_repeat")
 WATCHED_REWARDS = ("tfidf_style",)  # a second opinion only as long as nothing is trained on it
-METRICS = {
-    "length": length,
-    "ends_whole": ends_whole,
-    "no_repeat": no_repeat,
-    "near_copy": near_copy,
-    "tfidf_style": tfidf_style,
-    "整体质量": overall,
-}
+METRICS = named(length, ends_whole, no_repeat)
+METRICS |= {"near_copy": near_copy, "tfidf_style": tfidf_style, "整体质量": overall}
 SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, han_only)}
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.evaluation.baselines import tfidf_classifier
 from common.evaluation.calibration import calibration_error, reliability
-from common.evaluation.plots import latin, pyplot, save_figure
+from common.evaluation.plots import draw_reliability, latin, pyplot, save_figure
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.evaluation.tables import interval, markdown_table
 from tasks import styles
@@ -201,12 +201,7 @@ def plot_reliability(confidences: Sequence[float], correct: Sequence[float], low
     plt = pyplot()
     bins = reliability(confidences, correct, lowest)
     figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
-    axes.plot([lowest, 1], [lowest, 1], color="grey", lw=1, ls="--", label="as sure as right")
-    axes.plot([bin.confidence for bin in bins], [bin.accuracy for bin in bins], marker="o", label="classifier")
-    for bin in bins:
-        axes.annotate(
-            str(bin.count), (bin.confidence, bin.accuracy), textcoords="offset points", xytext=(4, -10), fontsize=8
-        )
+    draw_reliability(axes, bins, lowest, "classifier")
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     axes.set_ylim(-0.02, 1.02)

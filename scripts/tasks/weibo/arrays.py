@@ -37,13 +37,8 @@ POST = {
 COMMENT = {
     "key": ("_id", "mid", "idstr", "id"),
     "post": (
-        "root_post_mblogid",
-        "root_tweet_id",
-        "root_post_id",
-        "status.mblogid",
-        "status.mid",
-        "status.idstr",
-        "status.id",
+        *("root_post_mblogid", "root_tweet_id", "root_post_id"),
+        *("status.mblogid", "status.mid", "status.idstr", "status.id"),
     ),
     "root": ("root_comment_id", "rootid", "rootidstr"),
     "text": ("content", "text_raw", "text"),
