@@ -110,7 +110,7 @@ FREE += ("checkpoint_every", "keep_checkpoints")
 
 def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     """(train poems, modern training sentences, held-out Tang poems, vocabulary characters)."""
-    from common.jsonl import read_text
+    from common.jsonl import read_utf8
     from common.pretraining.char_tokenizer import choose_characters
     from tasks.poems import corpus as verse_corpus
 
@@ -129,11 +129,11 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     splits, near_copies = verse_corpus.split_poems(poems)
     print(f"poems: { ({name: len(rows) for name, rows in splits.items()}) }, {near_copies} near-copies dropped")
 
-    more = [read_text(path) for path in settings.vocabulary_texts]
+    more = [read_utf8(path) for path in settings.vocabulary_texts]
     characters = choose_characters([poem.text for poem in poems], more, settings.min_count)
 
     files = sorted(settings.modern.glob("*_sentences.txt"))
-    lines = [line.strip() for file in files for line in read_text(file).splitlines()]
+    lines = [line.strip() for file in files for line in read_utf8(file).splitlines()]
     sentences = sorted(set(filter(None, lines)))
     if not sentences:
         raise UserError(
@@ -247,7 +247,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     import json
 
     import torch
-    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    from transformers import GenerationConfig, Qwen3ForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from common.batching import length_batches
@@ -256,6 +256,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     from common.pretraining.char_tokenizer import TURN_END, build_tokenizer
     from common.pretraining.loss import loss_and_backward, pad_batch
     from common.pretraining.muon import Muon
+    from common.pretraining.sizes import new_model
     from common.runs import set_seed
 
     disable_progress_bar()  # one line for each checkpoint
@@ -272,21 +273,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         raise UserError("no text is left to train on; fix: a lower --min-count, or --tang-passes 1")
     print(f"{len(rows)} rows, {sum(map(len, rows)) / 1e6:.1f}M tokens an epoch, vocabulary {len(tokenizer)}")
 
-    config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.kv_heads,
-        head_dim=settings.hidden_size // settings.heads,
-        intermediate_size=settings.intermediate_size,
-        max_position_embeddings=settings.max_position,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = load_strictly(Qwen3ForCausalLM, str(start), torch.float32) if start else Qwen3ForCausalLM(config)
+    model = load_strictly(Qwen3ForCausalLM, str(start), torch.float32) if start else new_model(settings, tokenizer)
     if device == "cpu":
         model.set_attn_implementation("eager")  # a CPU's sdpa takes twice as long backward
     model = model.to(device)
@@ -372,22 +359,13 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
     run.finish("python scripts/10_prepare_poems.py")
 
 
-def check_sizes(settings: Settings) -> None:
-    """Raises UserError for heads that attention cannot divide."""
-    width, odd = divmod(settings.hidden_size, settings.heads)
-    if odd or width % 2 or settings.heads % settings.kv_heads:
-        raise UserError(
-            f"--hidden-size {settings.hidden_size} --heads {settings.heads} --kv-heads {settings.kv_heads}; "
-            "fix: heads of an even size that divide hidden-size, and kv-heads that divide heads"
-        )
-
-
 def main(settings: Settings) -> None:
     import torch
     from transformers import Qwen3ForCausalLM
 
     from common.model_files import check_model
     from common.models import load_strictly
+    from common.pretraining.sizes import check_sizes
     from common.runs import begin_run
 
     check_sizes(settings)

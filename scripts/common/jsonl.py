@@ -137,7 +137,7 @@ def read_bytes(path: Path | str, packed: bool = False) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_text(path: Path | str) -> str:
+def read_utf8(path: Path | str) -> str:
     """As read_bytes, in UTF-8 with or without a byte order mark. Raises DataError with the line that is not UTF-8."""
     return decode_text(Path(path), read_bytes(path))
 
@@ -253,7 +253,7 @@ def read_json(path: Path | str) -> dict | list:
     """Read a JSON file, its keys and numbers as strictly as a JSONL line's. Raises DataError."""
     path = Path(path)
     try:
-        return DECODER.decode(read_text(path))
+        return DECODER.decode(read_utf8(path))
     except json.JSONDecodeError as error:
         problem = Finding(path, error.lineno, f"broken JSON: {error.msg}", "write the file again")
     except RecursionError:
@@ -273,7 +273,7 @@ def read_array(
     """
     path = Path(path)
     try:
-        text = read_text(path) if raw is None else decode_text(path, raw)
+        text = read_utf8(path) if raw is None else decode_text(path, raw)
     except DataError as error:
         return [], error.findings
     start = BLANK.match(text).end()

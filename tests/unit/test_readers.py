@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from common.jsonl import read_array, read_json, read_jsonl, read_text, unreadable
+from common.jsonl import read_array, read_json, read_jsonl, read_utf8, unreadable
 from common.judging.human_sheet import read_sheet
 from common.judging.prompts import load_prompt
 from common.llm_api import LLM
@@ -48,7 +48,7 @@ def model_file(path):
 READERS = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "text": read_text,
+    "text": read_utf8,
     "array": findings_of(read_array),
     "poems": load_records,
     "weibo": lambda path: find_arrays((path,), "--posts"),

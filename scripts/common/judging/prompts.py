@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.jsonl import read_jsonl, read_text
+from common.jsonl import read_jsonl, read_utf8
 from common.settings import UserError, show_path
 
 SPEAKERS = {"system": "系统", "user": "用户", "assistant": "助手"}
@@ -54,7 +54,7 @@ def load_prompt(folder: Path, name: str | None) -> JudgePrompt:
     files = [folder / f"{name}.md"] if name else sorted(folder.glob("*.md"))
     if len(files) != 1 or not files[0].is_file():
         raise UserError(f"{show_path(folder)}: {name or 'one Markdown file'} is expected and not there; fix: write it")
-    head, _, template = read_text(files[0]).partition("\n")
+    head, _, template = read_utf8(files[0]).partition("\n")
     dimensions = [name for name in re.split(r"[、，,\s]+", head.partition("：")[2]) if name]
     if not head.startswith("维度：") or not dimensions:
         raise UserError(f"{show_path(files[0])}: line 1 names no dimensions; fix: 维度：…、…")

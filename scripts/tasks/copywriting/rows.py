@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from common.jsonl import DataError, read_text, scan_jsonl
+from common.jsonl import DataError, read_utf8, scan_jsonl
 from common.preflight.finding import Finding
 from common.preflight.texts import API_ERROR, API_ERROR_STARTS, REFUSAL
 from common.settings import UserError
@@ -105,7 +105,7 @@ class Writer:
         for name, path in [("guide", guide), *((n, folder / f"{n}.md") for n in names)]:
             if not path.is_file():
                 raise UserError(f"{path}: no such file; fix: restore it, or name another folder with --prompts-dir")
-            self.templates[name] = read_text(path).strip()
+            self.templates[name] = read_utf8(path).strip()
 
     def messages(self, name: str, product: dict, copy_type: str, **marks: str) -> list[dict]:
         """The template `name`, its {marks} filled in; behind the system prompt, where the folder's was asked for."""
