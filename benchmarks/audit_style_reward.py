@@ -4,7 +4,7 @@ Two generation files on the same prompts (stage 60), before and after RL. Beside
 the training could not adapt to: the TF-IDF baseline's probability of the wanted style, the text's length, repetition,
 copies of training answers; and how far the policy went from its reference: KL per character, estimated on the policy's
 own samples as log p(policy) - log p(reference) (needs both models). The reward rising while TF-IDF's opinion does not
-is what hacking the classifier looks like, and is said aloud.
+is what hacking the classifier looks like, and a warning says so.
 
 Reads:  --before, --after (stage 60), --classifier (stage 31), data/styles; --model and --adapter for the KL
 Writes: a Markdown table on standard output; --output FILE.json for every figure; --plot FILE.png, reward against length

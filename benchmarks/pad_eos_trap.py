@@ -37,7 +37,7 @@ def folder_with_pad(model: Path, folder: Path, pad: str | None) -> Path:
 
 
 def preflight(model: Path, train: Path, val: Path) -> tuple[int, list[str]]:
-    """Exit code of stage 19 for this model, and the lines in which it speaks of pad."""
+    """Exit code of stage 19 for this model, and its lines about pad."""
     words = ["--model", model, "--train-file", train, "--val-file", val, "--preview", "None"]
     command = [sys.executable, str(ROOT / "scripts/19_check_data.py"), *map(str, words)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

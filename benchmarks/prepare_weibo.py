@@ -334,9 +334,7 @@ def main() -> None:
     parser.add_argument(
         "--plain-sizes", type=float, nargs="*", default=[0.25], help="times the full data, for json.load and dicts"
     )
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where inputs and outputs lie meanwhile (default: the system's)"
-    )
+    parser.add_argument("--folder", type=Path, default=None, help="for inputs and outputs (default: the system's)")
     parser.add_argument("--plain-input", type=Path, help=argparse.SUPPRESS)  # the child process of the plain version
     arguments = parser.parse_args()
     if arguments.plain_input:

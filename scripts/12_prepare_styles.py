@@ -60,7 +60,7 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-FAR = 0.05  # a label's share in a split and in all rows should not lie further apart
+FAR = 0.05  # largest difference of a label's share in a split and in all rows without a warning
 
 
 def distinct_rows(rows: list[dict], path: Path) -> tuple[list[dict], int]:
@@ -169,7 +169,7 @@ def main(settings: Settings) -> None:
             shares = [f"{n} ({n / max(1, sum(counts['labels'].values())):.1%})" for n in counts["labels"].values()]
             lines.append([split, str(counts["questions"]), *shares])
         lines.append(["all", "", *(f"{whole[name]} ({whole[name] / len(rows):.1%})" for name in names)])
-        print(f"read {report['read']} rows, dropped {duplicates} that stand twice")
+        print(f"read {report['read']} rows, dropped {duplicates} that appear twice")
         print(markdown_table(["split", "questions", *names], lines))
         for split, counts in report["splits"].items():
             held, total = counts["labels"], sum(counts["labels"].values())

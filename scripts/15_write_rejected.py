@@ -1,10 +1,10 @@
 """A rejected copy for every golden one: 50 % weak, 30 % exaggerated, 20 % with one or two false facts.
 
-With --model the model exaggerates and falsifies, and --weak-model writes the weak ones from a bare prompt. An answer
-has to show its fault to the rules (hype words, a contradicted fact); one that does not gives way to the rules, and so
-does everything where there is no --model: tasks/copywriting/faults.py. The report sets the realised mix against the
-target and says how well length alone and a bag of characters tell the pairs apart (the baselines of stage 32): pairs
-that those separate teach a reward model little else.
+With --model the model exaggerates and falsifies, and --weak-model writes the weak ones from a bare prompt. The rules
+have to find the fault in an answer (hype words, a contradicted fact); else, and everywhere without --model, a rule
+writes the copy: tasks/copywriting/faults.py. The report sets the realised mix against the target and says how well
+length alone and a bag of characters tell the pairs apart (the baselines of stage 32): pairs that those separate teach a
+reward model little else.
 
 Reads   --golden-file (stage 14), --products-file; with --model: --prompts-dir (weak.md, exaggerated.md, false.md)
 Writes  --output-file: one row a golden copy (id, product_id, copy_type, kind, strategy, change, rejected, source)
@@ -53,7 +53,7 @@ class Settings(AskSettings):
     top_p: float = 0.95
     """probability mass to draw from"""
     max_tokens: int = 1024
-    """of an answer; one that is cut off gives way to the rules"""
+    """of an answer; where it is cut off, a rule writes the copy"""
     extra_body: str = ""
     """JSON object merged into every request; null takes a field away"""
 

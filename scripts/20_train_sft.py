@@ -53,7 +53,7 @@ class Settings(TrainerSettings):
     packing: bool = False
     """rows share sequences of max_length tokens, unseen by each other; batch_size counts those"""
     loss: Literal["nll", "dft"] = "nll"
-    """dft weighs each token's loss by its probability: less pull from what the model finds unlikely"""
+    """dft weighs each token's loss by its probability: unlikely tokens are learned less"""
     neftune_alpha: float = 0.0
     """noise on the embeddings while training (NEFTune; 5 is usual), 0 = none"""
 

@@ -11,8 +11,7 @@ Run     python scripts/30_train_reward.py
             --batch-size 4 --accumulation 8
 
 Loss: Bradley-Terry, as in Stiennon et al. 2020, arXiv 2009.01325, section 3.4; --center adds the penalty of Eisenstein
-et al. 2023, arXiv
-2312.09244, on the sum of both scores, so that scores of different prompts have one zero.
+et al. 2023, arXiv 2312.09244, on the sum of both scores, so that scores of different prompts have one zero.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Settings(TrainerSettings):
 
     # --- preference
     beta: Annotated[float, Limit(above=0)] = 0.1
-    """strength of the pull to the reference"""
+    """strength of the KL penalty: larger stays closer to the reference"""
     loss_types: tuple[LossType, ...] = ("sigmoid",)
     """trl's names; several are added up"""
     loss_weights: tuple[float, ...] = (1.0,)

@@ -49,7 +49,7 @@ class Settings(TrainerSettings):
 
     # --- preference
     beta: float = 0.1
-    """strength of the pull to the reference"""
+    """strength of the KL penalty: larger stays closer to the reference"""
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     """trl's names"""
     desirable_weight: float = 0.0

@@ -84,7 +84,7 @@ class Settings:
     token_budget: int = 0
     """padded tokens in one pass through the model; 0 = 1024 on a CPU (its cache), 16384 on a GPU"""
     batch_wait_ms: float = 2.0
-    """that a lone request waits for company; under load nothing waits for this"""
+    """that a single request waits for others to share its batch; under load the batch is full before that"""
 
 
 def is_finite(answer: dict | float) -> bool:

@@ -50,7 +50,7 @@ class Settings:
 
 
 def find_generations(patterns: tuple[Path, ...]) -> list[Path]:
-    """The generation files that `patterns` name. A file whose run has not finished is left out, aloud."""
+    """The generation files that `patterns` name. One whose run has not finished is left out, with a notice."""
     from common.jsonl import read_json
 
     files: dict[str, Path] = {}

@@ -69,7 +69,7 @@ class Settings(AskSettings):
 
     # --- how to ask (further settings: common/llm_settings.py)
     request_log: Path = Path("results/{task}/judgements/{name}.requests.jsonl")
-    """raw replies; what is in it costs nothing"""
+    """raw replies; what is in it is not asked again"""
     report_only: bool = False
     """make the report from the request log, ask nothing"""
 

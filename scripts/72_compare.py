@@ -1,4 +1,4 @@
-"""Everything side by side: one table of all runs, what each stage bought and cost, plots, and one offline HTML page.
+"""Everything side by side: one table of all runs, what each stage changed and cost, plots, and one offline HTML page.
 
 Every figure is taken over the prompts that all runs share. The first row is the golden texts of those prompts, scored
 by the same metrics. A change is measured against the run that a stage starts from (PARENTS; for other names the run
@@ -233,11 +233,11 @@ def make_tables(entries: list[Entry], names: list[str], columns: list[str], chan
     rows = []
     for name in names:
         if name in changes or name in costs:
-            parent, bought = changes.get(name, (NONE, {}))
-            rows.append([name, parent, *(bought.get(column, unknown) for column in columns), *cost_of(costs.get(name))])
+            parent, gains = changes.get(name, (NONE, {}))
+            rows.append([name, parent, *(gains.get(column, unknown) for column in columns), *cost_of(costs.get(name))])
     if rows:
         header = ["run", "against", *columns, "minutes", "peak memory", "device"]
-        tables.append(Table("What each stage bought, and what it cost", header, rows, changes=True))
+        tables.append(Table("What each stage changed, and what it cost", header, rows, changes=True))
     return tables
 
 
@@ -320,7 +320,7 @@ def main(settings: Settings) -> None:
         write_page(page, *content, examples)
 
         run.figure("table", {entry.name: entry.figures for entry in everything})
-        run.figure("changes", {name: {"against": parent, **bought} for name, (parent, bought) in changes.items()})
+        run.figure("changes", {name: {"against": parent, **gains} for name, (parent, gains) in changes.items()})
         run.figure("prompts", prompts)
         run.finish()
         print("\n\n".join([*notes, *(table.markdown() for table in tables)]))

@@ -114,7 +114,7 @@ def write_cases(corpus: Corpus) -> None:
     corpus.in_third("single_quotes", str(sft(*GOOD[2])).encode() + b"\n", "error", "broken JSON")
     corpus.in_third("not_a_number", b'{"score": NaN, ' + whole[1:], "error", "NaN is not JSON")
     corpus.in_third("infinity", b'{"score": 1e999, ' + whole[1:], "error", "too large")
-    corpus.in_third("key_twice", b'{"meta": {}, ' + whole[1:], "error", "stands twice")
+    corpus.in_third("key_twice", b'{"meta": {}, ' + whole[1:], "error", "appears twice")
     corpus.in_third("array_line", b"[" + whole.strip() + b"]\n", "error", "not an object")
     corpus.in_third("two_rows_in_a_line", whole.strip() + b" " + line(sft(*GOOD[7])), "error", "broken JSON")
     corpus.in_third("raw_control_character", whole.replace("心".encode(), b"\x07"), "error", "control character U+0007")

@@ -160,7 +160,7 @@ def sample(
         if temperature > 0
         else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     )
-    # a model's own defaults, such as Qwen2.5's repetition penalty, would bend every figure drawn from samples
+    # a model's own defaults, such as Qwen2.5's repetition penalty, would change every figure taken from samples
     sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     own_loop = write_on_cpu if model.device.type == "cpu" else None
     was_training = model.training

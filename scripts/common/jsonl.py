@@ -223,7 +223,7 @@ def _object(pairs: list[tuple]) -> dict:
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise Refused(f"the key {twice!r} stands twice in one object", "keep one of them")
+        raise Refused(f"the key {twice!r} appears twice in one object", "keep one of them")
     return row
 
 

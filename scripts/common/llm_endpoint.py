@@ -181,8 +181,7 @@ def status_fault(error) -> Fault:
 
 
 def is_filtered(body) -> bool:
-    """Does an error's body speak of a content filter? By its words, or by a code of a provider that has only
-    numbers."""
+    """Does an error's body name a content filter? By its words, or by a code of a provider that has only numbers."""
     codes = {str(part.get(name)) for part in _objects(body) for name in ("code", "status_code", "type", "error_code")}
     return bool(codes & FILTER_CODES) or bool(FILTER_ERRORS.search(str(body)))
 

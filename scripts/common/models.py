@@ -134,7 +134,7 @@ def load_tokenizer(model: str, documents: bool = False):
     documents: for plain text, where eos ends a document and no template is needed.
 
     A base model such as Qwen3-0.6B-Base comes with eos = pad = <|endoftext|>: trained so, every eos is masked as
-    padding and the model never stops. Both are set right here, aloud.
+    padding and the model never stops. Both are corrected here, and a notice is printed.
     """
     from transformers import AutoTokenizer
 
@@ -187,10 +187,9 @@ def require_context(model: str, tokens: int, what: str = "--max-length") -> None
 
 
 def marks_answers(tokenizer) -> bool:
-    """Can trl tell the answer's tokens from the template's? True for templates with {% generation %} marks and for
-    those that trl
-    carries a marked copy of; otherwise what the template writes behind the eos is trained on too, and that is said
-    aloud."""
+    """Can trl separate the answer's tokens from the template's? True for templates with {% generation %} marks, and for
+    those that trl has a marked copy of. Otherwise what the template writes behind the eos is trained too: a notice is
+    printed."""
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
     if has_generation_markers(tokenizer.chat_template):
@@ -277,9 +276,8 @@ def load_model(
     named.
 
     device_map "auto" spreads it over the GPUs of this process, and what does not fit over main memory (accelerate's
-    big-model inference).
-    force_base: put the adapter on another base than its own, with a notice. quantize, attn_implementation: as in
-    common/training/options.py.
+    big-model inference). force_base: put the adapter on another base than its own, with a notice. quantize,
+    attn_implementation: as in common/training/options.py.
 
     Raises UserError where the folder holds no whole causal model or the adapter does not fit it.
     """

@@ -74,7 +74,7 @@ def open_engine(
             model=model,
             dtype=str(resolve_dtype(dtype)).removeprefix("torch."),
             skip_tokenizer_init=True,  # prompts come as tokens, answers are decoded as those of the hf backend
-            # a model's own sampling defaults, such as a repetition penalty, would bend samples
+            # a model's own sampling defaults, such as a repetition penalty, would change the samples
             generation_config="vllm",
             max_model_len=max_length,
             tensor_parallel_size=tensor_parallel,

@@ -2,9 +2,8 @@
 
 A measure (a metric or a reward) is f(prompts, completions, meta, **_) -> one float or None a completion. A prompt is
 the text of the last user turn, a completion the text that answers it, meta the row's object. A measure that needs the
-earlier turns takes the keyword
-`conversations`: the prompts as lists of messages. None means that the measure does not apply; it never counts as 0.
-docs/ARCHITECTURE.md shows a whole job ("A new writing job").
+earlier turns takes the keyword `conversations`: the prompts as lists of messages. None means that the measure does not
+apply; it never counts as 0. docs/ARCHITECTURE.md shows a whole job ("A new writing job").
 """
 
 from __future__ import annotations

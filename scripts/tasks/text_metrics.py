@@ -95,8 +95,7 @@ def passes(part: Callable) -> Callable:
 
 
 def zero_for_none(metric: Callable) -> Callable:
-    """A metric as a reward: 0 where there is too little text to judge, else a policy escapes its other rewards by
-    writing nothing."""
+    """A metric as a reward: 0 where there is too little text to judge. With None an empty answer would be left out."""
 
     @wraps(metric)
     def reward(prompts, completions, meta, **known) -> list[float]:

@@ -137,7 +137,7 @@ def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, 
     for ours, theirs in zip(results(output), results(whole), strict=True):
         assert ours == theirs
     evaluated = [entry["step"] for entry in results(output)[0] if "eval_loss" in entry]
-    assert len(evaluated) == len(set(evaluated)), "no evaluation stands twice"
+    assert len(evaluated) == len(set(evaluated)), "no evaluation appears twice"
     assert not list(output.rglob("training_args.bin"))
 
 

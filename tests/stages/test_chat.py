@@ -240,7 +240,7 @@ FAULTS = {
     "key twice": (
         "a.json",
         b'[{"instruction": "a",\n"output": "b", "output": "c"}]',
-        "a.json:1: the key 'output' stands twice",
+        "a.json:1: the key 'output' appears twice",
     ),
     "NaN": ("a.json", b'[{"instruction": "a", "output": "b", "n": NaN}]', "a.json:1: NaN is not JSON"),
     "control character": (

@@ -686,7 +686,7 @@ def test_every_run_is_compared_with_its_own_machine_file(two_runs, tmp_path, cap
         for words, message in (
             ((named[1].replace("base", "none"),), "no such file"),
             ((named[0].removeprefix("sft="),), "no run other (base, sft); fix: RUN=FILE"),
-            ((named[1], named[1]), "an earlier file speaks of the same texts"),
+            ((named[1], named[1]), "an earlier file has the same texts"),
         ):
             with pytest.raises(UserError) as caught:
                 read_back(sheet, [anna], kind=kind, machine=words)

@@ -275,6 +275,6 @@ def test_a_faulty_copy_is_named_with_its_line(tmp_path):
     told = [(finding.line, finding.reason) for finding in error.value.findings]
     assert [line for line, _ in told] == [3, 5, 7, 9, 11]
     for (_, reason), part in zip(
-        told, ("stands twice", "is no text", "copy_type", "product_id", "copy is empty"), strict=True
+        told, ("appears twice", "is no text", "copy_type", "product_id", "copy is empty"), strict=True
     ):
         assert part in reason

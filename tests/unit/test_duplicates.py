@@ -1,4 +1,4 @@
-"""No block of six lines stands twice in scripts/."""
+"""No block of six lines appears twice in scripts/."""
 
 import ast
 from collections import defaultdict

@@ -120,7 +120,7 @@ def test_a_faulty_row_is_named_with_a_fix(schema, change, reason):
         (b'[{"a": 1}]\n', "JSON list, not an object", "lines of their own"),
         (b"3\n", "JSON whole number", "{...}"),
         (b"[" * 100_000 + b"\n", "nested too deeply", "flat"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}\n', "'c' stands twice", "keep one"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}\n', "'c' appears twice", "keep one"),
         (b'{"a": "\\ud800"}\n', "surrogate", "whole character"),
         (b'{"a": "x\\u0000"}\n', "control character U+0000", "delete"),
         (b'{"a": "x\x00"}\n', "control character U+0000 at column", "delete"),

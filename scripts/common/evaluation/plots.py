@@ -94,9 +94,9 @@ def plot_learning_curve(log_history: list[dict], path: Path, names: dict[str, st
 
 
 def plot_overoptimisation(log: list[dict], path: Path) -> None:
-    """A PNG of what RL bought at which distance: the reward of the probe's samples against their KL to the reference
-    and against the NLL of held-out answers (Gao et al. 2023, arXiv 2210.10760, figure 1). A reward that goes on rising
-    while KL or NLL runs away is bought with the language. Reads probe/kl, probe/nll and probe/reward of the log;
+    """A PNG of overoptimisation: the reward of the probe's samples against their KL to the reference and against the
+    NLL of held-out answers (Gao et al. 2023, arXiv 2210.10760, figure 1). Where KL or NLL grows fast while the
+    reward rises, the model is losing its language. Reads probe/kl, probe/nll and probe/reward of the log;
     numbers at the points are steps. A probe that no reward could judge is left out."""
     plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")

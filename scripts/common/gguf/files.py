@@ -103,7 +103,7 @@ def read_metadata(path: Path) -> dict:
         raise UserError(f"{path}: not a whole GGUF file ({error}); fix: download it again") from None
     missing = [key for key in ("general.architecture", "tokenizer.ggml.model") if key not in metadata]
     if missing:
-        raise UserError(f"{path}: has no {', '.join(missing)}; fix: the file of a language model, not of a part of one")
+        raise UserError(f"{path}: has no {', '.join(missing)}; fix: the GGUF file of a whole language model")
     return metadata
 
 

@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
 
 
 def combine(replies: Sequence[Reply | None], orders: Sequence[tuple[int, ...]], texts: Sequence[str]) -> Verdict:
-    """Put the orders of one item together. replies[k] speaks of texts shown as orders[k]; texts are the candidates'.
+    """Put the orders of one item together. replies[k] judges the texts shown as orders[k]; texts are the candidates'.
 
     Two orders have to be parsed for a verdict (one where only one was asked for): a single one may be its place's.
     Candidates with one and the same text always tie.

@@ -94,7 +94,7 @@ def by_run(key: dict, answers: dict[str, dict[int, str]], seed: int) -> dict:
 def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[str, dict[int, str]]:
     """machine -> item -> what a classifier, a scorer or a judge says of it, in the raters' own terms.
 
-    words: RUN=FILE, or a FILE that has its run's name; a file of stage 71 speaks of all its candidates, each prompt
+    words: RUN=FILE, or a FILE that has its run's name; a file of stage 71 holds all its candidates, each prompt
     version as a machine of its own. metric: which score of stage 70's rows. Items that a machine does not know, or has
     no figure for, are left out.
     """
@@ -102,7 +102,7 @@ def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[s
     for word in words:
         new = _read_machine(word, key, metric)
         if said.keys() & new.keys():
-            raise UserError(f"--machine {word}: an earlier file speaks of the same texts; fix: one file a run")
+            raise UserError(f"--machine {word}: an earlier file has the same texts; fix: one file a run")
         said |= new
     answers: dict[str, dict[int, str]] = {}
     for item in key["items"]:
@@ -119,7 +119,7 @@ def machine_answers(words: Sequence[str], key: dict, metric: str = "") -> dict[s
             if value is not None:
                 answers.setdefault(machine, {})[item["item"]] = value
     if not answers:
-        raise UserError(f"--machine {' '.join(words)}: nothing of it stands on the sheet; fix: the same texts and ids")
+        raise UserError(f"--machine {' '.join(words)}: none of its texts is on the sheet; fix: the same texts and ids")
     return answers
 
 
@@ -150,8 +150,7 @@ def _read_machine(word: str, key: dict, metric: str) -> dict[tuple, str | float]
 
 
 def _text(run: str, id: str) -> tuple[str, str]:
-    """What a text is known by: ids are the same in every run. A golden text goes by its prompt, whatever sample it
-    stands beside."""
+    """What a text is known by: ids are the same in every run. A golden text is known by its prompt alone."""
     return run, id.rsplit("#", 1)[0] if run == "reference" else id
 
 

@@ -16,7 +16,7 @@ SPEAKERS = {"system": "系统", "user": "用户", "assistant": "助手"}
 
 
 def conversation_text(turns: list[dict]) -> str:
-    """A prompt as a reader sees it: one user turn as it stands, several turns with who said them."""
+    """A prompt as a reader sees it: one user turn as it is, several turns with their roles."""
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(f"{SPEAKERS[turn['role']]}：{turn['content'].strip()}" for turn in turns)
@@ -72,7 +72,7 @@ def read_generations(path: Path) -> list[dict]:
     rows = read_jsonl(path, "generation")
     if twice := [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]:
         raise UserError(
-            f"{show_path(path)}: {len(twice)} ids stand twice, the first {twice[0]}; fix: run stage 60 again"
+            f"{show_path(path)}: {len(twice)} ids appear twice, the first {twice[0]}; fix: run stage 60 again"
         )
     return rows
 

@@ -28,7 +28,7 @@ from common.jsonl import read_json, write_json
 
 @dataclass
 class Rollout:
-    """N answers, and what the policy and the value head thought while they were written."""
+    """N answers, and what the policy and the value head computed while they were written."""
 
     prompts: list[list[int]]  # token ids
     tokens: Tensor  # [N, T] token ids, the stop token included
@@ -137,7 +137,7 @@ class ActorCritic:
     @torch.no_grad()
     def expect(self, batch: Rollout, reward: float) -> None:
         """Start the value head from a constant, in a first batch too: from 0 it would take many steps, and its errors
-        are noise for the policy meanwhile."""
+        would be noise for the policy."""
         self.value_head.bias.fill_(reward)
         batch.values.fill_(reward)
 

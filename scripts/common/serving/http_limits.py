@@ -1,5 +1,4 @@
-"""What stands between the network and the app of stage 62: limits that uvicorn does not have, the token, the log
-line."""
+"""In front of the app of stage 62: limits that uvicorn does not have, the token, the log line."""
 
 import asyncio
 import hmac

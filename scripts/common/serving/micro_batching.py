@@ -13,7 +13,7 @@ class MicroBatcher:
     """Collects texts from many requests and scores them together in one worker thread.
 
     score: list of texts -> list of results, in order. A result or an exception reaches the request that brought the
-    text. most: texts scored together, 1 = one by one. wait: seconds that a lone text waits for company; under load
+    text. most: texts scored together, 1 = one by one. wait: seconds that a single text waits for others; under load
     nothing waits for this, because the next batch fills while the model is busy. limit: texts in the queue. observe:
     called with the size of each batch.
     """

@@ -22,8 +22,7 @@ def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: b
     ({"text"}) become token ids, which are trained whole, whatever the style. None where there are no rows.
 
     A completion of several messages: `messages` trains each of its answers, `prompt` the same where the template has
-    marks, `text` and
-    `template` only the last.
+    marks, `text` and `template` only the last.
     """
     from datasets import Dataset
 

@@ -205,9 +205,8 @@ class ProbeCallback(TrainerCallback):
 
     A checkpoint is written after each probe within the budgets and at no other step. So the newest one on disk is
     always within them, a resumed run reads its probe from the log, and one that was killed on its way out comes to the
-    same end again.
-    `kept`: the adapter of the last probe within the budgets. `last`: its figures. `stopped_by`: the budget that ended
-    the run.
+    same end again. `kept`: the adapter of the last probe within the budgets. `last`: its figures. `stopped_by`: the
+    budget that ended the run.
     """
 
     def __init__(self, trainer, probe: DriftProbe, every: int):

@@ -13,7 +13,7 @@ import re
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, no_space, passes, per_text, zero_for_none
 
 SENTENCE_ENDS = re.compile("[。！？!?]+[”’」』）)]*")
-RUN = 4  # characters: a run of so many that stands twice is a repetition
+RUN = 4  # characters: a run of so many that appears twice is a repetition
 
 
 # --- from a row to a prompt
@@ -31,7 +31,7 @@ def messages(row: dict) -> list[dict]:
     return [*turns, {"role": "user", "content": content}]
 
 
-# --- what was asked in numbers: shares, so that a partly right answer earns more than a wrong one; pass rates are what
+# --- what was asked in numbers: shares, which are dense rewards; pass rates are what
 # is published
 
 

@@ -94,7 +94,7 @@ def known_ingredients() -> frozenset[str]:
 
 
 def product_of(meta: dict) -> dict:
-    """The product sheet that a row speaks of. Raises ValueError where it names none that is known."""
+    """The product sheet of a row. Raises ValueError where it names none that is known."""
     if isinstance(meta.get("product"), dict):
         return meta["product"]
     if meta.get("product_id") not in products():
@@ -176,11 +176,11 @@ def statements(text: str, product: dict) -> list[Statement]:
     return copy_facts.statements(_blank(text, "markdown"), product, known_ingredients())
 
 
-# --- structure: one slot a part, so that a partly right text earns more than a wrong one
+# --- structure: a dense reward, one slot a part: a partly right text scores higher than a wrong one
 
 
 def structure_slots(text: str, meta: dict) -> list[tuple[str, bool]]:
-    """(part, is it there and in its place?) for the parts that the copy type asks for."""
+    """(part, is it present where it belongs?) for the parts that the copy type asks for."""
     product, spans = product_of(meta), sentences(text)
     first, last = (text[slice(*spans[place])] if spans else "" for place in (0, -1))
     head, at = text[:70], text.find(product["name"])
@@ -354,7 +354,7 @@ def facts_stated(text: str, meta: dict) -> float:
 
 @per_text
 def facts(text: str, meta: dict) -> float:
-    """Facts present times facts right, 0..1: silence earns nothing, and each false statement costs its share."""
+    """Facts present times facts right, 0..1: 0 for a text without facts; each false statement lowers it."""
     found = statements(text, product_of(meta))
     right = sum(statement.true for statement in found) / len(found) if found else 1.0
     return facts_stated([], [text], [meta])[0] * right

@@ -1,7 +1,7 @@
 """Copy that is worse than a golden one, made by rule: weak, exaggerated, or false. What stage 15 does without an API.
 
-Where the fault allows, a rejected text keeps the length and the words of the golden one, so that neither tells the two
-apart. Hype is the exception: it lies in its words. Every function returns (text, what was done), or None where the
+Where the fault allows, a rejected text keeps the length and the words of the golden one, so that neither separates the
+two. Hype is the exception: it is made of words. Every function returns (text, what was done), or None where the
 fault does not fit.
 """
 
@@ -33,7 +33,7 @@ TOTAL = {"30ml": "50ml", "50ml": "30ml", "100g": "150g", "50g": "30g", "150ml": 
 
 
 def clauses(text: str) -> list[tuple[int, int]]:
-    """Spans of what stands between two marks of punctuation."""
+    """Spans of the clauses: the text between two punctuation marks."""
     return [match.span() for match in re.finditer(r"[^，。！？；：、\n“”]+", text)]
 
 
@@ -59,7 +59,7 @@ def other_type(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, 
 
 
 def shuffled(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
-    """The same sentences in another order: the structure is gone, every character is still there."""
+    """The same sentences in another order: every character is kept, the structure is lost."""
     parts = re.findall(r"[^。！？\n]+[。！？”]*\n?", row["copy"])
     if len(parts) < 3 or "".join(parts) != row["copy"]:
         return None
@@ -74,7 +74,7 @@ def shuffled(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, st
 
 
 def vague(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
-    """Names and concentrations of the ingredients go, and empty praise takes the place of as many characters."""
+    """Names and concentrations of the ingredients are replaced by empty praise of the same length."""
     name = row["product"]["name"]
     text = row["copy"].replace(name, NAME)
     for item in sorted(row["product"]["ingredients"], key=lambda item: -len(item["name"])):
@@ -99,7 +99,7 @@ def vague(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] 
 
 
 def exaggerated(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
-    """Two to four clauses give way to hype of about their length; every other text shouts as well."""
+    """Hype replaces two to four clauses of about its length; half of the texts get exclamation marks too."""
     text = row["copy"]
     free = [(s, e) for s, e in clauses(text)[1:-1] if e - s >= 4 and row["product"]["name"] not in text[s:e]]
     ends = [(s, e) for s, e in free if text[e : e + 1] == "。"]  # where it reads like one more sentence of praise
@@ -125,7 +125,7 @@ def exaggerated(row: dict, golden: list[dict], rng: random.Random) -> tuple[str,
 
 
 def false(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] | None:
-    """One or two facts of the product sheet are told wrong; everything else stays."""
+    """One or two facts of the product sheet are changed; everything else stays."""
     changes = [_concentration, _ingredient, _claim, _contents, _size]
     rng.shuffle(changes)
     name = row["product"]["name"]
@@ -172,7 +172,7 @@ def _ingredient(text: str, product: dict, rng) -> tuple[str, str] | None:
 
 def _claim(text: str, product: dict, rng) -> tuple[str, str] | None:
     there = [effect for effect in product["effects"] if effect in text]
-    # a claim of a medical kind would be told by its words
+    # a medical claim is recognised by its words alone: too easy to tell from the golden text
     claims = [claim for claim in product["must_not_claim"] if not any(w in claim for w in task.MEDICAL + task.ABSOLUTE)]
     if not there or not claims:
         return None
@@ -206,8 +206,7 @@ STRATEGIES = {
 
 
 def shows(kind: str, text: str, meta: dict) -> bool:
-    """Do the rules see the fault that the kind stands for? It must stand somewhere in the text: what is merely absent
-    is not it."""
+    """Do the rules find the fault of this kind? Only a fault with a place in the text counts, not something missing."""
     found = {problem.kind for problem in task.problems(text, meta) if problem.span}
     return not SHOWN_BY[kind] or bool(found & set(SHOWN_BY[kind]))
 

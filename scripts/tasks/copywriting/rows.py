@@ -45,7 +45,7 @@ def rows_by_id(path: Path, fault: Callable[[dict], tuple[str, str] | None]) -> d
         if not isinstance(row.get("id", ""), str):
             found = f"id {str(row['id'])[:30]} is no text", "write a text"
         elif not (found := fault(row)) and row["id"] in rows:
-            found = f"the id {row['id']} stands twice", "keep one of them, or give each an id of its own"
+            found = f"the id {row['id']} appears twice", "keep one of them, or give each an id of its own"
         if found:
             problems.append(Finding(path, line, *found))
         else:

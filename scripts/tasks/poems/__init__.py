@@ -38,7 +38,7 @@ def messages(row: dict) -> list[dict]:
     return [{"role": "user", "content": instruction(row["form"], row["themes"])}]
 
 
-# --- prosody: shares, so that a partly right poem earns more than a wrong one; pass rates are what is published
+# --- prosody: shares, which are dense rewards; pass rates are what is published
 
 
 @cache

@@ -80,7 +80,7 @@ def read_labels(path: Path) -> list[dict]:
             if not isinstance(row.get(key), str) or not row[key].strip():
                 problems.append(Finding(path, 0, f"label {place} has no {key}", "add it"))
             elif [other.get(key) for other in rows].count(row[key]) > 1:
-                problems.append(Finding(path, 0, f"{key} {row[key]!r} stands twice", "give each label its own name"))
+                problems.append(Finding(path, 0, f"{key} {row[key]!r} appears twice", "give each label its own name"))
     if problems:
         raise DataError(problems)
     return rows
@@ -174,7 +174,7 @@ def messages(row: dict) -> list[dict]:
 
 @per_text
 def length(text: str, meta: dict) -> float:
-    """1 within 20-120 characters, falling to 0 at 0 and at 240: growing longer never pays."""
+    """1 within 20-120 characters, falling to 0 at 0 and at 240: longer is not better."""
     count = len(text.strip())
     return max(0.0, min(1.0, count / SHORTEST, 2 - count / LONGEST))
 
