@@ -234,7 +234,7 @@ def test_an_array_is_read_row_by_row_and_every_fault_has_its_line(tmp_path):
     assert [(found.line, found.reason[:14]) for found in findings] == [
         (2, "NaN is not JSO"),
         (3, "the row is 7, "),
-        (4, "the key 'a' st"),
+        (4, "the key 'a' ap"),
         (5, "a number of 50"),
     ]
     path.write_bytes('[{"a": "甲"},\n{"a": "乙"}]'.encode("gbk"))
