@@ -210,7 +210,7 @@ def main(settings: Settings) -> None:
         "32_evaluate_reward",
         resumable=False,
         ignore=("output", "token_budget"),
-        also=(data, image),
+        also=(data, image, image.with_suffix(".csv")),
     ) as run:
         judge = judge_pairs if is_reward else judge_texts
         judged = judge(model, tokenizer, train, val, samples, settings)

@@ -97,13 +97,15 @@ def judge(task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
     """The text cut into parts where the job's rules mark it, and its measures as words."""
     from common.evaluation.compare_page import card
     from common.evaluation.scoring import measure_texts
+    from common.evaluation.tables import number
 
     try:
         scores = measure_texts(task, [{"id": "answer", "prompt": turns, "completion": text, "meta": meta}])
         found = card("", text, task.mark(text, meta), {k: v[0] for k, v in scores.items()}, False, ended)
     except Exception as error:  # a free message has no meta that the rules of a job may need
         return {"parts": [{"text": text, "label": ""}], "scores": [], "unjudged": f"{type(error).__name__}: {error}"}
-    return {"parts": found["parts"], "scores": found["scores"]}
+    words = [f"{name} {number(value)}" for name, value in found["scores"].items() if value is not None]
+    return {"parts": found["parts"], "scores": words}
 
 
 def build_app(settings: Settings, task, writers: list):

@@ -17,6 +17,7 @@ from pathlib import Path
 from common.settings import UserError, read_settings
 
 GOLDEN = "reference"
+LOWER = ("nll_per_character",)  # of stage 70's own columns: less is better
 # The chain, and the run that each stage starts from (the nearest of its ancestors that is there).
 PARENTS = {
     "base": None,
@@ -51,8 +52,8 @@ class Settings:
     """columns of the tables and plots, () = all"""
     bootstrap: int = 2000
     """resamples behind each interval"""
-    examples: int = 12
-    """prompts shown side by side"""
+    examples: int = 0
+    """prompts on the page, drawn by the seed; 0 = all"""
 
     # --- run
     output: Path = Path("results/{task}/compare")
@@ -205,12 +206,13 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
     """Prompts drawn by the seed, each with the golden text and the first sample of every run."""
     import random
 
-    from common.evaluation.compare_page import card, prompt_text
+    from common.evaluation.compare_page import card
 
     first = [{row["prompt_id"]: i for i, row in reversed(list(enumerate(entry.rows)))} for entry in entries]
-    prompts = sorted(first[-1])  # the last entry is a run: it has every common prompt
-    examples = []
-    for id in random.Random(settings.seed).sample(prompts, min(settings.examples, len(prompts))):
+    prompts, examples = list(dict.fromkeys(entries[-1].prompts)), []  # the last entry is a run: it has them all
+    if 0 < settings.examples < len(prompts):
+        prompts = random.Random(settings.seed).sample(sorted(prompts), settings.examples)
+    for id in prompts:
         cards = []
         for entry, index in zip(entries, first, strict=True):
             if id in index:
@@ -218,18 +220,20 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
                 golden, text = entry.name == GOLDEN, row["completion"]
                 stopped = golden or row["finish_reason"] == "stop"
                 cards.append(card(entry.name, text, task.mark(text, row["meta"]), scores, golden, stopped))
-        examples.append({"prompt": prompt_text(row["prompt"]), "cards": cards})
+        examples.append({"id": id, "turns": row["prompt"], "cards": cards})
     return examples
 
 
-def make_tables(entries: list[Entry], names: list[str], columns: list[str], changes: dict, costs: dict) -> list:
+def make_tables(
+    entries: list[Entry], names: list[str], columns: list[str], changes: dict, costs: dict, more: list, lower: list
+) -> list:
     from common.evaluation.compare_page import Table
     from common.evaluation.statistics import Estimate
     from common.evaluation.tables import NONE
 
     unknown = Estimate(None, None, None)
     rows = [[entry.name, *(entry.figures.get(column, unknown) for column in columns)] for entry in entries]
-    tables = [Table("Every run", ["run", *columns], rows, golden=GOLDEN)]
+    tables = [Table("Every run", ["run", *columns], rows, golden=GOLDEN, more=more, lower=lower)]
     rows = []
     for name in names:
         if name in changes or name in costs:
@@ -237,7 +241,9 @@ def make_tables(entries: list[Entry], names: list[str], columns: list[str], chan
             rows.append([name, parent, *(gains.get(column, unknown) for column in columns), *cost_of(costs.get(name))])
     if rows:
         header = ["run", "against", *columns, "minutes", "peak memory", "device"]
-        tables.append(Table("What each stage changed, and what it cost", header, rows, changes=True))
+        tables.append(
+            Table("What each stage changed, and what it cost", header, rows, changes=True, more=more, lower=lower)
+        )
     return tables
 
 
@@ -263,6 +269,7 @@ def main(settings: Settings) -> None:
     report, page, bars, boxes = (
         settings.output.with_name(stem + ending) for ending in (".md", ".html", "_metrics.png", "_nll.png")
     )
+    data = [plot.with_suffix(".csv") for plot in (bars, boxes)]
     records = {name: settings.checkpoints / name / "run.json" for name in names}
     records = {name: path for name, path in records.items() if path.is_file()}
     inputs = {f"generations {name}": settings.generations / f"{name}.jsonl" for name in names}
@@ -276,7 +283,7 @@ def main(settings: Settings) -> None:
         "72_compare",
         resumable=False,
         ignore=("generations", "scores", "checkpoints", "output"),
-        also=(page, bars, boxes),
+        also=(page, bars, boxes, *data),
     ) as run:
         from common.evaluation.compare_page import write_markdown, write_page
         from common.evaluation.plots import plot_bars, plot_boxes
@@ -292,7 +299,10 @@ def main(settings: Settings) -> None:
             if parent := parent_of(name, names):
                 changes[name] = (parent, change(by_name[name], by_name[parent], metrics, set_metrics, settings))
         costs = {name: read_json(path) for name, path in records.items()}
-        tables = make_tables(everything, names, columns, changes, costs)
+        lower = [name for name in columns if name in (*LOWER, *task.LOWER_IS_BETTER)]
+        first = [name for name in task.COLUMNS if name in columns] if not settings.metrics else []
+        more = [name for name in columns if name not in first] if first else []
+        tables = make_tables(everything, names, columns, changes, costs, more, lower)
 
         texts = ", ".join(f"{entry.name} {len(entry.rows)}" for entry in entries)
         notes = [
@@ -308,22 +318,28 @@ def main(settings: Settings) -> None:
                 f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "
                 "They fall as prompts are added: compare them within this table only."
             )
-        images = {"Metrics": bars} if any(column.isascii() for column in columns) else {}
-        plot_bars({c: {e.name: e.figures[c] for e in everything if c in e.figures} for c in columns}, bars, GOLDEN)
+        panels = {c: {e.name: e.figures[c] for e in everything if c in e.figures} for c in columns}
+        images = {"Metrics": bars} if plot_bars(panels, bars, GOLDEN, lower) else {}
         nll = {entry.name: [v for v in entry.column("nll_per_character") if v is not None] for entry in everything}
         if nll := {name: values for name, values in nll.items() if values}:
             images["NLL per character under the frozen base"] = boxes
             plot_boxes(nll, boxes, "nats per character under the frozen base")
-        content = (f"{settings.task}: {len(entries)} runs side by side", notes, tables, images)
-        examples = examples_of(everything, task, settings)
-        write_markdown(report, *content, examples)
-        write_page(page, *content, examples)
+        title, examples = f"{settings.task}: {len(entries)} runs side by side", examples_of(everything, task, settings)
+        write_markdown(report, title, notes, tables, images, examples)
+        for name, record in records.items():  # what each stage drew of its own training
+            for plot, words in (
+                ("learning_curve", "learning curve"),
+                ("overoptimisation", "reward against KL and NLL"),
+            ):
+                if (file := record.with_name(f"{plot}.png")).is_file():
+                    images[f"{name}: {words}"] = file
+        write_page(page, title, notes, tables, images, examples, lower)
 
         run.figure("table", {entry.name: entry.figures for entry in everything})
         run.figure("changes", {name: {"against": parent, **gains} for name, (parent, gains) in changes.items()})
         run.figure("prompts", prompts)
         run.finish()
-        print("\n\n".join([*notes, *(table.markdown() for table in tables)]))
+        print("\n\n".join([*notes, *(table.markdown(narrow=True) for table in tables)]))
         print(f"report: {page}")
 
 

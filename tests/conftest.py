@@ -1,6 +1,8 @@
 """Shared by all tests: `scripts/` on the import path, and a way to run a stage as a user does."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +62,18 @@ def run_stage(tmp_path):
         return done
 
     return run
+
+
+def page_data_of(page: str) -> dict:
+    """What the script of stage 72's page reads."""
+    return json.loads(re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', page)[1])
+
+
+def page_texts(page: str) -> list[tuple[str, str, str]]:
+    """(prompt id, run, text) of every text on stage 72's page."""
+    data = page_data_of(page)
+    return [
+        (item["id"], data["runs"][run], "".join(part if isinstance(part, str) else part[0] for part in parts))
+        for item in data["items"]
+        for run, parts, _, _ in item["cards"]
+    ]

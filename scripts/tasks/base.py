@@ -56,6 +56,10 @@ class Task:
     """what stage 51 logs and does not learn from"""
     SET_METRICS: dict[str, Callable] = field(default_factory=dict)
     """name -> f(completions) -> one float for a whole set of texts, such as distinct-2"""
+    COLUMNS: tuple[str, ...] = ()
+    """metrics that the tables of stage 72 show first; the rest stands behind a switch. Left out: all"""
+    LOWER_IS_BETTER: tuple[str, ...] = ()
+    """metrics of which less is better"""
     JUDGE: dict[str, Measure] = field(default_factory=dict)
     """dimension -> measure for stage 71 --judge rules; left out: the metrics with Chinese names, or `overall`"""
     judge_prompt: Callable = lambda meta: None

@@ -1,5 +1,7 @@
 """Stages 70 and 72: figures that can be checked by hand, honest intervals, and a page that no model text can break."""
 
+import base64
+import hashlib
 import importlib.util
 import json
 import os
@@ -15,7 +17,7 @@ import pytest
 from common.evaluation.statistics import bootstrap_difference, bootstrap_mean
 from common.jsonl import read_json, read_jsonl, write_jsonl
 from common.settings import ROOT
-from conftest import SCRIPTS
+from conftest import SCRIPTS, page_data_of, page_texts
 
 PAYLOAD = "<script>alert(1)</script><img src=https://example.org/x.png>"
 UNLISTED = "嗯"  # a Han character that the rhyme table lacks: as a rhyme word it makes the verdict unknown
@@ -351,7 +353,7 @@ def test_the_table_begins_with_the_poets_and_keeps_the_order_of_the_chain(compar
     lines = [line for line in report.splitlines() if line.startswith(("| reference |", "| base |", "| sft |"))]
     assert lines[0].startswith("| reference | 1.000 [0.6") and lines[1].startswith("| base | 0.500")
     assert lines[2].startswith("| sft | 0.812")
-    assert lines[0] in output and output.splitlines()[-1].startswith("report: ")
+    assert lines[0][:40] in output and output.splitlines()[-1].startswith("report: ")
 
 
 def test_a_stage_shows_what_it_bought_and_cost(scored, compared):
@@ -364,52 +366,55 @@ def test_a_stage_shows_what_it_bought_and_cost(scored, compared):
 
 
 class Page(HTMLParser):
-    """Tags and attributes as a browser would see them, and the text of each element with class `text`."""
+    """Tags and attributes as a browser would see them, and what stands in script elements."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags, self.texts, self.marks, self.inside = [], [], [], False
+        self.tags, self.scripts = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.inside = self.inside or ("class", "text") in attrs
-        if ("class", "text") in attrs:
-            self.texts.append("")
-        if tag == "mark" and self.inside:
-            self.marks.append([dict(attrs), ""])
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag != "p"
 
     def handle_data(self, data):
-        if self.inside:
-            self.texts[-1] += data
-            if self.lasttag == "mark":
-                self.marks[-1][1] = self.marks[-1][1] or data
+        if self.lasttag == "script" and data.strip():
+            self.scripts.append(data)
 
 
 def test_no_model_text_becomes_markup_and_the_page_loads_nothing(compared):
     page, report, _ = compared
     seen = Page(page)
-    assert PAYLOAD in seen.texts  # shown as it is, as text
-    assert "<script" not in page and "<script" not in report and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert not {tag for tag, _ in seen.tags} & {"script", "link", "iframe", "object", "form", "a", "base"}
+    assert PAYLOAD in {text for _, _, text in page_texts(page)}  # in the data as it is
+    assert "alert" not in re.sub(r"(?s)<script type=.application/json.*?</script>", "", page)
+    assert "<script" not in report and len(seen.scripts) == 2
+    assert not {tag for tag, _ in seen.tags} & {"link", "iframe", "object", "form", "a", "base"}
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in seen.tags if tag == "img")
     assert sum(tag == "img" for tag, _ in seen.tags) == 1
     assert not re.search(r"(src|href|action)\s*=\s*[\"']?\s*(https?:)?//|url\(|@import", page)
     policy = next(attrs["content"] for _, attrs in seen.tags if attrs.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'")
+    script = base64.b64encode(hashlib.sha256(seen.scripts[1].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{script}';" in policy
 
 
 def test_rhymes_and_faults_are_highlighted_where_the_task_marks_them(compared, verse):
-    seen = Page(compared[0])
-    words = {text for attrs, text in seen.marks if attrs == {"class": "good", "title": "rhyme"}}
+    data = page_data_of(compared[0])
+    labels = {label: index for index, (label, _) in enumerate(data["labels"])}
+    cards = [card for item in data["items"] for card in item["cards"]]
+    marked = [part for card in cards for part in card[1] if not isinstance(part, str)]
+    words = {text for text, label in marked if label == labels["rhyme"]}
     assert all(re.findall("(.)[，。！？]", poem.text)[1] in words for poem in verse[:PROMPTS])
     cut = verse[2].text[:-2]
-    faults = [text for attrs, text in seen.marks if attrs == {"class": "fault", "title": "form fault"}]
-    assert re.split("[，。！？]", cut)[-1] in faults
-    assert seen.texts.count(verse[2].text) == 2 and cut in seen.texts  # golden and base; sft
+    assert re.split("[，。！？]", cut)[-1] in [text for text, label in marked if label == labels["form fault"]]
+    assert dict(data["labels"])["rhyme"] == "good" and dict(data["labels"])["form fault"] == "fault"
+    texts = [text for _, _, text in page_texts(compared[0])]
+    assert texts.count(verse[2].text) == 2 and cut in texts  # golden and base; sft
+    assert data["lower"] == ["near_copy"] and data["runs"][data["golden"]] == "reference"
+
+
+def test_tables_show_the_columns_of_the_job_first(compared):
+    page, report, shown = compared
+    assert "| near_copy ↓ |" in report and "near_copy" not in shown.split("| run |")[1]
+    assert '<th class="more">near_copy ↓</th>' in page and "<th>all_three</th>" in page
 
 
 def test_comparing_again_is_already_done(scored, compared):
@@ -423,6 +428,8 @@ def test_runs_over_different_prompts_are_compared_on_the_common_ones(scored):
     assert "different prompts (base 8, other 5): compared on the 4 that all of them have" in done.stdout
     assert "| other | base | **+0.500" in done.stdout and "| run | form | distinct_2 |" in done.stdout
     assert (folder / "common_metrics.png").exists() and (folder / "common.html").exists()
+    table = (folder / "common_metrics.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert table[0] == "metric,run,mean,low,high" and any(line.startswith("form,other,1.0,") for line in table)
 
 
 def test_a_run_without_scores_or_with_stale_ones_names_the_command(tmp_path, scored, verse):

@@ -1,6 +1,9 @@
 """The comparison as Markdown and as one HTML page that needs no network. Model text never becomes markup in either."""
 
 import base64
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +16,25 @@ SHOWN = 2  # examples in the Markdown report; the page has all of them
 @dataclass
 class Table:
     """Cells are strings, or estimates (mean, low, high). In a table of changes numbers have a sign, and those whose
-    interval excludes 0 are bold. `golden` is the row with a background of its own."""
+    interval excludes 0 are bold. `golden` is the row with a background of its own. Columns in `more` stand behind a
+    switch of the page; `lower` are those where less is better."""
 
     title: str
     header: list[str]
     rows: list[list]
     changes: bool = False
     golden: str = ""
+    more: Sequence[str] = ()
+    lower: Sequence[str] = ()
 
-    def markdown(self) -> str:
-        return markdown_table(self.header, [[self._markdown_cell(cell) for cell in row] for row in self.rows])
+    def markdown(self, narrow: bool = False) -> str:
+        kept = [i for i, name in enumerate(self.header) if not (narrow and name in self.more)]
+        rows = [[self._markdown_cell(row[i]) for i in kept] for row in self.rows]
+        return markdown_table([self.label(self.header[i]) for i in kept], rows)
+
+    def label(self, name: str) -> str:
+        """A column's heading: ↓ where less is better."""
+        return f"{name} ↓" if name in self.lower else name
 
     def _markdown_cell(self, cell) -> str:
         text = cell if isinstance(cell, str) else interval(cell, self.changes)
@@ -50,9 +62,8 @@ def card(name: str, text: str, spans: list[tuple[int, int, str]], scores: dict, 
             parts.append({"text": text[start:stop], "label": label.replace("_", " "), "kind": kind})
             end = stop
     parts.append({"text": text[end:], "label": ""})
-    known = [f"{metric} {number(value)}" for metric, value in scores.items() if value is not None]
     parts = [part for part in parts if part["text"]]
-    return {"name": name, "text": text, "parts": parts, "scores": known, "golden": golden, "stopped": stopped}
+    return {"name": name, "text": text, "parts": parts, "scores": scores, "golden": golden, "stopped": stopped}
 
 
 def prompt_text(turns: list[dict]) -> str:
@@ -64,33 +75,83 @@ def prompt_text(turns: list[dict]) -> str:
 def write_markdown(
     path: Path, title: str, notes: list[str], tables: list[Table], images: dict[str, Path], examples: list[dict]
 ) -> None:
-    """examples: {"prompt": string, "cards": [card(...)]}. Images are linked by name: they lie beside the report."""
+    """examples: as in write_page. Images are linked by name: they lie beside the report."""
     parts = [f"# {title}", *notes, *(f"## {table.title}\n\n{table.markdown()}" for table in tables)]
     parts += [f"## {name}\n\n![{name}]({image.name})" for name, image in images.items()]
     for example in examples[:SHOWN]:
         rows = [[item["name"], escape(item["text"]) or NONE] for item in example["cards"]]
-        parts.append(f"## {escape(example['prompt'])}\n\n{markdown_table(['run', 'text'], rows, left=2)}")
+        parts.append(f"## {escape(prompt_text(example['turns']))}\n\n{markdown_table(['run', 'text'], rows, left=2)}")
     write_bytes(path, ("\n\n".join(parts) + "\n").encode())
 
 
 def write_page(
-    path: Path, title: str, notes: list[str], tables: list[Table], images: dict[str, Path], examples: list[dict]
+    path: Path,
+    title: str,
+    notes: list[str],
+    tables: list[Table],
+    images: dict[str, Path],
+    examples: list[dict],
+    lower: Sequence[str] = (),
 ) -> None:
-    """One file: images are inlined, styles too, there is no script, and a content policy forbids every load."""
+    """One file: images, styles and the script are inlined, and a content policy forbids every load and every other
+    script.
+
+    examples: {"id", "turns": messages, "cards": [card(...)]}. lower: metrics of which less is better.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     def encode(image: Path) -> str:
         return base64.b64encode(image.read_bytes()).decode()
 
-    parts = [part for example in examples for item in example["cards"] for part in item["parts"] if part["label"]]
     folder = Path(__file__).resolve().parent
+    script = (folder / "compare_page.js").read_text(encoding="utf-8")
+    data = page_data(examples, lower)
+    # inside a script element "<" alone could end it; as an escape of JSON it cannot
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     pages = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = pages.get_template("compare_page.html").render(
         title=title,
         notes=notes,
         tables=tables,
+        has_more=any(table.more for table in tables),
         images=[{"title": name, "data": f"data:image/png;base64,{encode(image)}"} for name, image in images.items()],
-        legend=sorted({(part["label"], part["kind"]) for part in parts}, key=lambda item: (item[1] == "fault", item)),
-        examples=examples,
+        legend=sorted(data["labels"], key=lambda item: (item[1] == "fault", item)),
+        data=Markup(text),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_bytes(path, page.encode())
+
+
+def page_data(examples: list[dict], lower: Sequence[str]) -> dict:
+    """What compare_page.js reads: names once, texts and numbers in lists, so that thousands of prompts stay small."""
+    cards = [card for example in examples for card in example["cards"]]
+    runs = list(dict.fromkeys(card["name"] for card in cards))
+    metrics = list(dict.fromkeys(name for card in cards for name in card["scores"]))
+    golden = next((card["name"] for card in cards if card["golden"]), None)
+    labels: dict[tuple[str, str], int] = {}
+
+    def compact(part: dict):
+        if not part["label"]:
+            return part["text"]
+        return [part["text"], labels.setdefault((part["label"], part["kind"]), len(labels))]
+
+    items = [
+        {
+            "id": example["id"],
+            "turns": [[turn["role"], turn["content"]] for turn in example["turns"]],
+            "cards": [
+                [
+                    runs.index(card["name"]),
+                    [compact(part) for part in card["parts"]],
+                    [card["scores"].get(name) for name in metrics],
+                    card["stopped"],
+                ]
+                for card in example["cards"]
+            ],
+        }
+        for example in examples
+    ]
+    known = {"runs": runs, "golden": runs.index(golden) if golden else -1, "metrics": metrics}
+    return {**known, "lower": [name for name in lower if name in metrics], "labels": list(labels), "items": items}

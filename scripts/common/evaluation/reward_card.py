@@ -249,7 +249,7 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
 
 def plot(judged: Judged, figures: dict, path: Path) -> None:
     """A PNG: reliability, histogram of the scores, accuracy of every group, score against length."""
-    from common.evaluation.plots import draw_reliability, latin, pyplot, save_figure
+    from common.evaluation.plots import as_label, draw_reliability, pyplot, save_figure
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
@@ -260,7 +260,7 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
     panel.legend()
 
     panel = axes[0, 1]
-    scores = {latin(name): values for name, values in judged.scores.items() if values}
+    scores = {as_label(name): values for name, values in judged.scores.items() if values}
     every = [value for values in scores.values() for value in values]
     span = (min(every), max(every) + 1e-6)
     panel.hist(list(scores.values()), bins=30, range=span, density=True, histtype="step", label=list(scores))
@@ -276,9 +276,9 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
         ]
         ys = [y + 0.2 * (place - 1) for y in range(len(names))]
         bars = list(zip(*bounds, strict=True))
-        panel.errorbar([e.mean for e in estimates], ys, xerr=bars, fmt="o", capsize=2, label=latin(system))
+        panel.errorbar([e.mean for e in estimates], ys, xerr=bars, fmt="o", capsize=2, label=as_label(system))
     panel.axvline(judged.chance, color="0.7", linestyle="--")
-    panel.set_yticks(range(len(names)), [latin(name) for name in names])
+    panel.set_yticks(range(len(names)), [as_label(name) for name in names])
     panel.invert_yaxis()
     panel.set(xlabel="accuracy, 95 % interval", title="accuracy")
     panel.legend()
@@ -286,8 +286,10 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
     panel = axes[1, 1]
     name, (lengths, scores) = next(iter(judged.lengths.items()))
     panel.scatter(lengths, scores, s=6, alpha=0.4)
-    panel.set(xlabel="characters", ylabel=latin(name), title="score and length")
-    save_figure(figure, path)
+    panel.set(xlabel="characters", ylabel=as_label(name), title="score and length")
+    groups = [(group, figures["groups"][group]["accuracy"]) for group in names]
+    rows = [(group, system, *accuracy[system]) for group, accuracy in groups for system in judged.correct]
+    save_figure(figure, path, ("group", "judge", "accuracy", "low", "high"), rows)
 
 
 def headline(groups: dict[str, dict]) -> str:

@@ -149,3 +149,6 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
             found.append((match.start(), match.end(), "included"))
             last = match.end()
     return found + ([(end, len(text), "length_fault")] if end < len(text) else [])
+
+
+COLUMNS = ("length", "include", "all_followed", "no_repeat", "stopped", "distinct_2")

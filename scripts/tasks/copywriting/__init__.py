@@ -446,3 +446,5 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 FIELDS = {"product_id": Field("产品", tuple(products())), "copy_type": Field("文案类型", tuple(COPY_TYPES))}
+COLUMNS = ("allowed", "structure", "call", "facts_true", "length", "overall", "distinct_2")
+LOWER_IS_BETTER = ("near_copy",)

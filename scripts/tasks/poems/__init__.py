@@ -212,3 +212,5 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 FIELDS = {"form": Field("体裁", tuple(prosody.FORMS)), "themes": Field("主题", tuple(theme_lexicon()), many=True)}
+COLUMNS = ("form", "rhyme", "meter", "all_three", "主题相关性", "nll_per_character", "stopped", "distinct_2")
+LOWER_IS_BETTER = ("near_copy",)

@@ -253,3 +253,5 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 FIELDS = {"question": Field("问题"), "ask_for": Field("风格")}
+COLUMNS = ("length", "ends_whole", "tfidf_style", "整体质量", "distinct_2")
+LOWER_IS_BETTER = ("near_copy",)

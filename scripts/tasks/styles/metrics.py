@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.evaluation.baselines import tfidf_classifier
 from common.evaluation.calibration import calibration_error, reliability
-from common.evaluation.plots import draw_reliability, latin, pyplot, save_figure
+from common.evaluation.plots import as_label, draw_reliability, pyplot, save_figure
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.evaluation.tables import interval, markdown_table
 from tasks import styles
@@ -187,12 +187,13 @@ def plot_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: 
             axes.text(
                 said, true, count, ha="center", va="center", color="white" if shares[true][said] > 0.6 else "black"
             )
-    ticks = [latin(name) for name in names]
+    ticks = [as_label(name) for name in names]
     axes.set_xticks(range(len(names)), ticks, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), ticks)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    save_figure(figure, path)
+    rows = [(name, *row) for name, row in zip(names, matrix, strict=True)]
+    save_figure(figure, path, ("true, predicted", *names), rows)
 
 
 def plot_reliability(confidences: Sequence[float], correct: Sequence[float], lowest: float, path: Path) -> None:
@@ -207,4 +208,5 @@ def plot_reliability(confidences: Sequence[float], correct: Sequence[float], low
     axes.set_ylim(-0.02, 1.02)
     axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    rows = [(bin.confidence, bin.accuracy, bin.count) for bin in bins]
+    save_figure(figure, path, ("confidence", "accuracy", "rows"), rows)

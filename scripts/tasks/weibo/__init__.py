@@ -198,3 +198,4 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 FIELDS = {"post": Field("微博"), "root": Field("评论"), "parent": Field("要回复的评论")}
+LOWER_IS_BETTER = ("length_distance", "punctuation_distance")
