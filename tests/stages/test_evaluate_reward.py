@@ -379,10 +379,10 @@ def test_the_card_has_every_part_and_names_the_next_stage(carded):
         "![plots](card.png)",
     ):
         assert part in card
-    assert (folder / "card.png").stat().st_size > 10_000
+    assert (folder / "card.csv", "card.png").stat().st_size > 10_000
     record = read_json(folder / "card.run.json")
     assert record["status"] == "done" and record["figures"]["groups"]["all"]["count"] == len(figures["items"])
-    assert set(record["outputs"]) == {"card.md", "card.json", "card.png"}
+    assert set(record["outputs"]) == {"card.md", "card.json", "card.csv", "card.png"}
     assert output.splitlines()[-1] == "next: python scripts/33_rank_samples.py --task poems"
 
 
