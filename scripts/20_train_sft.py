@@ -26,11 +26,11 @@ from typing import Annotated, Literal
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings
 from common.training.loss_masks import RowStyle, row_dataset
-from common.training.options import TrainerSettings
+from common.training.options import ChatSettings
 
 
 @dataclass
-class Settings(TrainerSettings):
+class Settings(ChatSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -147,9 +147,11 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft") as run:
         from common.likelihood import mean_nll
         from common.training.trl_cpu import LeanSFTTrainer
+        from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer, device_map=settings.device_map)
+        train_token_rows(lora, model, tokenizer, ("none",) if documents else settings.train_tokens)
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
         shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
         view = (tokenizer, shown, settings.enable_thinking, settings.max_length)

@@ -21,13 +21,13 @@ from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, read_settings
-from common.training.options import TrainerSettings
+from common.training.options import ChatSettings
 
 IGNORED = -100  # a label that the loss leaves out
 
 
 @dataclass
-class Settings(TrainerSettings):
+class Settings(ChatSettings):
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -156,6 +156,7 @@ def main(settings: Settings) -> None:
         from transformers import Trainer
 
         from common.likelihood import mean_nll
+        from common.training.turn_tokens import train_token_rows
 
         examples, held_out = (
             [encode(row, tokenizer, settings.max_length, settings.enable_thinking) for row in rows]
@@ -163,6 +164,7 @@ def main(settings: Settings) -> None:
         )
         trained = sum(label != IGNORED for example in examples for label in example["labels"])
         model = arguments.load_trained(settings, model_path, tokenizer)
+        train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training rows, {trained} trained tokens, {model.dtype} on {model.device}")
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers

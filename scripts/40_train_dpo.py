@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings
-from common.training.options import TrainerSettings
+from common.training.options import ChatSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
 LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
@@ -32,7 +32,7 @@ PAIR = ("prompt", "chosen", "rejected")
 
 
 @dataclass
-class Settings(TrainerSettings):
+class Settings(ChatSettings):
     has_reference = True  # the base, the adapter switched off
 
     # --- what
@@ -178,9 +178,11 @@ def main(settings: Settings) -> None:
     lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "40_train_dpo") as run:
         from common.training.trl_cpu import LeanDPOTrainer
+        from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
+        train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
         trainer = LeanDPOTrainer(
             model=model,

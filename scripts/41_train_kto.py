@@ -20,13 +20,13 @@ from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings
-from common.training.options import TrainerSettings
+from common.training.options import ChatSettings
 
 LABELLED = ("prompt", "completion", "label")
 
 
 @dataclass
-class Settings(TrainerSettings):
+class Settings(ChatSettings):
     has_reference = True  # the base, the adapter switched off
 
     # --- what
@@ -163,9 +163,11 @@ def main(settings: Settings) -> None:
     lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "41_train_kto") as run:
         from common.training.trl_cpu import LeanKTOTrainer
+        from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
+        train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training answers, {len(val)} validation answers, {model.dtype} on {model.device}")
         trainer = LeanKTOTrainer(
             model=model,

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.settings import Limit, UserError, next_command, read_settings
-from common.training.options import TrainerSettings
+from common.training.options import ChatSettings
 
 
 @dataclass
-class Settings(TrainerSettings):
+class Settings(ChatSettings):
     has_reference = True  # the base, the adapter switched off
 
     # --- what
@@ -198,9 +198,11 @@ def main(settings: Settings) -> None:
         from common.evaluation.tables import number
         from common.training.probes import ProbeCallback, put_back
         from common.training.trl_cpu import LeanGRPOTrainer
+        from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
+        train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
         # meta as text: datasets would give every row the keys of all
         rows = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)} for row, _ in prompts]

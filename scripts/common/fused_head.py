@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
 
 LARGE_VOCABULARY = 32_000  # words, from which on the slices are worth it
@@ -205,6 +206,9 @@ def use_trained_rows(model) -> None:
     gradient as large as they are."""
     for layer in row_layers(model):
         layer.forward_adapters = types.MethodType(_forward_rows, layer)
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper) and isinstance(module.original_module, torch.nn.Linear):
+            module.bias = module.original_module.bias  # trl's own head asks for it
 
 
 def _forward_rows(self, x, active_adapters, *args, **kwargs):

@@ -159,9 +159,12 @@ def _base_and_change(module, leaf: str):
     """(W, s B A or None) of a layer of the adapter's model; (None, None) where it has no such weight."""
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
         module = module.modules_to_save["default"]
+    if isinstance(module, TrainableTokensWrapper):  # a few rows of the embeddings are the adapter's own
+        return module.weight.detach(), None
     if isinstance(module, LoraLayer):
         change = module.get_delta_weight("default").detach() if leaf == "weight" else None
         return getattr(module.get_base_layer(), leaf).detach(), change

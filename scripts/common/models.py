@@ -317,11 +317,14 @@ def attach_adapter(model, adapter: str):
 
     from peft import PeftModel
 
+    from common.fused_head import use_trained_rows
+
     name = show_path(adapter)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is told below, as an error
             loaded = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+            use_trained_rows(loaded)
             result = loaded.load_adapter(adapter, "default", use_safetensors=True)  # again: only this call reports
     except Exception as error:  # of peft, safetensors or torch, about files that are not ours
         raise UserError(

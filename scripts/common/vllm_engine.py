@@ -60,6 +60,8 @@ def open_engine(
     words = {"enable_lora": False}
     if adapter:
         config = read_adapter_config(adapter)
+        if config.get("trainable_token_indices"):
+            raise UserError(f"{adapter} trains embeddings too, which vllm cannot serve; fix: merge it (stage 22)")
         rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
         if rank > LORA_RANKS[-1]:
             raise UserError(f"{adapter}: rank {rank}, and vllm serves up to {LORA_RANKS[-1]}; fix: merge it (stage 22)")

@@ -10,7 +10,7 @@ from common.training import options
 
 
 @dataclass
-class Sft(options.TrainerSettings):
+class Sft(options.ChatSettings):
     lora_r: int = 8
 
 
@@ -38,6 +38,8 @@ CANNOT_BE = [
     (Sft, {"lora_r": 0, "modules_to_save": ("norm",)}, "--modules-to-save norm is given: there is no adapter"),
     (Sft, {"lora_variant": "pissa", "quantize": "4bit"}, "--lora-variant pissa with --quantize 4bit"),
     (Dpo, {"lora_variant": "pissa"}, "--lora-variant pissa: the reference is the base with the adapter off"),
+    (Sft, {"lora_r": 0, "train_tokens": ("<s>",)}, "--lora-r 0 .*--train-tokens <s> is given"),
+    (Sft, {"train_tokens": ("<s>",), "modules_to_save": ("embed_tokens",)}, "--train-tokens <s> with"),
     (Sft, {"liger": True}, "--liger: its kernels run on a GPU only"),
     (Sft, {"optim": "paged_adamw_8bit"}, "--optim paged_adamw_8bit.*there is no GPU"),
     (Sft, {"lora_plus_ratio": 0.5}, "--lora-plus-ratio 0.5: B learns faster"),

@@ -43,6 +43,7 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     from common.model_files import check_model
     from common.models import load_tokenizer, require_context, require_launcher
     from common.preflight.checks import require_clean_files
+    from common.training.turn_tokens import check_tokens
 
     if schema == "text" and settings.long_rows != "refuse":
         raise UserError(f"--long-rows {settings.long_rows}: documents are split, none is too long; fix: leave it out")
@@ -50,6 +51,7 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     model_path = check_model(resolve_model(settings.model, settings.task), wanted)
     tokenizer = load_tokenizer(model_path, documents=schema == "text")
     require_context(model_path, settings.max_length)
+    check_tokens(getattr(settings, "train_tokens", ()), tokenizer)
     rows = (settings.train_file, settings.val_file)
     # rows that are dropped or cut below are no fault of the file
     told = settings if settings.long_rows == "refuse" else replace(settings, allow=(*settings.allow, "too-long"))
@@ -174,9 +176,12 @@ def with_adapter(model, lora, settings):
     """For a Trainer that does not put the adapter on by itself, as trl's do."""
     from peft import get_peft_model
 
+    from common.fused_head import use_trained_rows
+
     if lora is None:
         return model
     model = get_peft_model(model, lora)
+    use_trained_rows(model)
     if settings.gradient_checkpointing:  # else no gradient reaches the first layer that is computed again
         model.enable_input_require_grads()
     return model
@@ -592,6 +597,7 @@ def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures
     """Sample from the trained model, record `figures` and what the samples show, name the next stage."""
     from common.generation import generate_command
     from common.training.probes import stop_rate
+    from common.training.turn_tokens import why_no_stop
 
     count = 4 * max(settings.probe_count, 1)
     probe = (settings.probe_tokens, settings.seed, settings.enable_thinking)
@@ -603,6 +609,8 @@ def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures
         )
     else:
         print(f"{stopped:.1%} of {len(samples)} final samples stopped")
+        if stopped < 0.9 and (notice := why_no_stop(trainer.model, tokenizer)):
+            print(notice)
         run.figure("stopped", stopped)
     for name, value in {**figures, "samples": samples[:2]}.items():
         run.figure(name, value)

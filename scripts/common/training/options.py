@@ -125,6 +125,23 @@ class TrainerSettings(AdapterSettings):
                 yield "--lora-plus-ratio: FSDP builds the optimizer itself", "without --lora-plus-ratio"
 
 
+@dataclass
+class ChatSettings(TrainerSettings):
+    """Stages that train a model which writes answers."""
+
+    train_tokens: tuple[str, ...] = ("auto",)
+    """tokens whose embeddings are trained too: auto = turn tokens that look untrained; none; or tokens by name"""
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        yield from super().clashes()
+        if self.train_tokens not in (("auto",), ("none",)):
+            flag = f"--train-tokens {' '.join(self.train_tokens)}"
+            if self.lora_r == 0:
+                yield f"--lora-r 0 trains all weights, and {flag} is given", f"a rank, or without {flag}"
+            if "embed_tokens" in self.modules_to_save:
+                yield f"{flag} with --modules-to-save embed_tokens, which trains all of them", "one of the two"
+
+
 def has_gpu() -> bool:
     import torch
 

@@ -18,6 +18,7 @@ from common.preflight.checks import require_clean_files
 from common.settings import UserError, resolve_model
 from common.training.arguments import require_finite
 from common.training.rewards import check_meta, load_rewards, score, total
+from common.training.turn_tokens import check_tokens, why_no_stop
 
 
 def stop_rate(
@@ -91,6 +92,8 @@ class StopProbe(TrainerCallback):
         self.trainer.log({"eval_stop_rate": rate})
         state.log_history[-1]["samples"] = texts[:2]
         print(f"step {state.global_step}: {rate:.1%} of {len(texts)} samples stopped")
+        if state.global_step and rate < 0.9 and (notice := why_no_stop(model, self.arguments[0])):
+            print(notice)
         for text in texts[:2]:
             print(f"  {text[:120]!r}")
 
@@ -104,6 +107,7 @@ def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
     model_path = check_model(resolve_model(settings.model, settings.task))
     tokenizer = load_tokenizer(model_path)
     require_context(model_path, settings.max_length)
+    check_tokens(getattr(settings, "train_tokens", ()), tokenizer)
     require_clean_files(settings, tokenizer, "prompts", settings.train_file)
     require_clean_files(settings, tokenizer, "sft", settings.val_file)
     probe = DriftProbe(settings, task, tokenizer, read_jsonl(settings.val_file, "sft")[: settings.probe_count or None])

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
-from common.fused_head import output_head, token_figures
+from common.fused_head import output_head, token_figures, use_trained_rows
 from common.generation import write_on_cpu
 from common.settings import UserError
 
@@ -64,6 +64,7 @@ class LeanHead:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        use_trained_rows(self.model)
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
             model = model.get_base_model() if hasattr(model, "get_base_model") else model
