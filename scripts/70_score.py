@@ -125,6 +125,7 @@ def print_table(tables: dict[str, dict]) -> None:
 
 
 def main(settings: Settings) -> None:
+    from common.evaluation.tables import sampling_notes
     from common.jsonl import read_json, read_jsonl, write_jsonl
     from common.model_files import check_model
     from common.runs import begin_run
@@ -187,6 +188,7 @@ def main(settings: Settings) -> None:
             run.figure("prompts", len({row["prompt_id"] for row in rows}))
             run.finish()
     print_table(tables)
+    print("\n".join(sampling_notes(list(files))))
     print(f"next: {next_command('72_compare', task=settings.task)}")
 
 

@@ -287,6 +287,7 @@ def main(settings: Settings) -> None:
     ) as run:
         from common.evaluation.compare_page import write_markdown, write_page
         from common.evaluation.plots import plot_bars, plot_boxes
+        from common.evaluation.tables import sampling_notes
 
         golden = golden_entry(entries, {id: scores for _, texts, _ in loaded for id, scores in texts.items()})
         everything = [golden, *entries] if golden else entries
@@ -310,6 +311,7 @@ def main(settings: Settings) -> None:
             "0 or all 1, the exact binomial bound. – : does not apply, or not measured. Changes are paired by prompt; "
             "bold where the interval excludes 0.",
             *notes,
+            *sampling_notes([settings.generations / f"{name}.jsonl" for name in names]),
         ]
         if golden and len(golden.rows) < prompts:
             notes.append(f"Only {len(golden.rows)} of the prompts have a golden text: that row is over those.")

@@ -3,6 +3,9 @@
 import html
 import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from common.jsonl import read_json
 
 NONE = "–"  # does not apply, or not known: never shown as 0
 
@@ -11,6 +14,22 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: i
     """A Markdown table; the first `left` columns stand left, the others right. Cells go in as they are."""
     lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def sampling_notes(generations: Sequence[Path]) -> list[str]:
+    """How the texts of each file were drawn, by the run record beside it: one sentence for each way."""
+    ways: dict[str, list[str]] = {}
+    for file in generations:
+        if not (record := file.with_name(f"{file.stem}.run.json")).is_file():
+            continue
+        drawn = read_json(record).get("settings", {})
+        if (temperature := drawn.get("temperature")) is None:
+            continue
+        way = f"temperature {temperature:g}" if temperature else "the likeliest token each time"
+        kept = {"top-p": drawn.get("top_p", 1.0) < 1 and drawn["top_p"], "top-k": drawn.get("top_k", 0)}
+        parts = [way, *(f"{name} {value:g}" for name, value in kept.items() if value and temperature)]
+        ways.setdefault(", ".join(parts), []).append(file.stem)
+    return [f"Sampling: {way}: {', '.join(names)}." for way, names in ways.items()]
 
 
 def escape(text: str) -> str:
