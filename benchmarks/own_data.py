@@ -17,14 +17,12 @@ Run     python benchmarks/own_data.py
 import argparse
 import json
 import lzma
-import os
 import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +34,7 @@ TEMPLATES = [
 
 
 def clauses() -> list[str]:
-    poems = json.loads(lzma.open(ROOT / "data/poems/tang.json.xz").read())
+    poems = json.loads(lzma.decompress((ROOT / "data/poems/tang.json.xz").read_bytes()))
     found = [line for poem in poems for text in poem["paragraphs"] for line in re.findall(r"[^，。]+[，。]", text)]
     for name in ("posts", "comments"):
         records = json.loads((ROOT / f"data/weibo/sample_{name}.json").read_text(encoding="utf-8"))
@@ -68,7 +66,8 @@ def make_tokenizer(folder: Path, vocabulary: int, texts: list[str]) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    words += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,18 +89,24 @@ def make_tokenizer(folder: Path, vocabulary: int, texts: list[str]) -> None:
     print(f"tokenizer of {len(whole)} tokens", file=sys.stderr)
 
 
-def measured(stage: str, *words) -> tuple[float, float, float]:
-    """(wall seconds, CPU seconds, MiB) of one stage. Its output goes to standard error where it fails."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        command = [sys.executable, str(ROOT / "scripts" / f"{stage}.py"), *map(str, words)]
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in (0, 1):  # 1: stage 19 has found errors
-            output.seek(0)
-            sys.exit(output.read().decode("utf-8", errors="replace")[-2000:])
-    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+MEASURE = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=2).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+
+
+def measured(stage: str, *words) -> list[float]:
+    """[wall seconds, CPU seconds, MiB] of one stage, started by a small process: a child's peak begins with that of
+    the process that it was forked from."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{stage}.py"), *map(str, words)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, encoding="utf-8")
+    code, *figures = map(float, done.stdout.split())
+    if code not in (0, 1):  # 1: stage 19 has found errors
+        sys.exit(done.stderr[-2000:])
+    return figures
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ case "$profile" in
     sft="--epochs 8 --lr 1e-3 --eval-steps 10 --probe-count 32"
     reward="--epochs 4 --lr 5e-4 --batch-size 8 --eval-steps 5"
     dpo="--epochs 4 --lr 2e-4 --batch-size 8 --eval-steps 5 --probe-count 32"
+    kto="--epochs 4 --lr 2e-4 --batch-size 8 --eval-steps 5 --probe-count 32"
     grpo="--max-steps 40 --batch-size 64 --eval-steps 10 --probe-count 32" weight=0.2 ;;
   small)
     gemma_base
@@ -28,6 +29,7 @@ case "$profile" in
       --probe-tokens 64"
     reward="$lora --epochs 2 --lr 1e-4 --batch-size 8 --eval-steps 10"
     dpo="$lora --epochs 2 --lr 5e-5 --batch-size 8 --eval-steps 10 --probe-count 8 --probe-tokens 64"
+    kto=$dpo
     grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 32 --eval-steps 10 --probe-count 16" weight=0.2 ;;
   4b)
     needs_vllm
@@ -35,13 +37,15 @@ case "$profile" in
     sft="$lora --lr 1e-4 --batch-size 16 --accumulation 4 --eval-steps 200"
     reward="$lora --lr 5e-5 --batch-size 8 --accumulation 4"
     dpo="$lora --lr 2e-5 --batch-size 4 --accumulation 8 --eval-steps 100"
+    kto="$lora --lr 2e-5 --batch-size 8 --accumulation 4 --eval-steps 100"
     grpo="$lora --max-steps 300 --lr 1e-5 --batch-size 32 --accumulation 4 --kl-budget 8 --rollout vllm" weight=0.5 ;;
 esac
 model="${MODEL:-$model}" nll=""
 if [ "$profile" != tiny ]; then nll="--nll-model $model --dtype auto"; fi
 if $quick; then
   prompts=16 seeds=1
-  sft+=" --epochs 1 --probe-count 8" reward+=" --epochs 1" dpo+=" --epochs 1 --probe-count 8" grpo+=" --max-steps 2
+  sft+=" --epochs 1 --probe-count 8" reward+=" --epochs 1" dpo+=" --epochs 1 --probe-count 8"
+  kto+=" --epochs 1 --probe-count 8" grpo+=" --max-steps 2
     --probe-count 8"
 fi
 
@@ -62,6 +66,9 @@ stage 30_train_reward --model $models/sft_merged $pairs $reward --output-dir $mo
 stage 32_evaluate_reward --model $models/reward --train-file $data/pref_train.jsonl \
   --val-file $data/pref_test.jsonl --max-length $length --output $results/reward_model
 stage 40_train_dpo --model $models/sft_merged $pairs $dpo --output-dir $models/dpo
+# the same threads as single answers: what KTO makes of them beside DPO
+stage 41_train_kto --model $models/sft_merged --train-file $data/kto_train.jsonl --val-file $data/kto_val.jsonl \
+  --max-length $length $kto --output-dir $models/kto
 stage 50_train_grpo --model $models/sft_merged --train-file $data/prompts_train.jsonl \
   --val-file $data/sft_val.jsonl --max-length $length \
   --rewards $rewards model=$models/reward:$weight $grpo --output-dir $models/grpo
@@ -74,6 +81,7 @@ generate base --model "$model"
 generate sft --model "$model" --adapter $models/sft
 generate sft_merged --model $models/sft_merged
 generate dpo --model $models/sft_merged --adapter $models/dpo
+generate kto --model $models/sft_merged --adapter $models/kto
 generate grpo --model $models/sft_merged --adapter $models/grpo
 
 stage 70_score --generations $texts $nll --output-dir $results/scores

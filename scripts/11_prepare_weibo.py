@@ -1,12 +1,12 @@
-"""Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, RL prompts, a
-report.
+"""Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, comments labelled
+by their likes, RL prompts, a report.
 
 Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB, which keeps to
 its memory and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own
 replies are never a target: they serve as rejected answers only, where people took them badly.
 
 Reads   --posts, --comments, --users: JSON arrays, or globs of them in quotes (data/weibo/sample_*.json)
-Writes  --output-dir (processed_data/weibo): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
+Writes  --output-dir (processed_data/weibo): sft_, pref_, kto_, prompts_ {train,val,test}.jsonl, report.json, run.json
 Run     python scripts/11_prepare_weibo.py
         python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' \
             --users full/users.json
@@ -62,13 +62,14 @@ class Settings:
     max_thread: int = 80
     """characters of each earlier comment shown in a prompt"""
 
-    # --- preference pairs and RL prompts
+    # --- preference pairs, labelled comments and RL prompts
     recipe: Literal["likes", "classic"] = "likes"
     """likes: with reactions and relevance; classic: the older score"""
     min_margin: float = 1.0
-    """of log(1 + likes) between the sides: 2 likes against 0 pass, 1 against 0 does not"""
+    """of log(1 + likes) between the sides: 2 likes against 0 pass, 1 against 0 does not; half of it from the median of
+    its thread makes a comment good or bad"""
     pairs_per_thread: int = 4
-    """pairs by likes from one thread"""
+    """pairs by likes from one thread; good comments, and bad ones"""
     max_prompts: int = 20_000
     """RL prompts a split, 0 = all"""
 
@@ -134,6 +135,23 @@ def pref_rows(con, settings: Settings, split: str) -> Iterator[dict]:
         }
         meta |= {"likes_chosen": row["likes_chosen"], "likes_rejected": row["likes_rejected"]}
         yield {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"]), "meta": meta}
+
+
+def kto_rows(con, settings: Settings, split: str) -> Iterator[dict]:
+    """Comments far above the median of their thread's likes are good, those far below bad."""
+    from tasks.base import answer, text_id
+
+    text, labels = "", {}
+    query = f"SELECT * FROM verdict WHERE split = '{split}' ORDER BY sha256(text), post_text, parent, id"
+    for row in select(con, query):
+        prompt, post = prompt_row(settings, row)
+        if row["text"] != text:
+            text, labels = row["text"], {}
+        if labels.setdefault(str(prompt), row["label"]) != row["label"]:
+            continue  # posts that are cut to one text: the first comment decides
+        meta = {"id": text_id(row["text"], post, row["parent"]), "post": post, "likes": row["likes"]}
+        meta["why"] = f"one thread, likes {row['likes']}, median {row['usual']:g}"
+        yield {"prompt": prompt, "completion": answer(row["text"]), "label": row["label"], "meta": meta}
 
 
 def prompt_rows(con, settings: Settings, split: str) -> Iterator[dict]:
@@ -207,6 +225,7 @@ def main(settings: Settings) -> None:
         weibo_corpus.make_posts(con, rules, settings.workers)
         weibo_corpus.make_comments(con, rules, settings.workers)
         report = weibo_corpus.counts(con, fixed) | {"pairs": weibo_corpus.make_pairs(con, rules, settings.recipe)}
+        report["labelled"] = weibo_corpus.make_verdicts(con, rules)
         if not con.execute("SELECT count(*) FROM kept WHERE split = 'train'").fetchone()[0]:
             raise UserError(
                 f"{settings.comments[0]}: no training row is left; dropped: {report['posts']['dropped']}, "
@@ -230,7 +249,7 @@ def main(settings: Settings) -> None:
                     yield row
                     bar.update()
 
-            kinds = {"sft": sft_rows, "pref": pref_rows, "prompts": prompt_rows}
+            kinds = {"sft": sft_rows, "pref": pref_rows, "kto": kto_rows, "prompts": prompt_rows}
             files = {split: {name: progress(name, split, rows) for name, rows in kinds.items()} for split in SPLITS}
             report["splits"] = write_splits(files, settings.output_dir)
             pairs = con.execute("""SELECT source, split, count(*), round(avg((length(chosen) > length(rejected))::INT),
@@ -239,7 +258,7 @@ def main(settings: Settings) -> None:
             for source, split, count, longer in pairs:
                 report["pairs"][source][split] = count
                 report["pairs"][source][f"share of {split} in which the chosen one is longer"] = longer
-            for name in ("posts", "comments", "users", "splits"):
+            for name in ("posts", "comments", "users", "labelled", "splits"):
                 print_counts(name, report[name])
             for source, counts in report["pairs"].items():
                 print_counts(f"pairs by {source}", {"": counts})

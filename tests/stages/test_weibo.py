@@ -117,7 +117,7 @@ def test_every_reply_row_has_its_parent(prepared, sample):
 def test_no_post_stands_in_two_splits(prepared):
     posts = {split: set() for split in SPLITS}
     for split in SPLITS:
-        for name in ("sft", "pref", "prompts"):
+        for name in ("sft", "pref", "kto", "prompts"):
             lines = (prepared / f"{name}_{split}.jsonl").read_text(encoding="utf-8").splitlines()
             posts[split] |= {json.loads(line)["meta"]["post"] for line in lines}
     assert all(posts.values())
@@ -208,6 +208,27 @@ def test_pairs_by_likes_keep_the_margin(prepared, tmp_path):
     wide = [row["meta"] for row in rows_of(tmp_path / "wide", "pref") if row["meta"]["source"] == "likes"]
     assert 0 < len(wide) < len(pairs)
     assert all(log(1 + pair["likes_chosen"]) - log(1 + pair["likes_rejected"]) >= 1.5 for pair in wide)
+
+
+def test_comments_far_from_the_median_of_their_thread_are_labelled(prepared, sample):
+    from math import log
+    from statistics import median
+
+    rows = rows_of(prepared, "kto")
+    assert {row["label"] for row in rows} == {True, False}
+    kept = [(json.dumps(row["prompt"]), row["meta"]) for row in rows_of(prepared, "sft")]
+    threads: dict[str, list[int]] = {}
+    for prompt, meta in kept:
+        if meta["likes"] is not None:
+            threads.setdefault(prompt, []).append(meta["likes"])
+    checked = 0
+    for row in rows:
+        likes = threads[json.dumps(row["prompt"])]
+        if len(likes) % 2:  # of an even number the median of the logarithms is not that of the likes
+            far = log(1 + row["meta"]["likes"]) - log(1 + median(likes))
+            assert abs(far) >= 0.5 and (far > 0) == row["label"]
+            checked += 1
+    assert checked > 3
 
 
 def test_every_pair_states_its_source_and_reason(prepared):

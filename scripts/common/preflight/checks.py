@@ -196,17 +196,20 @@ def measure(file: File, data: Data) -> list[Finding]:
             except Exception as error:  # a template may raise anything, jinja's own errors or Python's
                 fix = "change the row to what this model's template accepts (some know no system turn)"
                 findings.append(Finding(show_path(file.path), line, f"the chat template refuses the row: {error}", fix))
-        texts = list(dict.fromkeys(prompt for _, prompt, _ in sequences))
-        prompts = dict(zip(texts, _token_ids(data.tokenizer, texts), strict=True))
-        wholes = iter(_token_ids(data.tokenizer, [whole for _, _, whole in sequences if whole is not None]))
-        for line, prompt, whole in sequences:
-            prompt_ids = prompts[prompt]
+        encoded = _encode(data.tokenizer, [whole for _, _, whole in sequences if whole is not None])
+        starts = iter(_answer_starts(encoded, [part[1:] for part in sequences if part[2] is not None]))
+        wholes = iter(encoded["input_ids"])
+        parts = [(*part, None if part[2] is None else next(starts)) for part in sequences]
+        texts = list(dict.fromkeys(prompt for _, prompt, _, start in parts if start is None))
+        prompts = dict(zip(texts, _encode(data.tokenizer, texts)["input_ids"], strict=True))
+        for line, prompt, whole, answer_at in parts:
             if whole is None:
-                file.lengths.append(Length(line, len(prompt_ids), len(prompt_ids), None))
+                count = len(prompts[prompt])
+                file.lengths.append(Length(line, count, count, None))
                 continue
             ids = next(wholes)
-            prompt_length = common_prefix(prompt_ids, ids)
-            if prompt_length < len(prompt_ids):
+            prompt_length = common_prefix(prompts[prompt], ids) if answer_at is None else answer_at
+            if answer_at is None and prompt_length < len(prompts[prompt]):
                 reason = "prompt + answer starts differently from the prompt alone"
                 fix = "use a chat template that renders the prompt the same way in both"
                 findings.append(file.finding("chat-template", "warning", line, reason, fix))
@@ -236,9 +239,19 @@ def _sequences(row: dict, data: Data, rendered: dict[tuple, str]) -> list[tuple[
     return [(prompt, render(row["prompt"] + row[key])) for key in ANSWERS[data.schema]] or [(prompt, None)]
 
 
-def _token_ids(tokenizer, texts: list[str]) -> list[list[int]]:
+def _encode(tokenizer, texts: list[str]) -> dict:
     # no special tokens: apply_chat_template(tokenize=True) adds none to what the template wrote
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return tokenizer(texts, add_special_tokens=False, verbose=False) if texts else {"input_ids": []}
+
+
+def _answer_starts(encoded, pairs: list[tuple[str, str]]) -> Iterator[int | None]:
+    """Of each (prompt, prompt + answer) the token at which the answer begins, where a token begins there: the prompt
+    alone need not be tokenized then. Else None."""
+    for row, (prompt, whole) in enumerate(pairs):
+        start = None
+        if getattr(encoded, "is_fast", False) and len(prompt) < len(whole) and whole.startswith(prompt):
+            start = encoded.char_to_token(row, len(prompt))
+        yield start if start is not None and encoded.token_to_chars(row, start).start == len(prompt) else None
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

@@ -376,6 +376,19 @@ def make_pairs(con, rules: Rules, recipe: str) -> dict[str, dict]:
     }
 
 
+def make_verdicts(con, rules: Rules) -> dict[str, int]:
+    """Table verdict: human comments whose log(1 + likes) lies half of min_margin or more above the median of their
+    thread (good) or below it (bad), so that both sides of a pair are among them where the thread has no third comment;
+    of each thread at most pairs_per_thread of a kind."""
+    con.execute(f"""CREATE TABLE verdict AS SELECT *, far > 0 AS label FROM (
+        SELECT *, ln(1 + likes) - median(ln(1 + likes)) OVER thread AS far, median(likes) OVER thread AS usual,
+        count(*) OVER thread AS size FROM kept WHERE likes IS NOT NULL WINDOW thread AS (PARTITION BY post, parent))
+        WHERE size > 1 AND abs(far) >= {rules.min_margin} / 2
+        QUALIFY row_number() OVER (PARTITION BY post, parent, far > 0 ORDER BY abs(far) DESC, id)
+            <= {rules.pairs_per_thread}""")
+    return {word: _count(con, f"FROM verdict WHERE {test}") for word, test in (("good", "label"), ("bad", "NOT label"))}
+
+
 def _count(con, query: str) -> int:
     return con.execute(f"SELECT count(*) FROM ({query})").fetchone()[0]
 
