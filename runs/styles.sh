@@ -2,7 +2,7 @@
 # The dialogue style classifier: prepare, check, train twice, classify, report beside simpler classifiers.
 #   bash runs/styles.sh            tiny: the embedded base on a CPU; the report is results/styles/classifiers.md
 #   bash runs/styles.sh --quick    one epoch
-#   bash runs/styles.sh small      Gemma 3 270M (package index), the flags' own defaults, then the embedded base as pupil
+#   bash runs/styles.sh small      Gemma 3 270M (package index), the flags' own defaults, the embedded base as pupil
 # MODEL=Qwen/Qwen2.5-0.5B (or a folder) takes another base. --overwrite makes every stage anew, --print shows the
 # commands.
 set -euo pipefail
