@@ -1,0 +1,74 @@
+"""What the documents tell a reader to type exists: scripts, flags, recipes, profiles. Both READMEs say the same."""
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import sys
+
+import pytest
+
+from conftest import ROOT, SCRIPTS
+
+PAGES = [ROOT / "README.md", ROOT / "README_zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if page.name != "LOG.md"]  # the log tells of commands as they were
+
+
+def commands(page) -> list[str]:
+    """The command lines of a page: in bash blocks, and as code that begins like one."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"(?s)```bash\n(.*?)```", text)).replace("\\\n", " ")
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"(?s)```.*?```", "", text))
+    lines = [line.split("  #")[0].strip() for line in [*blocks.splitlines(), *inline]]
+    lines = [re.sub(r"^(?:[A-Z_]+=\S+ +)+", "", line) for line in lines]
+    ours = re.compile(r"(python|bash|accelerate launch) (.* )?(scripts|runs|benchmarks)/(?!NN_)")
+    return [line for line in lines if ours.match(line)]
+
+
+def settings_of(script):
+    spec = importlib.util.spec_from_file_location("stage_" + script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Settings
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_of_a_page_could_be_typed(page):
+    wrong = []
+    for line in commands(page):
+        words = shlex.split(re.sub(r"\{[^}]*\}|\$\([^)]*\)", "x", line))
+        place = next(i for i, word in enumerate(words) if re.match(r"(scripts|runs|benchmarks)/", word))
+        file = ROOT / words[place]
+        if not file.is_file():
+            wrong.append(f"{line}: no {words[place]}")
+        elif file.parent == SCRIPTS:
+            fields = {field.name for field in dataclasses.fields(settings_of(file))}
+            flags = [word.split("=")[0][2:] for word in words[place:] if word.startswith("--") and word != "--help"]
+            flags = [flag.replace("-", "_") for flag in flags]
+            wrong += [f"{line}: no --{f}" for f in flags if f not in fields and f.removeprefix("no_") not in fields]
+        elif file.suffix == ".sh" and (
+            start := re.search(r'^start \w+ "(.*?)"', file.read_text(encoding="utf-8"), re.M)
+        ):
+            known = {*start[1].split(), "--quick", "--overwrite", "--print"}
+            wrong += [f"{line}: {file.name} knows no {word}" for word in words[place + 1 :] if word not in known]
+    assert not wrong
+
+
+def test_both_readmes_have_the_same_commands_and_figures():
+    english, chinese = (ROOT / "README.md", ROOT / "README_zh.md")
+    assert sorted(commands(english)) == sorted(commands(chinese))
+
+    def figures(page):
+        rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        return [numbers for row in rows if len(numbers := re.findall(r"\d*\.\d{3}|–", row)) > 3]
+
+    assert figures(english) == figures(chinese) and len(figures(english)) > 5
+    for page in (english, chinese):
+        assert len(page.read_text(encoding="utf-8").splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
