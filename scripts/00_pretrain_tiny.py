@@ -375,7 +375,7 @@ def main(settings: Settings) -> None:
     if settings.init:
         inputs["init"] = Path(check_model(resolve_model(settings.init)))
         load_strictly(Qwen3ForCausalLM, str(inputs["init"]), torch.float32)  # whole, and of this architecture
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "00_pretrain_tiny", ignore=FREE) as run:
+    with begin_run(settings.output_dir, settings, inputs, "00_pretrain_tiny", ignore=FREE) as run:
         train(settings, run, *texts)
 
 

@@ -75,9 +75,7 @@ def main(settings: Settings) -> None:
     tokenizer = build_tokenizer(metadata)
     set_template(tokenizer, settings.template, metadata.get("tokenizer.chat_template"))
 
-    with begin_run(
-        settings.output_dir, settings, {"gguf_file": path}, settings.overwrite, "01_import_gguf", ignore=("cache_dir",)
-    ) as run:
+    with begin_run(settings.output_dir, settings, {"gguf_file": path}, "01_import_gguf", ignore=("cache_dir",)) as run:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 

@@ -77,9 +77,7 @@ def main(settings: Settings) -> None:
     if not splits["train"]:
         raise UserError(f"{settings.corpus}: no training poem is left of {len(records)} records; dropped: {dropped}")
     inputs = {"corpus": settings.corpus, **{file.name: file for file in task.FILES if file.suffix == ".json"}}
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "10_prepare_poems", resumable=False
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, "10_prepare_poems", resumable=False) as run:
         print(f"read {len(records)}, train {len(splits['train'])} (--clean {settings.clean})")
         dropped[NEAR_COPY] = near_copies
         for reason, count in sorted(dropped.items(), key=lambda item: -item[1]):

@@ -233,15 +233,8 @@ def main(settings: Settings) -> None:
             )
 
         inputs = {f"{name} {show_path(path)}": path for name, paths in files.items() for path in paths}
-        with begin_run(
-            settings.output_dir,
-            settings,
-            inputs,
-            settings.overwrite,
-            "11_prepare_weibo",
-            resumable=False,
-            ignore=("scratch_dir", "memory_gib", "workers"),
-        ) as run:
+        how = {"resumable": False, "ignore": ("scratch_dir", "memory_gib", "workers")}
+        with begin_run(settings.output_dir, settings, inputs, "11_prepare_weibo", **how) as run:
 
             def progress(name: str, split: str, rows) -> Iterator[dict]:
                 bar = tqdm(desc=f"{name}_{split}", unit=" rows", mininterval=1, leave=False)

@@ -112,9 +112,7 @@ def main(settings: Settings) -> None:
             )
 
     inputs = {"data": settings.data, "labels": settings.labels}
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "12_prepare_styles", resumable=False
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, "12_prepare_styles", resumable=False) as run:
         report = {"read": len(rows) + duplicates, "dropped": {"the same row twice": duplicates}, "splits": {}}
         report["labels"] = names
         for split, held in splits.items():

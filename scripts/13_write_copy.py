@@ -104,15 +104,9 @@ def main(settings: Settings) -> None:
             return
         if not found:
             raise UserError(f"{settings.golden_file} holds none of the {len(ids)} copies; fix: name a --model")
-        with begin_run(
-            settings.output_file,
-            settings,
-            {**inputs, "golden_file": settings.golden_file},
-            settings.overwrite,
-            "13_write_copy",
-            resumable=False,
-            ignore=HOW_TO_ASK,
-        ) as run:
+        inputs |= {"golden_file": settings.golden_file}
+        how = {"resumable": False, "ignore": HOW_TO_ASK}
+        with begin_run(settings.output_file, settings, inputs, "13_write_copy", **how) as run:
             texts = [(shipped[id]["copy"] if id in shipped else "", None if id in shipped else MISSING) for id in ids]
             sources = [shipped.get(id, {}).get("source", show_path(settings.golden_file)) for id in ids]
             write_copies(settings, run, wanted, texts, sources)
@@ -131,9 +125,7 @@ def main(settings: Settings) -> None:
             return
         llm.check(requests)
         inputs |= {"prompts": settings.prompts_dir, "guide": settings.guide_file}
-        with begin_run(
-            settings.output_file, settings, inputs, settings.overwrite, "13_write_copy", ignore=HOW_TO_ASK
-        ) as run:
+        with begin_run(settings.output_file, settings, inputs, "13_write_copy", ignore=HOW_TO_ASK) as run:
             try:
                 answers = llm.ask(requests, "copies")
             finally:

@@ -127,13 +127,7 @@ def main(settings: Settings) -> None:
             return
         llm.check(first)
         with begin_run(
-            settings.output_file,
-            settings,
-            inputs,
-            settings.overwrite,
-            "14_clean_copy",
-            ignore=HOW_TO_ASK,
-            also=(rejects_file,),
+            settings.output_file, settings, inputs, "14_clean_copy", ignore=HOW_TO_ASK, also=(rejects_file,)
         ) as run:
             try:
                 clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file)

@@ -148,9 +148,7 @@ def main(settings: Settings) -> None:
             llm.print_estimate(requests, f"{len(rows)} golden copies")
             return
         llm.check(requests)
-        with begin_run(
-            settings.output_file, settings, inputs, settings.overwrite, "15_write_rejected", ignore=HOW_TO_ASK
-        ) as run:
+        with begin_run(settings.output_file, settings, inputs, "15_write_rejected", ignore=HOW_TO_ASK) as run:
             answers = [None] * len(rows)
             if requests:
                 try:

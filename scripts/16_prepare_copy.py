@@ -95,7 +95,7 @@ def main(settings: Settings) -> None:
     inputs["prompts"] = Path(task.__file__)
     report, csv_file = settings.output_dir / "prepare.json", settings.output_dir / "pairs.csv"
     also = tuple(settings.output_dir / name for name in FILES) + (csv_file,)
-    with begin_run(report, settings, inputs, settings.overwrite, "16_prepare_copy", resumable=False, also=also) as run:
+    with begin_run(report, settings, inputs, "16_prepare_copy", resumable=False, also=also) as run:
         counts, sheet = {}, []
         for split in SPLITS:
             files: dict[str, list[dict]] = {"sft": [], "pref": [], "prompts": []}

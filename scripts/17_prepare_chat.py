@@ -193,9 +193,7 @@ def main(settings: Settings) -> None:
         of_kinds = {kind: of_kind for kind, of_kind in of_kinds.items() if of_kind}
 
     inputs = {f"file {number}": path for number, path in enumerate(settings.files, start=1)}
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "17_prepare_chat", resumable=False
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, "17_prepare_chat", resumable=False) as run:
         for name, facts in report["files"].items():
             print(f"{name}: {facts['rows']} rows, " + ", ".join(f"{n} {what}" for what, n in facts["formats"].items()))
             for name in facts["formats"]:

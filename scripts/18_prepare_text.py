@@ -200,9 +200,7 @@ def main(settings: Settings) -> None:
         raise UserError(f"{show_path(files[0])}: no document holds any text; fix: name other files")
 
     inputs = {f"file {number}": path for number, path in enumerate(files, start=1)}
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "18_prepare_text", resumable=False
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, "18_prepare_text", resumable=False) as run:
         for name, counts in facts.items():
             print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in counts.items() if isinstance(value, int)))
             for column, rows in counts.get("columns left out", {}).items():

@@ -144,7 +144,7 @@ def main(settings: Settings) -> None:
         },
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "20_train_sft") as run:
+    with begin_run(settings.output_dir, settings, inputs, "20_train_sft") as run:
         from common.likelihood import mean_nll
         from common.training.trl_cpu import LeanSFTTrainer
         from common.training.turn_tokens import train_token_rows

@@ -150,7 +150,7 @@ def main(settings: Settings) -> None:
         report_to="none",
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "21_train_sft_plain") as run:
+    with begin_run(settings.output_dir, settings, inputs, "21_train_sft_plain") as run:
         from functools import partial
 
         from transformers import Trainer

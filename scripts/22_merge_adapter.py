@@ -151,9 +151,7 @@ def main(settings: Settings) -> None:
     dtype = str(resolve_dtype(settings.dtype)).removeprefix("torch.")
     compare = compared_in(base, dtype)
     inputs = {"model": base, "adapter": settings.adapter, "probe_file": settings.probe_file}
-    with begin_run(
-        settings.output_dir, settings, inputs, settings.overwrite, "22_merge_adapter", resumable=False
-    ) as run:
+    with begin_run(settings.output_dir, settings, inputs, "22_merge_adapter", resumable=False) as run:
         if notice:
             run.figure("base_notice", notice)
         report = {"base": run.record["inputs"]["model"], "adapter": run.record["inputs"]["adapter"], "rows": len(rows)}

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.evaluation.parity import begins_with_answer, best_gap, chain, difference, greedy, render_ids, served_answer
@@ -172,8 +172,8 @@ def main(settings: Settings) -> None:
         groups["chained"] = [chain(one, two) for one, two in zip(rows, rows[1:] + rows[:1], strict=True)]
     inputs = {"model": base, "adapter": adapter, "merged": merged, "rows_file": settings.rows_file}
     # a server may have changed since the last check
-    anew = settings.overwrite or settings.server not in ("start", "none")
-    with begin_run(settings.output_file, settings, inputs, anew, "23_check_parity", resumable=False) as run:
+    settings = replace(settings, overwrite=settings.overwrite or settings.server not in ("start", "none"))
+    with begin_run(settings.output_file, settings, inputs, "23_check_parity", resumable=False) as run:
         if notice:
             run.figure("base_notice", notice)
         trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)

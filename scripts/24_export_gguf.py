@@ -75,7 +75,7 @@ def main(settings: Settings) -> None:
     require_exportable(model_path, AutoConfig.from_pretrained(model_path, trust_remote_code=False))
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, tokenizer, "float32")
-    with begin_run(settings.output_dir, settings, {"model": model_path}, settings.overwrite, "24_export_gguf") as run:
+    with begin_run(settings.output_dir, settings, {"model": model_path}, "24_export_gguf") as run:
         name = Path(model_path).name
         path = settings.output_dir / f"{name}-{settings.type.lower()}.gguf"
         write_gguf(model, tokenizer, path, name, settings.type)

@@ -133,7 +133,7 @@ def main(settings: Settings) -> None:
         logging_steps=5,
     )
     lora = arguments.lora_config(settings, model_path, "SEQ_CLS", ("score",))
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "30_train_reward") as run:
+    with begin_run(settings.output_dir, settings, inputs, "30_train_reward") as run:
         from trl import RewardTrainer
 
         from common.training.classifiers import load_classifier, logits_of, new_classifier

@@ -148,7 +148,7 @@ def main(settings: Settings) -> None:
         report_to="none",
     )
     lora = arguments.lora_config(settings, model_path, "SEQ_CLS") if settings.lora_r else None
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "31_train_style_classifier") as run:
+    with begin_run(settings.output_dir, settings, inputs, "31_train_style_classifier") as run:
         import torch
         from datasets import Dataset
         from sklearn.metrics import f1_score

@@ -202,16 +202,9 @@ def main(settings: Settings) -> None:
     stem = settings.output.name.removesuffix(".md")
     card, data, image = (settings.output.with_name(stem + ending) for ending in (".md", ".json", ".png"))
     inputs = {"model": path, "train_file": settings.train_file, "val_file": settings.val_file}
-    with begin_run(
-        card,
-        settings,
-        {**inputs, "generations": settings.generations},
-        settings.overwrite,
-        "32_evaluate_reward",
-        resumable=False,
-        ignore=("output", "token_budget"),
-        also=(data, image, image.with_suffix(".csv")),
-    ) as run:
+    inputs |= {"generations": settings.generations}
+    files = dict(ignore=("output", "token_budget"), also=(data, image, image.with_suffix(".csv")))
+    with begin_run(card, settings, inputs, "32_evaluate_reward", resumable=False, **files) as run:
         judge = judge_pairs if is_reward else judge_texts
         judged = judge(model, tokenizer, train, val, samples, settings)
         figures = reward_card.measure(judged, settings.bootstrap, settings.seed, settings.wide)

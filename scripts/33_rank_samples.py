@@ -125,9 +125,7 @@ def main(settings: Settings) -> None:
     )
     files = [settings.output_dir / f"pref_onpolicy_{split}.jsonl" for split in ("train", "val")]
     inputs = {"generations": settings.generations}
-    with begin_run(
-        files[0], settings, inputs, settings.overwrite, "33_rank_samples", resumable=False, also=(files[1],)
-    ) as run:
+    with begin_run(files[0], settings, inputs, "33_rank_samples", resumable=False, also=(files[1],)) as run:
         texts = [[row[name] for row in rows] for name in ("prompt", "completion", "meta")]
         totals = total(rewards, score(rewards, *texts))
         rules = score(required, *texts).values() if required else ()

@@ -176,7 +176,7 @@ def main(settings: Settings) -> None:
         logging_steps=5,
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "40_train_dpo") as run:
+    with begin_run(settings.output_dir, settings, inputs, "40_train_dpo") as run:
         from common.training.trl_cpu import LeanDPOTrainer
         from common.training.turn_tokens import train_token_rows
 

@@ -161,7 +161,7 @@ def main(settings: Settings) -> None:
         logging_steps=5,
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "41_train_kto") as run:
+    with begin_run(settings.output_dir, settings, inputs, "41_train_kto") as run:
         from common.training.trl_cpu import LeanKTOTrainer
         from common.training.turn_tokens import train_token_rows
 

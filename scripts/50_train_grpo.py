@@ -191,7 +191,7 @@ def main(settings: Settings) -> None:
         logging_steps=1,
     )
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "50_train_grpo") as run:
+    with begin_run(settings.output_dir, settings, inputs, "50_train_grpo") as run:
         from datasets import Dataset
 
         from common.evaluation.plots import plot_overoptimisation

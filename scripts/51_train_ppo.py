@@ -151,7 +151,7 @@ def main(settings: Settings) -> None:
         raise UserError(f"--batch-size {settings.batch_size}: fewer prompts than processes; fix: a larger one")
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     lora = arguments.lora_config(settings, model_path)
-    with begin_run(settings.output_dir, settings, inputs, settings.overwrite, "51_train_ppo") as run:
+    with begin_run(settings.output_dir, settings, inputs, "51_train_ppo") as run:
         import torch
         from accelerate import PartialState
 

@@ -195,7 +195,7 @@ def main(settings: Settings) -> None:
     longest = max(lengths)
     place = f"{show_path(settings.prompts_file)}:{lengths.index(longest) + 1}"
     require_context(model_path, longest + settings.max_new_tokens, f"{place}: the longest prompt + --max-new-tokens:")
-    with begin_run(output_file, settings, inputs, settings.overwrite, "60_generate") as run:
+    with begin_run(output_file, settings, inputs, "60_generate") as run:
         if notice:
             run.figure("base_notice", notice)
         with JsonlAppender(output_file, key="id") as output:

@@ -135,7 +135,7 @@ def main(settings: Settings) -> None:
     if output.suffix != ".jsonl":
         raise UserError(f"--output-file {settings.output_file}: not a .jsonl file; fix: name one")
     inputs = {"model": model_path, "input_file": settings.input_file}
-    with begin_run(output, settings, inputs, settings.overwrite, "61_classify_style", resumable=False) as run:
+    with begin_run(output, settings, inputs, "61_classify_style", resumable=False) as run:
         results = classify([text for _, text in rows])
         write_jsonl(
             output, [{"id": id, "input": text} | result for (id, text), result in zip(rows, results, strict=True)]

@@ -135,7 +135,7 @@ def main(settings: Settings) -> None:
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None
     if model_path:
         check_model(model_path)
-    files = {path: read_jsonl(path, "generation") for path in find_generations(settings.generations)}
+    runs = {path: read_jsonl(path, "generation") for path in find_generations(settings.generations)}
     loaded = []  # model and tokenizer, once a file needs them
 
     def frozen_nll(rows: list[dict]) -> list[float | None]:
@@ -153,20 +153,12 @@ def main(settings: Settings) -> None:
     nll = frozen_nll if model_path else None
 
     tables, golden_scores = {}, {}  # the runs share their prompts: a golden text is scored once
-    for path, rows in files.items():
+    for path, rows in runs.items():
         output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
         inputs = {"generations": path, "nll_model": model_path, **task.sources}
         try:
-            run = begin_run(
-                output,
-                settings,
-                inputs,
-                settings.overwrite,
-                "70_score",
-                resumable=False,
-                ignore=("generations", "output_dir", "token_budget"),
-                also=(golden_output,),
-            )
+            files = dict(ignore=("generations", "output_dir", "token_budget"), also=(golden_output,))
+            run = begin_run(output, settings, inputs, "70_score", resumable=False, **files)
         except SystemExit:  # already done: the next file
             tables[path.stem] = read_json(output.with_suffix(".run.json"))["figures"]["table"]
             continue

@@ -297,7 +297,7 @@ def main(settings: Settings) -> None:
             llm.print_estimate(requests, f"{len(items)} items, {len(names)} orders, {len(versions)} versions")
             return
         check_replies(settings, llm, requests)
-        with begin_run(settings.output_file, settings, inputs, settings.overwrite, "71_judge", **files) as run:
+        with begin_run(settings.output_file, settings, inputs, "71_judge", **files) as run:
             if by_rules:
                 results, replies = judge_by_rules(task, items, names), []
                 usage = "评审调用: 0 次 (规则)"

@@ -275,16 +275,8 @@ def main(settings: Settings) -> None:
     inputs = {f"generations {name}": settings.generations / f"{name}.jsonl" for name in names}
     inputs |= {f"scores {name}": settings.scores / f"{name}.jsonl" for name in names}
     inputs |= {f"cost {name}": path for name, path in records.items()}
-    with begin_run(
-        report,
-        settings,
-        inputs,
-        settings.overwrite,
-        "72_compare",
-        resumable=False,
-        ignore=("generations", "scores", "checkpoints", "output"),
-        also=(page, bars, boxes, *data),
-    ) as run:
+    files = dict(ignore=("generations", "scores", "checkpoints", "output"), also=(page, bars, boxes, *data))
+    with begin_run(report, settings, inputs, "72_compare", resumable=False, **files) as run:
         from common.evaluation.compare_page import write_markdown, write_page
         from common.evaluation.plots import plot_bars, plot_boxes
         from common.evaluation.tables import sampling_notes

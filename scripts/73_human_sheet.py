@@ -148,7 +148,7 @@ def write_sheet(settings: Settings) -> None:
         raise UserError(f"--output {output}: not a .csv file; fix: name one")
     key_path = output.with_suffix(".key.json")
     inputs = {path.stem: path for path in settings.generations}
-    with begin_run(output, settings, inputs, settings.overwrite, "73_human_sheet", False, also=(key_path,)) as run:
+    with begin_run(output, settings, inputs, "73_human_sheet", resumable=False, also=(key_path,)) as run:
         file = io.StringIO()
         table = csv.writer(file)
         table.writerow(["item", "prompt", *texts, f"{asked} ({' / '.join(allowed)})", "comment"])

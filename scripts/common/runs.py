@@ -146,8 +146,8 @@ def begin_run(
     output_dir: Path,
     settings,
     inputs: dict[str, Path | str | None],
-    overwrite: bool,
     stage: str,
+    *,
     resumable: bool = True,
     ignore: tuple[str, ...] = (),
     also: tuple[Path, ...] = (),
@@ -161,7 +161,7 @@ def begin_run(
     resumable: False if the stage starts from scratch even where an unfinished run left something.
 
     A finished run with the same settings and inputs ends the program (code 0). Raises UserError, naming what
-    differs, where something else is in the way and `overwrite` is False, where an input is missing, where another
+    differs, where something else is in the way without settings.overwrite, where an input is missing, where another
     process writes this output, and where nothing can be written there.
 
     How a stage uses it:
@@ -170,9 +170,9 @@ def begin_run(
     2. `with begin_run(...) as run:` then work and write. All that can fail because of what the user gave fails before.
     3. write with write_json, write_jsonl, JsonlAppender, or inside atomic_path (common/jsonl.py): whole or not at all.
 
-    With `overwrite` the earlier run is moved aside first, see Run.
+    With settings.overwrite the earlier run is moved aside first, see Run.
     """
-    arguments = (Path(output_dir), settings, inputs, overwrite, stage, resumable, ignore, also)
+    arguments = (Path(output_dir), settings, inputs, stage, resumable, ignore, also)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _begin(*arguments)
 
@@ -203,8 +203,8 @@ def begin_run(
     return run or Run(_record_path(arguments[0]), outcome[0][1], outcome[0][2], is_main=False)
 
 
-def _begin(output, settings, inputs, overwrite, stage, resumable, ignore, also) -> Run:
-    output = Path(os.path.abspath(output))
+def _begin(output, settings, inputs, stage, resumable, ignore, also) -> Run:
+    output, overwrite = Path(os.path.abspath(output)), settings.overwrite
     record_path = _record_path(output)
     _refuse_other_kind(output, record_path)
     record = {

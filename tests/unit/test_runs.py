@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from common import runs
 from common.jsonl import JsonlAppender, read_json, read_jsonl, write_json, write_jsonl
-from common.runs import begin_run, describe_input, set_seed
+from common.runs import describe_input, set_seed
 from common.settings import ROOT, Terminated, UserError, file_error
 
 # Writes ten rows slowly, as a generating stage does; --hang-at and --fail-at stop it on the way.
@@ -43,7 +44,7 @@ def main(settings):
     file = settings.output if settings.output.suffix else settings.output / "rows.jsonl"
     inputs = {"rows_file": settings.rows_file, "model": "Qwen/Qwen3-0.6B", "adapter": None}
     ignore = ("hang_at", "fail_at")
-    with begin_run(settings.output, settings, inputs, settings.overwrite, "90_rows", ignore=ignore) as run:
+    with begin_run(settings.output, settings, inputs, "90_rows", ignore=ignore) as run:
         read_jsonl(settings.rows_file)
         with JsonlAppender(file) as out:
             print("found", len(out.done), "resuming", run.resuming)
@@ -60,6 +61,12 @@ def main(settings):
 if __name__ == "__main__":
     main(read_settings(Settings))
 '''
+
+
+def begin_run(output, settings, inputs, overwrite: bool, stage: str, **words):
+    """The module's own, with --overwrite given apart."""
+    settings.overwrite = overwrite
+    return runs.begin_run(output, settings, inputs, stage, **words)
 
 
 @pytest.fixture
