@@ -64,18 +64,19 @@ merge() {  # merge NAME
 dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes now, then DPO on them
   stage 60_generate --model "$models/$2" --prompts-file $data/prompts_train.jsonl --max-prompts $ranked \
     --num-samples $samples --max-new-tokens $tokens ${backend:-} --seed "$4" --output-file "$results/onpolicy/$2.jsonl"
-  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter --require form \
-    --output-dir "$3"
+  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme --require form \
+    --write both --output-dir "$3"
   stage 40_train_dpo --model "$models/$2" --train-file "$3/pref_onpolicy_train.jsonl" \
     --val-file "$3/pref_onpolicy_val.jsonl" $dpo --output-dir "$models/$1"
   generate "$1" --model "$models/$2" --adapter "$models/$1"
   merge "$1"
 }
+# What no reward names falls: theme stands among them.
 # The shares of form and rhyme are dense rewards, all_three is the goal. no_repeat and a little fluency (attested
 # bigrams) stand beside them: obeying the rules alone makes the texts unlikely and alike.
 # GRPO takes batches of 64 answers: twice the steps of 128 for the same time.
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens $tokens --eval-steps 24
-  --rewards form:1 rhyme:2 meter all_three no_repeat:0.5"
+  --rewards form:1 rhyme:2 meter all_three theme no_repeat:0.5"
 
 pairs() {  # the reward model, DPO, and GRPO behind DPO
   local files="--train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl"
@@ -85,12 +86,16 @@ pairs() {  # the reward model, DPO, and GRPO behind DPO
   stage 32_evaluate_reward --model $models/reward $files --generations $results/onpolicy/val.jsonl \
     --output $results/reward_card
   dpo_round dpo sft_merged $data 42
+  # RFT: one epoch on the best samples of the first round
+  stage 20_train_sft --model $models/sft_merged --train-file $data/sft_best_train.jsonl \
+    --val-file $data/sft_best_val.jsonl $sft --epochs 1 --output-dir $models/rft
+  generate rft --model $models/sft_merged --adapter $models/rft
   dpo_round dpo_round2 dpo_merged $data/round2 1042
   stage 50_train_grpo --model $models/dpo_round2_merged $rl fluency:0.05 --beta 0 $dpo_grpo \
     --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
   generate base --model "$model"
-  score dpo dpo_round2 dpo_grpo base
+  score rft dpo dpo_round2 dpo_grpo base
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   generate sft --model "$model" --adapter $models/sft
@@ -104,7 +109,7 @@ rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   score sft sft_merged grpo ${ppo:+ppo}
 }
 
-stage 10_prepare_poems --max-train $rows --output-dir $data
+stage 10_prepare_poems --clean strict --max-train $rows --output-dir $data
 check --model "$model" --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl
 stage 20_train_sft --model "$model" --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl $sft \
   --probe-tokens $tokens --output-dir $models/sft

@@ -169,8 +169,7 @@ def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[in
 
     rows = []
     for poem in poems:
-        # longer titles are prefaces; 句 heads fragments
-        title = poem.title if len(poem.title) <= 20 and poem.title != "句" and known.issuperset(poem.title) else ""
+        title = poem.short_title if known.issuperset(poem.short_title) else ""
         passes = settings.tang_passes if poem.source.startswith("tang") else 1
         passes += settings.strict_passes - 1 if is_strict(poem.text) else 0
         for _ in range(passes):

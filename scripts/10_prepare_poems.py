@@ -5,6 +5,7 @@ Reads   --corpus: chinese-poetry JSON (data/poems/tang.json.xz, or a folder of p
 Writes  --output-dir (processed_data/poems): sft_, pref_, prompts_ {train,val,test}.jsonl, report.json, run.json
 Run     python scripts/10_prepare_poems.py
         python scripts/10_prepare_poems.py --clean none --output-dir processed_data/poems_raw
+        python scripts/10_prepare_poems.py --clean strict --title-share 0.3 --rhyme-share 0.3
 
 Rejected poems keep the chosen one's length and characters wherever the fault allows (tasks/poems/faults.py has the
 kinds), so that neither length nor a bag of characters tells the two apart. Only poems that pass rhyme and meter are
@@ -16,9 +17,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.settings import UserError, read_settings
+from common.settings import Limit, UserError, read_settings
 
 
 @dataclass
@@ -28,14 +29,18 @@ class Settings:
     """fixed: this stage knows verse only"""
     corpus: Path = Path("data/poems/tang.json.xz")
     """file or folder in chinese-poetry's schema"""
-    clean: Literal["none", "basic", "full"] = "full"
-    """of the training rows: as printed, no damage, regular verse only"""
+    clean: Literal["none", "basic", "full", "strict"] = "full"
+    """of the training rows: as printed, no damage, regular verse only; strict: SFT rows also keep rhyme and meter"""
     max_train: int = 0
     """SFT training rows kept, 0 = all (a fixed choice by content, spread over forms as they come)"""
     min_character_poems: int = 5
-    """--clean full: SFT rows keep to characters that so many training poems have"""
+    """--clean full, strict: SFT rows keep to characters that so many training poems have"""
     themes: int = 3
     """themes named in an instruction"""
+    title_share: Annotated[float, Limit(high=1)] = 0.0
+    """share of the rows whose instruction names the poem's own title, too; chosen by the hash of the text"""
+    rhyme_share: Annotated[float, Limit(high=1)] = 0.0
+    """the same of its rhyme group"""
 
     # --- preference pairs and RL prompts
     max_pairs: int = 6000
@@ -55,6 +60,23 @@ class Settings:
 NEAR_COPY = "near-copy of a held-out poem (shared run of 10 characters)"
 
 
+def asked_too(poem, settings: Settings) -> dict:
+    """What some rows ask for besides form and themes. A row's own hash decides: a larger share adds rows and moves
+    none."""
+    from tasks.base import text_id
+    from tasks.poems import prosody
+
+    def chosen(part: str, share: float) -> bool:
+        return int(text_id(part, poem.key), 16) < share * 16**12
+
+    asked = {}
+    if poem.short_title and chosen("title", settings.title_share):
+        asked["ask_title"] = poem.short_title
+    if chosen("rhyme", settings.rhyme_share) and (verdict := prosody.check(poem.text)).rhyme.status == "pass":
+        asked["ask_rhyme"] = verdict.rhyme_group[0]
+    return asked
+
+
 def main(settings: Settings) -> None:
     from common.jsonl import write_json
     from common.runs import begin_run
@@ -62,6 +84,7 @@ def main(settings: Settings) -> None:
     from tasks.base import answer, check_command, text_id, write_splits
     from tasks.poems import corpus as verse_corpus
     from tasks.poems.faults import preference_pairs
+    from tasks.poems.reading import is_strict
 
     if settings.task != "poems":
         raise UserError(f"--task {settings.task}: this stage prepares poems; fix: use the prepare stage of that task")
@@ -69,7 +92,8 @@ def main(settings: Settings) -> None:
     source = settings.corpus.name.split(".")[0]
     regular, dropped = verse_corpus.clean(records, "full", source)
     splits, near_copies = verse_corpus.split_poems(regular)
-    if settings.clean != "full":
+    by_rules = settings.clean in ("full", "strict")
+    if not by_rules:
         # val and test are regular verse at every level, so that what cleaning buys is measured on one set
         poems, dropped = verse_corpus.clean(records, settings.clean, source)
         splits["train"] = verse_corpus.without_near_copies(poems, splits["val"] + splits["test"])
@@ -90,21 +114,26 @@ def main(settings: Settings) -> None:
 
             def prompt_of(poem, themes=themes) -> dict:
                 meta = {"id": text_id(poem.key), "form": poem.form, "themes": themes[poem.key]}
-                meta |= {"title": poem.title, "author": poem.author}
+                meta |= {"title": poem.title, "author": poem.author} | asked_too(poem, settings)
                 return {"prompt": task.messages(meta), "meta": meta}
 
             share = len(poems) / len(splits["train"])
             pairs, skipped = [], Counter()
-            if settings.clean == "full":  # only regular verse can be told from a faulty one by rules
+            if by_rules:  # only regular verse can be told from a faulty one by rules
                 pairs, skipped = preference_pairs(poems, themes, settings.seed)
             if settings.max_pairs:
                 pairs = pairs[: max(1, round(settings.max_pairs * min(1.0, share * 4)))]
-            sft, rare = poems, 0
-            if split == "train" and settings.clean == "full":
+            sft, rare, loose = poems, 0, 0
+            if split == "train" and by_rules:
                 found_in = Counter(char for poem in poems for char in set(poem.text))
                 common = {char for char, count in found_in.items() if count >= settings.min_character_poems}
                 sft = [poem for poem in poems if common.issuperset(poem.text)]
                 rare = len(poems) - len(sft)
+            if split == "train" and settings.clean == "strict":
+                sft = [poem for poem in sft if is_strict(poem.text)]
+                loose = len(poems) - rare - len(sft)
+                if not sft:
+                    raise UserError(f"{settings.corpus}: no training poem keeps rhyme and meter; fix: --clean full")
             if split == "train":
                 sft = sft[: settings.max_train or None]
             prompts = poems[: settings.max_prompts or None] if split == "train" else poems
@@ -128,10 +157,12 @@ def main(settings: Settings) -> None:
                 **counts,
                 "forms": Counter(p.form for p in sft),
                 "not among sft for a rare character": rare,
+                "not among sft for rhyme or meter": loose,
                 "pair kinds": Counter(kind for _, _, kind in pairs),
                 "pairs skipped": skipped,
             }
-            left_out = f" ({rare} poems not among sft for a rare character)" if rare else ""
+            reasons = [f"{n} for {why}" for n, why in ((rare, "a rare character"), (loose, "rhyme or meter")) if n]
+            left_out = f" (not among sft: {', '.join(reasons)})" if reasons else ""
             print(f"{split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + left_out)
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)

@@ -1,17 +1,22 @@
-"""On-policy pairs: several samples of a model for each prompt, ranked by named rewards, the best against the worst.
+"""Several samples of a model for each prompt, ranked by named rewards: on-policy pairs for DPO, the best samples as SFT
+rows, or both.
 
 Rewards are those of stages 50 and 51: rules of the task, a reward model, a classifier, or a weighted mix. Ties,
 near-duplicates, samples that did not stop, that a reward cannot judge or that break a rule of --require are dropped and
 counted.
 
 Reads   --generations: one file of stage 60 with --num-samples 8 or more, on training prompts
-Writes  processed_data/{task}/pref_onpolicy_train.jsonl, pref_onpolicy_val.jsonl, with both scores in meta; run record
-        beside them
+Writes  processed_data/{task}/pref_onpolicy_{train,val}.jsonl (--write pairs), sft_best_{train,val}.jsonl (--write
+        best), with the scores in meta; run record beside them
 Run     python scripts/60_generate.py --model checkpoints/poems/sft_merged \\
             --prompts-file processed_data/poems/prompts_train.jsonl \\
             --max-prompts 480 --num-samples 16 --output-file results/poems/onpolicy/sft_merged.jsonl
         python scripts/33_rank_samples.py --generations results/poems/onpolicy/sft_merged.jsonl \\
             --rewards rhyme:1 meter:1 --require form
+        python scripts/33_rank_samples.py --rewards rhyme meter theme --require all_three --write best
+
+The best samples and stage 20 on them are rejection-sampling fine-tuning (RFT; Yuan et al. 2023, arXiv 2308.01825,
+section 3.3).
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.settings import UserError, next_command, read_settings
 from tasks.base import answer, load_task
@@ -43,20 +49,26 @@ class Settings:
     """tokens that a reward model reads of prompt and answer; of a longer text the end"""
 
     # --- pairs
+    write: Literal["pairs", "best", "both"] = "pairs"
+    """preference pairs, the best samples as SFT rows, or both"""
     pairs_per_prompt: int = 2
     """best with worst, second best with second worst, ..."""
+    against: Literal["worst", "near_miss"] = "worst"
+    """what the best stand against: the worst, or the best of those that min_margin leaves below them"""
     min_margin: float = 0.05
     """least difference of the total reward, which is a weighted mean; a smaller one is a tie"""
     max_overlap: float = 0.8
     """share of character bigrams that the two sides of a pair may have in common"""
+    best_per_prompt: int = 1
+    """--write best: SFT rows of one prompt"""
     val_share: float = 0.1
     """of the prompts, chosen by the hash of their text"""
 
     # --- run
     output_dir: Path = Path("processed_data/{task}")
-    """the two files go here"""
+    """the files go here"""
     overwrite: bool = False
-    """replace the pairs of an earlier run"""
+    """replace what an earlier run wrote"""
 
 
 def bigrams(text: str) -> set[str]:
@@ -69,8 +81,8 @@ def overlap(first: str, second: str) -> float:
     return len(one & other) / len(one | other)
 
 
-def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[dict]:
-    """Pairs of one prompt: rank k from the top against rank k from the bottom."""
+def usable_samples(rows: list[dict], dropped: Counter) -> list[dict]:
+    """The samples of one prompt that may stand in a row, the best first."""
     usable, seen = [], set()
     for row in sorted(rows, key=lambda row: (-(row["total"] if row["total"] is not None else 0.0), row["id"])):
         if row["total"] is None:
@@ -88,17 +100,42 @@ def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[
         else:
             seen.add(row["completion"])
             usable.append(row)
-    pairs = []
+    return usable
+
+
+def meta_of(row: dict, kind: str, **scores: float) -> dict:
+    kept = {key: value for key, value in row["meta"].items() if key not in ("kind", "source")}
+    return kept | {"kind": kind} | {name: round(value, 6) for name, value in scores.items()}
+
+
+def best_rows(usable: list[dict], settings: Settings) -> list[dict]:
+    """The best samples of one prompt as SFT rows."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": answer(row["completion"]),
+            "meta": meta_of(row, "best", score=row["total"]),
+        }
+        for row in usable[: settings.best_per_prompt]
+    ]
+
+
+def rank_prompt(usable: list[dict], settings: Settings, dropped: Counter) -> list[dict]:
+    """Pairs of one prompt: rank k from the top against rank k from the bottom, or against the nearest that is
+    min_margin worse and stands in no pair yet."""
+    pairs, taken = [], set()
     for rank in range(min(settings.pairs_per_prompt, len(usable) // 2)):
         best, worst = usable[rank], usable[-1 - rank]
-        if best["total"] - worst["total"] < settings.min_margin:
+        if settings.against == "near_miss":
+            below = (row for row in usable[rank + 1 :] if best["total"] - row["total"] >= settings.min_margin)
+            worst = next((row for row in below if row["id"] not in taken), best)
+            taken |= {best["id"], worst["id"]}
+        if best["total"] - worst["total"] < settings.min_margin or best is worst:
             dropped["tie"] += 1
         elif overlap(best["completion"], worst["completion"]) > settings.max_overlap:
             dropped["near-duplicates"] += 1
         else:
-            meta = {key: value for key, value in best["meta"].items() if key not in ("kind", "source")}
-            scores = {"chosen_score": round(best["total"], 6), "rejected_score": round(worst["total"], 6)}
-            meta |= {"kind": "onpolicy", **scores}
+            meta = meta_of(best, "onpolicy", chosen_score=best["total"], rejected_score=worst["total"])
             sides = {"chosen": answer(best["completion"]), "rejected": answer(worst["completion"])}
             pairs.append({"prompt": best["prompt"], **sides, "meta": meta})
     return pairs
@@ -107,7 +144,7 @@ def rank_prompt(rows: list[dict], settings: Settings, dropped: Counter) -> list[
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_jsonl
     from common.runs import begin_run
-    from common.training.rewards import load_rewards, score, total
+    from common.training.rewards import check_order, load_rewards, score, total
 
     task = load_task(settings.task)
     settings = task.fill_in(settings)
@@ -123,46 +160,64 @@ def main(settings: Settings) -> None:
         load_rewards(names, task, settings.dtype, settings.max_length) if names else []
         for names in (settings.rewards, settings.require)
     )
-    files = [settings.output_dir / f"pref_onpolicy_{split}.jsonl" for split in ("train", "val")]
+    check_order([*rewards, *required], task)
+    kinds = {"pairs": "pref_onpolicy", "best": "sft_best"}
+    kinds = {kind: name for kind, name in kinds.items() if settings.write in (kind, "both")}
+    files = {
+        (kind, split): settings.output_dir / f"{name}_{split}.jsonl"
+        for kind, name in kinds.items()
+        for split in ("train", "val")
+    }
+    first, *others = files.values()
     inputs = {"generations": settings.generations}
-    with begin_run(files[0], settings, inputs, "33_rank_samples", resumable=False, also=(files[1],)) as run:
+    with begin_run(first, settings, inputs, "33_rank_samples", resumable=False, also=tuple(others)) as run:
         texts = [[row[name] for row in rows] for name in ("prompt", "completion", "meta")]
         totals = total(rewards, score(rewards, *texts))
         rules = score(required, *texts).values() if required else ()
         for index, (row, value) in enumerate(zip(rows, totals, strict=True)):
             row["total"], row["kept"] = value, all(values[index] == 1 for values in rules)
-        splits: dict[str, list[dict]] = {"train": [], "val": []}
+        found: dict[tuple, list[dict]] = {place: [] for place in files}
         dropped: Counter = Counter()
         for samples in prompts.values():
             asked = json.dumps(samples[0]["prompt"], ensure_ascii=False)  # two rows may ask the same
             held_out = int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 1000 < 1000 * settings.val_share
-            splits["val" if held_out else "train"] += rank_prompt(samples, settings, dropped)
-        for file, (split, pairs) in zip(files, splits.items(), strict=True):
-            if not pairs:
+            split, usable = "val" if held_out else "train", usable_samples(samples, dropped)
+            if "pairs" in kinds:
+                found["pairs", split] += rank_prompt(usable, settings, dropped)
+            if "best" in kinds:
+                found["best", split] += best_rows(usable, settings)
+        for (kind, split), file in files.items():
+            if not found[kind, split]:
                 raise UserError(
-                    f"no {split} pair is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a smaller "
-                    "--min-margin"
+                    f"no {split} row ({kind}) is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a "
+                    f"smaller --min-margin"
                 )
-            write_jsonl(file, pairs)
-        pairs = splits["train"] + splits["val"]
-        sides, lengths = {}, {}
-        for side in ("chosen", "rejected"):
-            sides[side] = sum(pair["meta"][f"{side}_score"] for pair in pairs) / len(pairs)
-            lengths[side] = sum(len(pair[side][0]["content"]) for pair in pairs) / len(pairs)
-        print(
-            f"{len(rows)} samples of {len(prompts)} prompts -> {len(splits['train'])} training and "
-            f"{len(splits['val'])} validation pairs"
-        )
+            write_jsonl(file, found[kind, split])
+        counts = {kind: {split: len(found[kind, split]) for split in ("train", "val")} for kind in kinds}
+        for kind, count in counts.items():
+            print(
+                f"{len(rows)} samples of {len(prompts)} prompts -> {count['train']} training and {count['val']} "
+                f"validation {'pairs' if kind == 'pairs' else 'SFT rows'}"
+            )
+            run.figure(kind, count)
         print(f"dropped: {dict(dropped)}")
-        print(
-            f"mean reward: chosen {sides['chosen']:.3f}, rejected {sides['rejected']:.3f}; "
-            f"mean length: chosen {lengths['chosen']:.1f}, rejected {lengths['rejected']:.1f} characters"
-        )
-        run.figure("pairs", {split: len(rows) for split, rows in splits.items()})
         run.figure("dropped", dict(dropped))
-        run.figure("mean_reward", sides)
+        rewarded, lengths = {}, {}
+        for kind, score_of, side in (
+            ("pairs", "chosen_score", "chosen"),
+            ("pairs", "rejected_score", "rejected"),
+            ("best", "score", "completion"),
+        ):
+            if kind in kinds:
+                written = found[kind, "train"] + found[kind, "val"]
+                rewarded[side] = sum(row["meta"][score_of] for row in written) / len(written)
+                lengths[side] = sum(len(row[side][0]["content"]) for row in written) / len(written)
+                print(f"{side}: mean reward {rewarded[side]:.3f}, mean length {lengths[side]:.1f} characters")
+        run.figure("mean_reward", rewarded)
         run.figure("mean_length", lengths)
-        run.finish(next_command("40_train_dpo", task=settings.task, train_file=files[0], val_file=files[1]))
+        stage, kind = ("40_train_dpo", "pairs") if "pairs" in kinds else ("20_train_sft", "best")
+        trained_on = {f"{split}_file": files[kind, split] for split in ("train", "val")}
+        run.finish(next_command(stage, task=settings.task, **trained_on))
 
 
 if __name__ == "__main__":

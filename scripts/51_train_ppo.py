@@ -47,6 +47,8 @@ class Settings(AdapterSettings):
     """held-out prompts to sample, answers for the NLL"""
     rewards: tuple[str, ...] = ()
     """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
+    step_rewards: bool = True
+    """a reward whose STEP_REWARDS (tasks/base.py) say where it is earned is paid there, at the end only what is left"""
     watch: tuple[str, ...] = ()
     """rewards that are logged and not learned from; left out: WATCHED_REWARDS of the task"""
     enable_thinking: bool = False
@@ -143,6 +145,7 @@ def main(settings: Settings) -> None:
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
+    from common.training.rewards import step_shares
     from tasks.base import load_task
 
     # before an earlier run's files are touched
@@ -154,6 +157,7 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_dir, settings, inputs, "51_train_ppo") as run:
         import torch
         from accelerate import PartialState
+        from accelerate.utils import gather_object
 
         from common.evaluation.plots import plot_overoptimisation
 
@@ -188,12 +192,16 @@ def main(settings: Settings) -> None:
             asked = share(draw_prompts(prompts, step, settings.batch_size, settings.seed))
             batch = agent.rollout([ids for _, ids in asked], settings.max_new_tokens)
             written = time.perf_counter()
-            totals, means = probe.judge([row for row, _ in asked], batch.texts(tokenizer), shared=True)
+            rows, texts = [row for row, _ in asked], batch.texts(tokenizer)
+            totals, means = probe.judge(rows, texts, shared=True)
+            told = [row["prompt"] for row in rows], texts, [row.get("meta", {}) for row in rows]
+            parts = gather_object(step_shares(probe.rewards if settings.step_rewards else [], *told))
             batch = batch.gather()  # from here on every process knows the answers of all
             judged = [place for place, value in enumerate(totals) if value is not None]
             if not judged:
                 raise UserError(f"step {step + 1}: no answer could be judged; fix: --rewards, or meta of the prompts")
             batch, scores = batch.keep(judged), torch.tensor([totals[place] for place in judged], device=model.device)
+            earned = batch.at_tokens(tokenizer, [parts[place] for place in judged])
             scored = time.perf_counter()
 
             if step == 0:
@@ -203,7 +211,7 @@ def main(settings: Settings) -> None:
                 batch.values = agent.look_again(batch, "value", settings.micro_tokens)
             real, paid = batch.mask, scores - settings.missing_eos * ~batch.stopped
             penalties = -beta * kl_estimate(batch.logprobs, reference, settings.kl_estimator)
-            rewards = token_rewards(paid, penalties, real)
+            rewards = token_rewards(paid, penalties, real, earned)
             advantages, returns = gae(rewards, batch.values, real, settings.gamma, settings.lam)
             learned = update(agent, optimizer, batch, whiten(advantages, real), returns, settings)
             arguments.require_finite(learned, step + 1, settings)

@@ -27,6 +27,7 @@ PARENTS = {
     "dpo_merged": "dpo",
     "dpo_round2": "dpo_merged",
     "dpo_round2_merged": "dpo_round2",
+    "rft": "sft_merged",
     "grpo": "sft_merged",
     "dpo_grpo": "dpo_round2_merged",
     "ppo": "sft_merged",
@@ -189,6 +190,17 @@ def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[st
     return changes
 
 
+def falls(changes: dict, lower: tuple[str, ...]) -> list[list]:
+    """[run, against, metric, change] where a stage made a metric worse and the interval of the change excludes 0."""
+    found = []
+    for name, (parent, bought) in changes.items():
+        for metric, estimate in bought.items():
+            worse_is = 1 if metric in lower else -1
+            if estimate.low is not None and min(worse_is * estimate.low, worse_is * estimate.high) > 0:
+                found.append([name, parent, metric, estimate])
+    return found
+
+
 def cost_of(record: dict | None) -> list[str]:
     """Minutes, peak memory and device of the stage that made a run's model, from its run.json."""
     from common.evaluation.tables import NONE
@@ -279,7 +291,7 @@ def main(settings: Settings) -> None:
     with begin_run(report, settings, inputs, "72_compare", resumable=False, **files) as run:
         from common.evaluation.compare_page import write_markdown, write_page
         from common.evaluation.plots import plot_bars, plot_boxes
-        from common.evaluation.tables import sampling_notes
+        from common.evaluation.tables import interval, sampling_notes
 
         golden = golden_entry(entries, {id: scores for _, texts, _ in loaded for id, scores in texts.items()})
         everything = [golden, *entries] if golden else entries
@@ -293,6 +305,7 @@ def main(settings: Settings) -> None:
                 changes[name] = (parent, change(by_name[name], by_name[parent], metrics, set_metrics, settings))
         costs = {name: read_json(path) for name, path in records.items()}
         lower = [name for name in columns if name in (*LOWER, *task.LOWER_IS_BETTER)]
+        fell = falls(changes, (*LOWER, *task.LOWER_IS_BETTER))
         first = [name for name in task.COLUMNS if name in columns] if not settings.metrics else []
         more = [name for name in columns if name not in first] if first else []
         tables = make_tables(everything, names, columns, changes, costs, more, lower)
@@ -312,6 +325,12 @@ def main(settings: Settings) -> None:
                 f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "
                 "They fall as prompts are added: compare them within this table only."
             )
+        if changes:
+            shown = [
+                f"{metric} {interval(estimate, sign=True)} ({name} against {against})"
+                for name, against, metric, estimate in fell
+            ]
+            notes.append("What got worse, with 95 %: " + ("; ".join(shown) or "nothing") + ".")
         panels = {c: {e.name: e.figures[c] for e in everything if c in e.figures} for c in columns}
         images = {"Metrics": bars} if plot_bars(panels, bars, GOLDEN, lower) else {}
         nll = {entry.name: [v for v in entry.column("nll_per_character") if v is not None] for entry in everything}
@@ -331,6 +350,7 @@ def main(settings: Settings) -> None:
 
         run.figure("table", {entry.name: entry.figures for entry in everything})
         run.figure("changes", {name: {"against": parent, **gains} for name, (parent, gains) in changes.items()})
+        run.figure("fell", [dict(zip(("run", "against", "metric", "change"), row, strict=True)) for row in fell])
         run.figure("prompts", prompts)
         run.finish()
         print("\n\n".join([*notes, *(table.markdown(narrow=True) for table in tables)]))

@@ -38,6 +38,20 @@ class Field:
 
 
 @dataclass(frozen=True)
+class RewardExample:
+    """Two answers to one request. Before stages 33, 50 and 51 start, every reward named here must give the good one
+    more."""
+
+    rewards: tuple[str, ...]
+    """names in REWARDS"""
+    good: str
+    bad: str
+    meta: dict = field(default_factory=dict)
+    prompt: str = ""
+    """the text of the last user turn"""
+
+
+@dataclass(frozen=True)
 class Task:
     """A loaded job. `name` and `file` apart, every field is an export of its module; those with a default may be left
     out."""
@@ -54,6 +68,12 @@ class Task:
     """what they reward where no flag says otherwise, as NAME[:WEIGHT]; left out: all of REWARDS"""
     WATCHED_REWARDS: tuple[str, ...] = ()
     """what stage 51 logs and does not learn from"""
+    STEP_REWARDS: dict[str, Callable] = field(default_factory=dict)
+    """name in REWARDS -> f(prompts, completions, meta, **_): for each completion [(offset, value), ...], what of that
+    reward is earned once text[:offset] is written; stage 51 pays it there, and what is left of the reward at the
+    end"""
+    REWARD_EXAMPLES: tuple[RewardExample, ...] = ()
+    """known good and bad answers: the self-test of rewards"""
     SET_METRICS: dict[str, Callable] = field(default_factory=dict)
     """name -> f(completions) -> one float for a whole set of texts, such as distinct-2"""
     COLUMNS: tuple[str, ...] = ()
@@ -119,6 +139,13 @@ def load_task(name: str) -> Task:
                     f"{show_path(file)}: {export} names {spec!r}, which is not in REWARDS; fix: "
                     f"{', '.join(task.REWARDS)}"
                 )
+    named = [("STEP_REWARDS", name) for name in task.STEP_REWARDS]
+    named += [("REWARD_EXAMPLES", name) for example in task.REWARD_EXAMPLES for name in example.rewards]
+    for export, name in named:
+        if name not in task.REWARDS:
+            raise UserError(
+                f"{show_path(file)}: {export} names {name!r}, which is not in REWARDS; fix: {', '.join(task.REWARDS)}"
+            )
     return task
 
 

@@ -160,6 +160,22 @@ def test_cleaning_drops_more_at_each_level_on_the_same_held_out_poems(prepared, 
     assert len(held_out) == 1
 
 
+def test_strict_rows_keep_every_rule_and_some_name_title_and_rhyme(prepared, tmp_path):
+    from tasks.poems.reading import is_strict
+
+    corpus, shares = prepared.parent / "corpus.json", ["--title-share", 0.5, "--rhyme-share", 0.5]
+    stage("10_prepare_poems.py", "--corpus", corpus, "--clean", "strict", *shares, "--output-dir", tmp_path / "strict")
+    full, strict = (rows_of(folder / "sft_train.jsonl") for folder in (prepared, tmp_path / "strict"))
+    assert all(is_strict(row["completion"][0]["content"]) for row in strict)
+    ids = {row["meta"]["id"] for row in strict}
+    assert all(row["meta"]["id"] in ids for row in full if is_strict(row["completion"][0]["content"]))
+    for part, name in (("题目", "ask_title"), ("韵部", "ask_rhyme")):
+        asked = [row["meta"].get(name) for row in strict]
+        assert 0.2 < sum(map(bool, asked)) / len(strict) < 0.7
+        for row, value in zip(strict, asked, strict=True):
+            assert (f" {part}：{value}" in row["prompt"][0]["content"]) == bool(value)
+
+
 BROKEN_CORPORA = {
     "array.json": (b'[\n{"title": "x", "paragraphs": ["a"]},\n{"title": \n]', "array.json:4: broken JSON"),
     "gbk.json": ('[\n{"title": "春晓", "paragraphs": []}]'.encode("gbk"), "gbk.json:2: not UTF-8"),

@@ -322,6 +322,21 @@ def test_both_sides_of_a_pair_keep_the_required_rules(tmp_path):
     assert figures["dropped"] == {"sample that breaks a required rule": 30}
 
 
+def test_the_best_samples_as_sft_rows_and_near_misses_as_pairs(tmp_path):
+    rows = [generation(p, i, text) for p in range(30) for i, text in enumerate((SHAPELESS, FLAT, GOOD))]
+    words = ["--generations", write_rows(tmp_path / "samples.jsonl", rows), "--rewards", "rhyme", "--val-share", 0.2]
+    words += ["--write", "both", "--against", "near_miss", "--output-dir", tmp_path / "data"]
+    done = stage("33_rank_samples.py", *words)
+    best = read_rows(tmp_path / "data/sft_best_train.jsonl") + read_rows(tmp_path / "data/sft_best_val.jsonl")
+    assert [row["completion"][0]["content"] for row in best] == [GOOD] * 30 and best[0]["meta"]["score"] == 1
+    pairs = read_rows(tmp_path / "data/pref_onpolicy_train.jsonl")
+    assert pairs and all(pair["rejected"][0]["content"] == FLAT for pair in pairs), "SHAPELESS is the worst"
+    assert "next: python scripts/40_train_dpo.py" in done.stdout
+    done = stage("33_rank_samples.py", *words, "--write", "best", "--output-dir", tmp_path / "best")
+    assert "next: python scripts/20_train_sft.py" in done.stdout and "sft_best_train.jsonl" in done.stdout
+    assert not (tmp_path / "best/pref_onpolicy_train.jsonl").exists()
+
+
 def test_one_sample_a_prompt_gives_no_pair(tmp_path):
     file = write_rows(tmp_path / "samples.jsonl", [generation(i, 0, GOOD) for i in range(5)])
     done = stage("33_rank_samples.py", "--generations", file, "--output-dir", tmp_path / "data", check=False)

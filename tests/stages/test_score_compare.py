@@ -381,6 +381,25 @@ class Page(HTMLParser):
             self.scripts.append(data)
 
 
+def test_what_a_stage_made_worse_is_named():
+    from common.evaluation.statistics import Estimate
+
+    changes = {
+        "grpo": (
+            "sft",
+            {
+                "theme": Estimate(-0.1, -0.12, -0.08),
+                "form": Estimate(-0.1, -0.2, 0.01),
+                "near_copy": Estimate(-0.1, -0.2, -0.1),
+                "nll_per_character": Estimate(0.2, 0.1, 0.3),
+                "distinct_2": Estimate(-0.1, None, None),
+            },
+        )
+    }
+    fell = load_script("72_compare.py").falls(changes, ["near_copy", "nll_per_character"])
+    assert [(run, metric) for run, _, metric, _ in fell] == [("grpo", "theme"), ("grpo", "nll_per_character")]
+
+
 def test_no_model_text_becomes_markup_and_the_page_loads_nothing(compared):
     page, report, _ = compared
     seen = Page(page)

@@ -121,3 +121,35 @@ def test_damaged_records_are_dropped_with_their_reason():
         "odd line count": 1,
         "empty": 1,
     }
+
+
+def test_a_title_and_a_rhyme_group_are_asked_behind_the_themes():
+    row = {"form": "五言绝句", "themes": ["登临"], "ask_title": "登鹳雀楼", "ask_rhyme": "下平十一尤"}
+    assert poems.messages(row)[0]["content"] == "写一首[五言绝句] 要求4句 主题为: 登临 题目：登鹳雀楼 韵部：下平十一尤"
+    assert one(poems.rhyme_group, GUAN_QUE, row) == 1.0
+    assert one(poems.rhyme_group, GUAN_QUE, row | {"ask_rhyme": "上平一东"}) == 0.0
+    assert one(poems.rhyme_group, GUAN_QUE, JUE_JU) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "rhyme", "meter"),
+    [
+        (GUAN_QUE, [(5, 0.25), (11, 0.25), (17, 0.25), (23, 0.25)], [(11, 0.5), (23, 0.5)], [0.25] * 4),
+        (GUAN_QUE.replace("千里", "千山"), None, [(11, 0.5), (23, 0.5)], [0.25, 0.25, 0.125, 0.25]),
+        (GUAN_QUE.replace("海流", "海"), [(5, 0.25), (10, -0.25)], [], []),
+        (GUAN_QUE + "天", [(5, 0.25), (11, 0.25), (17, 0.25), (23, 0.25), (25, -1.0)], [], []),
+        ("", [], [], []),
+    ],
+)
+def test_each_line_earns_its_part_of_the_share(text, form, rhyme, meter):
+    assert form is None or one(poems.form_by_line, text) == form
+    assert one(poems.rhyme_by_line, text) == rhyme
+    assert [value for _, value in one(poems.meter_by_line, text)] == meter
+
+
+def test_the_parts_of_real_poems_add_up_to_the_share():
+    for poem in poems.training_poems()[:200]:
+        for name, by_line in poems.STEP_REWARDS.items():
+            share = one(poems.REWARDS[name], poem.text, {"form": poem.form})
+            parts = [value for _, value in one(by_line, poem.text, {"form": poem.form})]
+            assert share is None or sum(parts) == pytest.approx(share, abs=0.2), (name, poem.text)  # unlisted ones

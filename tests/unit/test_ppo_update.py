@@ -105,6 +105,19 @@ def test_the_score_stands_on_the_last_real_token():
         assert not rewards[row, length:].any()
 
 
+def test_what_is_earned_before_the_end_is_not_paid_twice():
+    penalties, _, mask = random_rows()
+    scores, earned = torch.arange(6.0), torch.zeros(mask.shape)
+    earned[:, 0] = 0.25
+    rewards = update.token_rewards(scores, penalties, mask, earned)
+    assert torch.allclose(rewards.sum(1), scores + (penalties * mask).sum(1), atol=1e-5)
+    moved = rewards - update.token_rewards(scores, penalties, mask)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        if length > 1:
+            assert moved[row, 0].item() == pytest.approx(0.25)
+            assert moved[row, length - 1].item() == pytest.approx(-0.25)
+
+
 def test_explained_variance_of_a_knowing_and_an_ignorant_value_head():
     returns = torch.tensor([0.0, 1.0, 2.0, 3.0])
     assert update.explained_variance(returns, returns) == 1

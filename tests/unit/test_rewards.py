@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3F
 
 from common.pretraining.char_tokenizer import build_tokenizer
 from common.settings import UserError
-from common.training.rewards import Reward, check_meta, load_rewards, score, total
+from common.training.rewards import Reward, check_meta, check_order, load_rewards, score, step_shares, total
 from tasks import poems
 from tasks.base import load_task
 
@@ -91,6 +91,29 @@ def test_task_rewards_are_those_of_the_task():
     assert columns["form"][0] == 1.0 and columns["form"][1] < 1
 
 
+# --- the self-test before a run
+
+
+@pytest.mark.parametrize("name", ["chat", "copywriting", "poems", "styles", "weibo"])
+def test_the_shipped_rewards_order_the_known_texts(name):
+    task = load_task(name)
+    named = {reward for example in task.REWARD_EXAMPLES for reward in example.rewards}
+    assert {spec.partition(":")[0] for spec in task.DEFAULT_REWARDS} <= named
+    check_order(load_rewards(tuple(named), task), task)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.0, 1.0], [None, 0.0]])
+def test_a_reward_that_orders_known_texts_wrongly_does_not_start(values):
+    reward = Reward("rhyme", 1, "", lambda prompts, completions, meta: values * (len(completions) // 2))
+    with pytest.raises(UserError, match="reward rhyme is .*better text '白日依山尽.*fix: correct it"):
+        check_order([reward], POEMS)
+
+
+def test_of_a_model_the_known_pairs_that_it_orders_are_counted(capsys):
+    check_order([Reward("model=x", 1, "folder", lambda prompts, completions, meta: [0.0] * len(completions))], POEMS)
+    assert f"orders 0 of {len(POEMS.REWARD_EXAMPLES)} known pairs" in capsys.readouterr().out
+
+
 # --- the total
 
 
@@ -98,6 +121,13 @@ def test_the_total_is_the_weighted_mean_and_a_negative_weight_punishes():
     parts = [constant("a", 3, [1.0, 0.0]), constant("b", -1, [0.5, 1.0])]
     columns = score(parts, [PROMPT] * 2, ["x", "y"], [META] * 2)
     assert total(parts, columns) == pytest.approx([(3 - 0.5) / 4, -1 / 4])
+
+
+def test_what_is_earned_before_the_end_has_the_weights_of_the_total():
+    rewards = load_rewards(("rhyme:2", "meter", "no_repeat:-1"), POEMS)
+    (earned,) = step_shares(rewards, [PROMPT], [POEM], [META])
+    assert earned == pytest.approx({5: 0.25 / 4, 11: 1.25 / 4, 17: 0.25 / 4, 23: 1.25 / 4})
+    assert step_shares(load_rewards(("fluency",), POEMS), [PROMPT], [POEM], [META]) == [{}]
 
 
 def test_none_in_one_part_makes_the_total_none_and_never_0():

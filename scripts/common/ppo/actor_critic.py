@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,19 @@ class Rollout:
         ends = (self.mask.sum(1) - self.stopped.long()).tolist()
         answers = [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
         return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+    def at_tokens(self, tokenizer, earned: list[dict[int, float]]) -> Tensor:
+        """[N, T]: each value of an answer's {offset: value} at the token that completes text[:offset]."""
+        result = torch.zeros_like(self.values)
+        for row, (length, parts) in enumerate(zip(self.lengths, earned, strict=True)):
+            ids = self.tokens[row, :length].tolist()
+
+            def written(count: int, ids=ids) -> int:
+                return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+
+            for offset, value in parts.items():
+                result[row, bisect_left(range(1, length), offset, key=written)] += value
+        return result
 
     def keep(self, rows: list[int]) -> Rollout:
         return Rollout([self.prompts[row] for row in rows], *(tensor[rows] for tensor in self.tensors))

@@ -25,10 +25,16 @@ def next_beta(beta: float, kl: float, target: float) -> float:
     return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
-def token_rewards(scores, penalties, mask):
+def token_rewards(scores, penalties, mask, earned=None):
     """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last:
-    [N, T]."""
+    [N, T].
+
+    earned [N, T]: what of the score is paid at an earlier token; the last one gets the rest, so that an answer's sum is
+    its score.
+    """
     rewards = penalties * mask
+    if earned is not None:
+        rewards, scores = rewards + earned, scores - earned.sum(1)
     rewards[range(len(scores)), mask.sum(1) - 1] += scores
     return rewards
 

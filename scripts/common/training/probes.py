@@ -17,7 +17,7 @@ from common.models import check_model, load_tokenizer, require_context, require_
 from common.preflight.checks import require_clean_files
 from common.settings import UserError, resolve_model
 from common.training.arguments import require_finite
-from common.training.rewards import check_meta, load_rewards, score, total
+from common.training.rewards import check_meta, check_order, load_rewards, score, total
 from common.training.turn_tokens import check_tokens, why_no_stop
 
 
@@ -111,6 +111,7 @@ def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
     require_clean_files(settings, tokenizer, "prompts", settings.train_file)
     require_clean_files(settings, tokenizer, "sft", settings.val_file)
     probe = DriftProbe(settings, task, tokenizer, read_jsonl(settings.val_file, "sft")[: settings.probe_count or None])
+    check_order([*probe.rewards, *probe.watched], task)
     for file, schema in ((settings.train_file, "prompts"), (settings.val_file, "sft")):
         check_meta([*probe.rewards, *probe.watched], file, read_jsonl(file, schema))
     room = settings.max_length - settings.max_new_tokens

@@ -30,6 +30,7 @@ class Reward:
     weight: float
     path: str  # folder or hub id of the model behind it; empty for a rule
     function: Callable  # (prompts, completions, meta) -> list[float | None]; prompts are lists of messages
+    steps: Callable | None = None  # the same -> list[list[(offset, value)]]: what of it is earned before the end
 
 
 def load_rewards(specs: tuple[str, ...], task, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
@@ -95,6 +96,36 @@ def check_meta(rewards: list[Reward], file: Path, rows: list[dict]) -> None:
         raise
 
 
+def check_order(rewards: list[Reward], task) -> None:
+    """The self-test before a run: each rule gives every good text of the job's REWARD_EXAMPLES that names it more than
+    the bad one. Raises UserError where one does not.
+
+    A model, and the mix as a whole, may err on a single text: how many they order right is printed where some are
+    wrong.
+    """
+    texts = [text for example in task.REWARD_EXAMPLES for text in (example.good, example.bad)]
+    twice = [example for example in task.REWARD_EXAMPLES for _ in range(2)]
+    prompts, meta = [[{"role": "user", "content": example.prompt}] for example in twice], [e.meta for e in twice]
+    columns = {}
+    for reward in rewards:
+        places = [place for place, example in enumerate(twice) if reward.path or reward.name in example.rewards]
+        found = score([reward], *([column[place] for place in places] for column in (prompts, texts, meta)))
+        columns[reward.name] = dict(zip(places, found[reward.name], strict=True))
+        wrong = []
+        for place in places[::2]:
+            good, bad = columns[reward.name][place], columns[reward.name][place + 1]
+            if None in (good, bad) or good <= bad:
+                wrong.append((place, good, bad))
+        if wrong and not reward.path:
+            place, good, bad = wrong[0]
+            raise UserError(
+                f"reward {reward.name} is {bad} for {texts[place + 1][:40]!r} and {good} for the better text "
+                f"{texts[place][:40]!r}; fix: correct it, or REWARD_EXAMPLES of {show_path(task.file)}"
+            )
+        if wrong:
+            print(f"notice: {reward.name} orders {len(places) // 2 - len(wrong)} of {len(places) // 2} known pairs")
+
+
 def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list[float | None]:
     """Weighted mean of the parts, one a completion: sum of weight * part over the sum of absolute weights; None if any
     part is None."""
@@ -106,6 +137,20 @@ def total(rewards: list[Reward], columns: dict[str, list[float | None]]) -> list
         else sum(reward.weight * part for reward, part in zip(rewards, parts, strict=True)) / scale
         for parts in rows
     ]
+
+
+def step_shares(
+    rewards: list[Reward], prompts: list[list[dict]], completions: list[str], meta: list[dict]
+) -> list[dict[int, float]]:
+    """offset -> what of the `total` is earned once text[:offset] is written, one dict a completion; empty where no
+    reward says."""
+    scale = sum(abs(reward.weight) for reward in rewards)
+    earned: list[dict[int, float]] = [{} for _ in completions]
+    for reward in (reward for reward in rewards if reward.steps):
+        for parts, found in zip(earned, reward.steps(prompts, completions, meta), strict=True):
+            for offset, value in found:
+                parts[offset] = parts.get(offset, 0.0) + reward.weight * value / scale
+    return earned
 
 
 def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
@@ -132,7 +177,9 @@ def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
         raise UserError(
             f"unknown reward {match['name']!r}; fix: one of {', '.join(task.REWARDS)}, model=PATH or style=PATH#LABEL"
         )
-    return Reward(match["name"], weight, "", partial(measured, task.REWARDS[match["name"]]))
+    steps = task.STEP_REWARDS.get(match["name"])
+    how = partial(measured, task.REWARDS[match["name"]]), steps and partial(measured, steps)
+    return Reward(match["name"], weight, "", *how)
 
 
 def _folder_name(path: str) -> str:

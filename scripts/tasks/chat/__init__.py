@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from tasks.base import RewardExample
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, no_space, passes, per_text, zero_for_none
 
 SENTENCE_ENDS = re.compile("[。！？!?]+[”’」』）)]*")
@@ -152,3 +153,17 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 COLUMNS = ("length", "include", "all_followed", "no_repeat", "stopped", "distinct_2")
+REWARD_EXAMPLES = tuple(
+    RewardExample(names, good, bad, meta)
+    for names, good, bad, meta in (
+        (("no_repeat",), "多喝水，早点睡。", "多喝水多喝水多喝水多喝水。", {}),
+        (("no_repeat",), "多喝熱水，早點睡覺。", "多喝熱水多喝熱水多喝熱水。", {}),
+        (("closed",), "多喝水，早点睡。", "多喝水，早点", {}),
+        (("closed",), "多喝水，早點睡。", "多喝水，早點", {}),
+        (("chinese",), "多喝水，早点睡。", "Drink water, sleep early.", {}),
+        (("length", "follows"), "带伞。", "出门的时候请一定记得带上雨伞。", {"max_characters": 5}),
+        (("include", "follows"), "出门带雨伞。", "出门带水。", {"must_include": ["雨伞"]}),
+        (("sentences", "follows"), "下雨了。带伞。", "下雨了", {"sentences": 2}),
+        (("list_items", "follows"), "雨伞\n水", "雨伞和水", {"list_items": 2}),
+    )
+)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from common.settings import ROOT
 from tasks import text_metrics
-from tasks.base import Field
+from tasks.base import Field, RewardExample
 from tasks.copywriting import facts as copy_facts
 from tasks.copywriting.facts import Statement, find, words
 from tasks.text_metrics import distinct, distinct_share, mean_of, named, no_space, per_text, ratio_to_range
@@ -448,3 +448,21 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 FIELDS = {"product_id": Field("产品", tuple(products())), "copy_type": Field("文案类型", tuple(COPY_TYPES))}
 COLUMNS = ("allowed", "structure", "call", "facts_true", "length", "overall", "distinct_2")
 LOWER_IS_BETTER = ("near_copy",)
+
+_COPY = (
+    "评洁面，我先看洗完十分钟后的脸，再看泡沫。泡沫多半是表面活性剂的表演，紧不紧才是实情。"
+    "这支氨基酸净润洁面乳用椰油酰甘氨酸钾 12% 清洁，甘油 8% 与泛醇 1% 温和兜底，配方里没有皂基。"
+    "泡沫细密，冲两遍就净，指腹摸上去不涩。中性到偏干的肤质会喜欢；"
+    "习惯洗到吱吱响的人，可能要适应几天这种安静的干净。"
+)
+REWARD_EXAMPLES = tuple(
+    RewardExample((*names, "overall"), _COPY, bad, {"product_id": "p01", "copy_type": "social_media_review"})
+    for names, bad in (
+        (("allowed", "clean"), f"家人们，{_COPY}"),
+        (("facts", "clean"), _COPY.replace("12%", "52%")),
+        (("calm", "clean"), _COPY.replace("。", "！")),
+        (("length", "structure", "clean"), "洗完脸很舒服。"),
+        (("no_repeat",), _COPY + _COPY),
+        (("encouraged",), _COPY.replace("温和", "").replace("配方", "")),
+    )
+)

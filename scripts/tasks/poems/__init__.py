@@ -1,7 +1,8 @@
 """Tang verse: how a poem becomes an instruction, and what makes an answer good. Metrics and rewards are the same
 functions.
 
-meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["山水", ...]}.
+meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["山水", ...]}, in some rows also
+{"ask_title": "江上", "ask_rhyme": "尤"}.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from common.settings import ROOT
 from tasks import text_metrics
-from tasks.base import Field
+from tasks.base import Field, RewardExample
 from tasks.poems import corpus as verse_corpus
 from tasks.poems import prosody
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, named, per_text, runs, zero_for_none
@@ -28,14 +29,17 @@ FILES = (
 # --- from a row to a prompt
 
 
-def instruction(form: str, themes: list[str]) -> str:
+def instruction(form: str, themes: list[str], title: str = "", rhyme_group: str = "") -> str:
     lines = prosody.FORMS[form][0]
-    return f"写一首[{form}] 要求{lines}句 主题为: {'、'.join(themes)}"
+    request = f"写一首[{form}] 要求{lines}句 主题为: {'、'.join(themes)}"
+    return request + (f" 题目：{title}" if title else "") + (f" 韵部：{rhyme_group}" if rhyme_group else "")
 
 
 def messages(row: dict) -> list[dict]:
-    """A row's form and themes as the chat messages that ask for the poem."""
-    return [{"role": "user", "content": instruction(row["form"], row["themes"])}]
+    """The chat messages that ask for a poem of a row's form and themes; its ask_title and ask_rhyme, where they are
+    there, name a title and a rhyme group."""
+    asked = instruction(row["form"], row["themes"], row.get("ask_title", ""), row.get("ask_rhyme", ""))
+    return [{"role": "user", "content": asked}]
 
 
 # --- prosody: shares, which are dense rewards; pass rates are what is published
@@ -79,6 +83,54 @@ def meter(text: str, meta: dict) -> float | None:
     """Share of the positions 2/4/6 that stand as the better regulated pattern wants, 0..1; 0 in a wrong form."""
     found = _check(text, meta.get("form"))
     return found.meter_share if found.form.status == "pass" else 0.0
+
+
+# --- the same by line: [(offset, value)], what of the share is earned at the end of a line
+
+
+def _line_ends(text: str) -> list[int]:
+    return [match.end() for match in prosody.LINE.finditer(text)]
+
+
+@per_text
+def form_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
+    """Each line of the asked form earns its part; the first one that breaks it loses all of them."""
+    count, width = prosody.FORMS[meta["form"]] if meta.get("form") else (0, 0)
+    earned = []
+    for number, line in enumerate(prosody.LINE.finditer(text) if count else (), start=1):
+        if number > count or len(line.group()) != width or not prosody.HAN.fullmatch(line.group()):
+            return [*earned, (line.end(), -(number - 1) / count)]
+        earned.append((line.end(), 1 / count))
+    return earned
+
+
+@per_text
+def rhyme_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
+    """Each even line that rhymes earns its part; nothing in a wrong form."""
+    rhymes = {end for _, end, label in mark(text, meta) if label == "rhyme"}
+    even = _line_ends(text)[1::2] if form([None], [text], [meta]) == [1.0] else []
+    return [(end, 1 / len(even)) for end in even if end in rhymes]
+
+
+@per_text
+def meter_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
+    """Each line earns the share of its positions 2/4/6 that stand as the poem's better pattern wants; nothing in a
+    wrong form."""
+    if form([None], [text], [meta]) != [1.0]:
+        return []
+    faults = [start for start, _, label in mark(text, meta) if label == "meter_fault"]
+    ends = _line_ends(text)
+    width = prosody.FORMS[meta["form"]][1] if meta.get("form") else ends[0]
+    wrong = [sum(end - width <= fault < end for fault in faults) for end in ends]
+    return [(end, (1 - bad / (width // 2)) / len(ends)) for end, bad in zip(ends, wrong, strict=True)]
+
+
+@per_text
+def rhyme_group(text: str, meta: dict) -> float | None:
+    """1 where the poem rhymes, and in the group that was asked, else 0; None where no group was asked."""
+    found = _check(text, meta.get("form"))
+    asked = meta.get("ask_rhyme")
+    return float(found.rhyme.status == "pass" and asked in found.rhyme_group) if asked else None
 
 
 # --- what the training split knows: near-copies, attested bigrams
@@ -186,14 +238,17 @@ def overall(prompts, completions, meta, **_) -> list[float | None]:
 
 
 REWARDS = named(form, rhyme, meter) | {"rhyme_pass": rhyme_pass, "meter_pass": meter_pass}
-REWARDS |= named(all_three, zero_for_none(fluency), zero_for_none(no_repeat), theme, overall)
-DEFAULT_REWARDS = ("form", "rhyme", "meter", "fluency:0.5")
+REWARDS |= named(all_three, zero_for_none(rhyme_group), zero_for_none(fluency), zero_for_none(no_repeat))
+REWARDS |= named(zero_for_none(theme), overall)
+STEP_REWARDS = {"form": form_by_line, "rhyme": rhyme_by_line, "meter": meter_by_line}
+DEFAULT_REWARDS = ("form", "rhyme", "meter", "theme", "fluency:0.5")
 WATCHED_REWARDS = ("all_three", "no_repeat")
 METRICS = {
     "form": form,
     "rhyme": rhyme_pass,
     "meter": meter_pass,
     "all_three": all_three,
+    "rhyme_group": rhyme_group,
     "near_copy": near_copy,
     "no_repeat": no_repeat,
     "fluency": fluency,
@@ -211,6 +266,37 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
     return prosody.spans(text, meta.get("form"))
 
 
-FIELDS = {"form": Field("体裁", tuple(prosody.FORMS)), "themes": Field("主题", tuple(theme_lexicon()), many=True)}
+FIELDS = {
+    "form": Field("体裁", tuple(prosody.FORMS)),
+    "themes": Field("主题", tuple(theme_lexicon()), many=True),
+    "ask_title": Field("题目"),
+    "ask_rhyme": Field("韵部"),
+}
 COLUMNS = ("form", "rhyme", "meter", "all_three", "主题相关性", "nll_per_character", "stopped", "distinct_2")
 LOWER_IS_BETTER = ("near_copy",)
+
+
+def _examples():
+    """Each in both scripts: simplified, traditional."""
+    tower = ("白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "白日依山盡，黃河入海流。欲窮千里目，更上一層樓。")
+    pass_ = (
+        "秦时明月汉时关，万里长征人未还。但使龙城飞将在，不教胡马度阴山。",
+        "秦時明月漢時關，萬里長征人未還。但使龍城飛將在，不教胡馬度陰山。",
+    )
+    beans = ("红豆生南国，春来发几枝。愿君多采撷，此物最相思。", "紅豆生南國，春來發幾枝。願君多採擷，此物最相思。")
+    asked = {"form": "五言绝句", "themes": ["登临"], "ask_rhyme": "下平十一尤"}
+    border = {"form": "七言绝句", "themes": ["边塞"]}
+    for names, good, bad, meta in (
+        (("rhyme", "rhyme_pass", "all_three", "rhyme_group"), tower, ("海流", "海东", "海東"), asked),
+        (("meter", "meter_pass", "all_three"), tower, ("里", "山", "山"), asked),
+        (("form", "rhyme", "meter"), tower, ("欲", "，欲，", "，欲，"), asked),
+        (("no_repeat",), tower, ("千里", "山山", "山山"), asked),
+        (("fluency",), tower, ("依山", "山依", "山依"), asked),
+        (("theme",), pass_, beans, border),
+    ):
+        for script in (0, 1):
+            text = bad[script] if bad is beans else good[script].replace(bad[0], bad[script + 1])
+            yield RewardExample(names, good[script], text, meta)
+
+
+REWARD_EXAMPLES = tuple(_examples())

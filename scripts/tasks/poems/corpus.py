@@ -43,6 +43,11 @@ class Poem:
         """The characters alone: identity for duplicates, splits and near-copies."""
         return han_only(self.text)
 
+    @property
+    def short_title(self) -> str:
+        """The title as a request may name it; empty for a preface in its place, and for 句, which heads fragments."""
+        return self.title if len(self.title) <= 20 and self.title != "句" else ""
+
 
 def load_records(path: Path) -> list[dict]:
     """Records of author, title, paragraphs from a .json / .json.xz array, or from a folder of poet.*.json files.

@@ -17,10 +17,8 @@ def request_for(poem, title: str, rng) -> str:
     group."""
     if title and rng.random() < 0.2:
         return f"以《{title}》为题，写一首{poem.form}"
-    request = task.instruction(poem.form, task.themes_of(poem.title, poem.text))
-    if title and rng.random() < 0.4:
-        request += f" 题目：{title}"
+    asked = {"title": title if title and rng.random() < 0.4 else ""}
     verdict = prosody.check(poem.text)
     if verdict.rhyme.status == "pass" and rng.random() < 0.4:
-        request += f" 韵部：{verdict.rhyme_group[0]}"
-    return request
+        asked["rhyme_group"] = verdict.rhyme_group[0]
+    return task.instruction(poem.form, task.themes_of(poem.title, poem.text), **asked)

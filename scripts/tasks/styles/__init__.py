@@ -20,7 +20,7 @@ from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from common.settings import ROOT, UserError
 from tasks import text_metrics
-from tasks.base import Field
+from tasks.base import Field, RewardExample
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, named, per_text, zero_for_none
 
 DATA = ROOT / "data" / "styles"
@@ -255,3 +255,17 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 FIELDS = {"question": Field("问题"), "ask_for": Field("风格")}
 COLUMNS = ("length", "ends_whole", "tfidf_style", "整体质量", "distinct_2")
 LOWER_IS_BETTER = ("near_copy",)
+
+REWARD_EXAMPLES = tuple(
+    RewardExample((*names, "overall"), good, bad)
+    for names, good, bad in (
+        (("length",), "这款产品可以退货，七天之内都行，请保留好包装。", "可以。"),
+        (("ends_whole",), "这款产品可以退货，七天之内都行，请保留好包装。", "这款产品可以退货，七天之内都行，请保留好"),
+        (
+            ("no_repeat",),
+            "这款产品可以退货，七天之内都行，请保留好包装。",
+            "可以退货可以退货可以退货可以退货。",
+        ),
+        (("ends_whole",), "這款產品可以退貨，七天之內都行，請保留好包裝。", "這款產品可以退貨，七天之內都行，請保留好"),
+    )
+)

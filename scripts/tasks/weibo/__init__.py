@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from common.settings import ROOT
-from tasks.base import Field
+from tasks.base import Field, RewardExample
 from tasks.text_metrics import distinct, distinct_share, mean_of, named, per_text, ratio_to_range
 from tasks.weibo import cleaning as weibo_text
 
@@ -199,3 +199,18 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 FIELDS = {"post": Field("微博"), "root": Field("评论"), "parent": Field("要回复的评论")}
 LOWER_IS_BETTER = ("length_distance", "punctuation_distance")
+
+_POST = "微博：今天去新开的面馆排了一个小时的队，牛肉面味道不错，就是人太多了。"
+_GOOD = "我上周也去排了，面确实好吃，值得等"
+REWARD_EXAMPLES = tuple(
+    RewardExample((*names, "overall"), good, bad, prompt=_POST)
+    for names, good, bad in (
+        (("length",), _GOOD, "嗯"),
+        (("no_copy",), _GOOD, "今天去新开的面馆排了一个小时的队，牛肉面味道不错"),
+        (("no_repeat",), _GOOD, "好吃的面好吃的面好吃的面好吃的面"),
+        (("no_assistant",), _GOOD, "作为一个人工智能助手，我很乐意帮您评论"),
+        (("no_personal",), _GOOD, "面好吃，想拼单的打 13812345678 找我"),
+        (("clean",), _GOOD, "面好吃，菜单在 http://example.com/a 自己看"),
+        (("no_repeat", "clean"), "我上週也去排了，麵確實好吃，值得等", "好吃的麵好吃的麵 http://example.com/a"),
+    )
+)
