@@ -153,6 +153,7 @@ def main(settings: Settings) -> None:
         KTOConfig,
         settings,
         rows=len(train),
+        least=2,
         max_length=settings.max_length,
         beta=settings.beta,
         loss_type=settings.loss_type,

@@ -6,6 +6,8 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
+from functools import cache
 
 import pytest
 
@@ -30,16 +32,25 @@ def docstrings_of(name: str, kind: str = "Settings", inherited: bool = True) -> 
     return texts
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_help_answers_at_once_from_any_folder(name, tmp_path):
+@cache
+def help_of(name: str) -> tuple[subprocess.CompletedProcess, float]:
+    """--help in long lines, asked once, from a folder outside the repo; and the CPU seconds that it took."""
+
     def cpu_seconds() -> float:  # what the command costs, whatever else the machine does meanwhile
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    before = cpu_seconds()
-    done = subprocess.run([sys.executable, str(SCRIPTS / name), "--help"], cwd=tmp_path, capture_output=True, text=True)
+    before, command = cpu_seconds(), [sys.executable, str(SCRIPTS / name), "--help"]
+    environment = {**os.environ, "COLUMNS": "400"}
+    done = subprocess.run(command, cwd=tempfile.gettempdir(), env=environment, capture_output=True, text=True)
+    return done, cpu_seconds() - before
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_answers_at_once_from_any_folder(name):
+    done, seconds = help_of(name)
     assert done.returncode == 0, done.stderr
-    assert cpu_seconds() - before < 0.7
+    assert seconds < 0.7
     writes_no_run = name in ("19_check_data.py", "62_serve.py", "63_chat.py")
     for part in ("Reads", "Writes", "Run", "--help" if writes_no_run else "--overwrite"):
         assert part in done.stdout
@@ -50,13 +61,7 @@ def test_help_of_every_flag_is_the_line_behind_its_field(name):
     """No flag without help, and none with a neighbour's."""
     lines = docstrings_of(name)
     assert [field for field, text in lines.items() if not text] == [], "settings without a docstring line behind them"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name), "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "400"},
-    )
-    shown = re.sub(r"[\s│]+", " ", done.stdout.split("usage:", 1)[1])
+    shown = re.sub(r"[\s│]+", " ", help_of(name)[0].stdout.split("usage:", 1)[1])
     for field, text in lines.items():
         flag = re.escape("--" + field.replace("_", "-"))
         # the flag, its kind of value, its text, and whether it has a default: nothing else in between

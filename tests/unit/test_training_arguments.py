@@ -32,6 +32,11 @@ def test_few_rows_make_the_default_batch_smaller(rows, expected):
     assert steps >= arguments.MIN_STEPS
 
 
+def test_a_batch_never_has_fewer_rows_than_the_loss_needs():
+    """KTO estimates its KL from two answers: trl refuses a batch of one with a bare ValueError."""
+    assert arguments.fit_batch(Settings(), 20, least=2) == (2, 1)
+
+
 def test_a_batch_that_was_named_and_counted_steps_stay():
     assert arguments.fit_batch(Settings(batch_size=16), 20) == (16, 2)
     assert arguments.fit_batch(Settings(max_steps=3), 20) == (32, 2)

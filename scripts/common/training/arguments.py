@@ -228,10 +228,10 @@ def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     return list(targets)
 
 
-def trainer_arguments(cls, settings, rows: int = 0, **more):
+def trainer_arguments(cls, settings, rows: int = 0, least: int = 1, **more):
     """A Config of trl or TrainingArguments: every setting that Trainer knows, and `more` from the stage.
 
-    rows: training rows, for the size of a batch (fit_batch); 0 keeps it as it is set.
+    rows: training rows, for the size of a batch (fit_batch); 0 keeps it as it is set. least: rows that a batch needs.
     """
     import torch
 
@@ -239,7 +239,7 @@ def trainer_arguments(cls, settings, rows: int = 0, **more):
 
     if not torch.cuda.is_available() and "WORLD_SIZE" in os.environ:
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # not cpu:1, which no checkpoint can be loaded to
-    batch_size, accumulation = fit_batch(settings, rows)
+    batch_size, accumulation = fit_batch(settings, rows, least)
     values = {argument: getattr(settings, name) for name, argument in ARGUMENTS.items() if hasattr(settings, name)}
     values |= {
         "output_dir": str(settings.output_dir),
@@ -270,7 +270,7 @@ def trainer_arguments(cls, settings, rows: int = 0, **more):
         return cls(**values | more)
 
 
-def fit_batch(settings, rows: int) -> tuple[int, int]:
+def fit_batch(settings, rows: int, least: int = 1) -> tuple[int, int]:
     """(batch_size, accumulation): as set, or smaller where both are the defaults and `rows` would make fewer than
     MIN_STEPS steps."""
     chosen = (settings.batch_size, getattr(settings, "accumulation", 1))
@@ -281,7 +281,7 @@ def fit_batch(settings, rows: int) -> tuple[int, int]:
     step = int(rows * settings.epochs / MIN_STEPS / int(os.environ.get("WORLD_SIZE", "1")))
     if step >= chosen[0] * chosen[1]:
         return chosen
-    batch_size = max(1, min(chosen[0], step))
+    batch_size = max(least, min(chosen[0], step))
     accumulation = max(1, step // batch_size)
     print(
         f"{rows} rows are few: --batch-size {batch_size} --accumulation {accumulation}, so that there are steps enough"

@@ -88,12 +88,6 @@ def quotes(text: str) -> list[tuple[str, str]]:
     return [(match[1], clean(text[match.end() : end])) for match, end in zip(starts, ends, strict=False)]
 
 
-def answers_to(text: str) -> str:
-    """The name that a text says it replies to (回复@name: …), else ""."""
-    found = REPLY_TO.match(INVISIBLE.sub("", text[:80]))
-    return found[1] if found else ""
-
-
 def cut(text: str, limit: int) -> str:
     """The first `limit` characters, with an ellipsis where something is lost. No emoji, drawn or in brackets, is cut in
     two."""
