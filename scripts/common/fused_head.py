@@ -61,7 +61,9 @@ def token_figures(head, hidden: Tensor, targets: Tensor, temperature: float = 1.
     weight, rows, indices = _frozen_weight(head)
     if weight is None or len(weight) < LARGE_VOCABULARY or not len(targets):
         return _from_logits(head(hidden).float(), targets, temperature, entropy)
-    logprobs, is_top1, mean, spread = FusedHead.apply(hidden, weight, rows, indices, targets, 1 / temperature, entropy)
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or (rows is not None and rows.requires_grad))
+    parts = (hidden, weight, rows, indices, targets, 1 / temperature, entropy, learns)
+    logprobs, is_top1, mean, spread = FusedHead.apply(*parts)
     return TokenFigures(logprobs, is_top1, mean, spread if entropy else None)
 
 
@@ -101,14 +103,13 @@ def trained_rows(layer: TrainableTokensLayer) -> tuple[Tensor | None, Tensor | N
 class FusedHead(torch.autograd.Function):
     """(log-probabilities, most likely or not, mean logits, entropies) of `targets`, each [tokens] and float32.
 
-    weight is frozen. rows stand in for weight[indices] and may have a gradient. The logits are computed in the dtype of
-    the weight, everything after them in float32.
+    weight is frozen. rows stand in for weight[indices] and may have a gradient. learns: whether any gradient is wanted.
+    The logits are computed in the dtype of the weight, everything after them in float32.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, rows, indices, targets, scale, entropy):
+    def forward(ctx, hidden, weight, rows, indices, targets, scale, entropy, learns):
         states, dtype = hidden.detach().to(weight.dtype), weight.dtype
-        learns = hidden.requires_grad or (rows is not None and rows.requires_grad)
         count, words = len(targets), len(weight)
         best = torch.full((count,), -torch.inf, device=hidden.device)
         wanted = torch.zeros_like(best)  # the target's logit
@@ -158,7 +159,7 @@ class FusedHead(torch.autograd.Function):
         own = (wanted - best).exp()
         everything = own + others
         logprobs = wanted - best - everything.log()
-        ctx.scale, ctx.learns = scale, learns
+        ctx.scale = scale
         chosen = None
         if learns or entropy:
             chosen = weight[targets].float()
@@ -193,7 +194,7 @@ class FusedHead(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_rows = (ctx.scale * grad_logprobs[:, None] * small_gradient).T @ states.float()
             of_rows = of_rows.to(ctx.rows_dtype)
-        return of_hidden, None, of_rows, None, None, None, None
+        return of_hidden, None, of_rows, None, None, None, None, None
 
 
 def row_layers(model) -> list[TrainableTokensLayer]:
