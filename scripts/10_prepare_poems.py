@@ -94,7 +94,7 @@ def main(settings: Settings) -> None:
     splits, near_copies = verse_corpus.split_poems(regular)
     by_rules = settings.clean in ("full", "strict")
     if not by_rules:
-        # val and test are regular verse at every level, so that what cleaning buys is measured on one set
+        # val and test are regular verse at every level, so that the effect of cleaning is measured on one set
         poems, dropped = verse_corpus.clean(records, settings.clean, source)
         splits["train"] = verse_corpus.without_near_copies(poems, splits["val"] + splits["test"])
         near_copies = len(poems) - len(splits["train"])

@@ -135,8 +135,7 @@ def main(settings: Settings) -> None:
         **documents
         or {
             "completion_only_loss": True,
-            # the answer up to its eos, without what the template writes behind it; needs a template that trl knows or
-            # that has marks
+            # the answer up to its eos, without what the template writes behind it; needs a template with marks
             "assistant_only_loss": settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
             "packing": settings.packing,
             "eval_packing": False,  # the same validation loss whether or not training rows are packed

@@ -101,8 +101,7 @@ def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict
     # no special tokens: the template has written its own
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    # labels stand at the places of their tokens: the model itself compares the logits of place t with the label of t +
-    # 1
+    # labels are at the places of their tokens: the model itself compares the logits at t with the label at t + 1
     return {
         "input_ids": (prompt_ids + answer_ids)[:max_length],
         "labels": ([IGNORED] * len(prompt_ids) + answer_ids)[:max_length],

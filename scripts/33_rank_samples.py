@@ -89,7 +89,7 @@ def usable_samples(rows: list[dict], dropped: Counter) -> list[dict]:
             dropped["sample that a reward cannot judge"] += 1
         elif not row["kept"]:
             dropped["sample that breaks a required rule"] += 1
-        elif row["finish_reason"] != "stop":  # its eos would be made up
+        elif row["finish_reason"] != "stop":  # it has no eos, and training would add one
             dropped["sample that did not stop"] += 1
         elif not row["completion"].strip():
             dropped["empty sample"] += 1
@@ -190,7 +190,7 @@ def main(settings: Settings) -> None:
             if not found[kind, split]:
                 raise UserError(
                     f"no {split} row ({kind}) is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a "
-                    f"smaller --min-margin"
+                    "smaller --min-margin"
                 )
             write_jsonl(file, found[kind, split])
         counts = {kind: {split: len(found[kind, split]) for split in ("train", "val")} for kind in kinds}

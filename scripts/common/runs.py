@@ -132,8 +132,8 @@ class Run:
             print("notice: nothing was written, the earlier run is back", file=sys.stderr)
             return
         elif is_disk_full(error):
-            _delete(_outputs(self.record_path, self.record))  # half a file is of no use to anybody
-        with suppress(OSError):  # the disk may be full: a record that says "running" is taken up just so
+            _delete(_outputs(self.record_path, self.record))  # half a file cannot be used
+        with suppress(OSError):  # the disk may be full: a record that says "running" is resumed too
             self.fail(f"{type(error).__name__}: {error}")
 
     def _written(self) -> list[Path]:

@@ -155,7 +155,7 @@ def check_languages(data: Data) -> Iterator[Finding]:
         usual, rows = Counter(main for main in mains if main).most_common(1)[0] if any(mains) else (None, 0)
         data.measures[f"{file.name}_languages"] = dict(Counter(main or "too short to say" for main in mains))
         if data.schema == "prompts":
-            continue  # people ask as they like
+            continue  # a prompt may be in any language
         traditional = []
         for i, (line, key, asked, text) in enumerate(texts):
             main, count = mains[i], counts[i]

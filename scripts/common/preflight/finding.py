@@ -20,7 +20,7 @@ class Finding:
     fix: str
     # error: the file cannot be used, or the run would be wasted; warning: look at it; note: good to know
     level: str = "error"
-    check: str = ""  # --allow CHECK switches it off; without a name it is not a matter of taste
+    check: str = ""  # --allow CHECK switches it off; without a name it cannot be switched off
 
     @property
     def place(self) -> str:

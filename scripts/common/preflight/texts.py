@@ -148,7 +148,7 @@ WORTH_A_LOOK = re.compile(
 )
 CODE = re.compile(r"`|HTML|html|Python|Java|正则|代码|转义|换行符|占位符")
 
-# What a script stores that never looked at the status of its request.
+# What a script stores that does not check the status of its request.
 API_ERROR = re.compile(
     r"Error code: ?\d{3}|[Rr]ate[ _]limit|insufficient_quota|[Ii]nvalid[ _]api[ _]key|Incorrect API key|"
     r"context_length_exceeded|maximum context length|Internal Server Error|Bad Gateway|Service Unavailable|"
