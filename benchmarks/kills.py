@@ -181,9 +181,9 @@ def make_input(name: str, folder: Path) -> None:
 
 
 def run_whole(number: str, folder: Path, *more: str) -> Path:
-    done = run(number, folder, *more)
-    if done.returncode:
-        raise SystemExit(f"stage {number} does not run undisturbed:\n{done.stdout}\n{done.stderr}")
+    process = Forked(number, folder, *more)
+    if process.wait():
+        raise RuntimeError(f"stage {number} does not run undisturbed:\n{process.text()}")
     return folder / "out"
 
 
@@ -237,6 +237,7 @@ class Forked:
 
     def __init__(self, number: str, folder: Path, *more: str):
         self.said = folder / "said.txt"
+        os.environ.update(environment())
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
         self.process = context.Process(target=run_in_this_process, args=(command(number, *more)[1:], folder))
@@ -290,10 +291,8 @@ def undisturbed(number: str, work: Path) -> dict:
         folder = fresh(inputs, work / "place")  # outputs name their inputs
         Forked("10", fresh(inputs, work / "first"), "--help").wait()  # the libraries are imported now
         started = time.monotonic()
-        process = Forked(number, folder)
-        if process.wait():
-            raise SystemExit(f"stage {number} does not run undisturbed:\n{process.text()}")
-        write_json(path, {"seconds": time.monotonic() - started, "outcome": outcome(folder / "out")})
+        whole = run_whole(number, folder)
+        write_json(path, {"seconds": time.monotonic() - started, "outcome": outcome(whole)})
     return read_json(path)
 
 
@@ -305,7 +304,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
 
-    os.environ.update(environment())
     work = args.work.resolve()
     (work / "inputs").mkdir(parents=True, exist_ok=True)
     with JsonlAppender(work / "kills.jsonl") as log:

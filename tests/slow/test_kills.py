@@ -4,7 +4,6 @@ undisturbed.
 The stages and their small inputs are those of benchmarks/kills.py, which kills at random moments.
 """
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,37 +16,43 @@ import pytest
 from common.jsonl import read_json, sha256_file
 from conftest import ROOT
 
-spec = importlib.util.spec_from_file_location("kills", ROOT / "benchmarks" / "kills.py")
-kills = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kills)
+sys.path.append(str(ROOT / "benchmarks"))
+import kills  # noqa: E402
 
 DATA = ("10", "13", "17", "70", "73")  # quick, and write in several ways: a folder, one file, files beside each other
+# Once each, in processes forked from one that has imported the libraries.
+FORKED = ("11", "12", "14", "15", "16", "21", "30", "31", "33", "40", "41", "50", "51", "61")
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    kills.make_inputs(folder)
-    return folder
+    """Made by the stages that write them, when a test needs them (kills.make_inputs)."""
+    return tmp_path_factory.mktemp("stages") / "inputs"
 
 
 @pytest.fixture(scope="session")
-def whole(inputs, tmp_path_factory):
-    """whole(stage): what an undisturbed run leaves. Run once."""
+def whole(inputs):
+    """whole(stage): what an undisturbed run leaves. Run once, in the place where the others run: outputs name their
+    inputs."""
     outcomes = {}
 
     def run(number: str) -> dict:
         if number not in outcomes:
-            folder = kills.fresh(inputs, tmp_path_factory.mktemp("whole") / number)
-            outcomes[number] = kills.outcome(kills.run_whole(number, folder))
+            outcomes[number] = kills.outcome(kills.run_whole(number, kills.fresh(inputs, inputs.parent / "place")))
         return outcomes[number]
 
     return run
 
 
 @pytest.fixture
-def place(inputs, tmp_path) -> Path:
-    return kills.fresh(inputs, tmp_path / "place")
+def place(inputs, request, whole) -> Path:
+    """A folder with the inputs of the stage `number`, or of 20 and 60; what an undisturbed run leaves is known."""
+    inputs.mkdir(exist_ok=True)
+    number = getattr(request.node, "callspec", None) and request.node.callspec.params.get("number")
+    for name in [number] if number else ["20", "60"]:
+        kills.make_inputs(name, inputs)
+        whole(name)
+    return kills.fresh(inputs, inputs.parent / "place")
 
 
 def something(folder: Path, pattern: str) -> bool:
@@ -70,6 +75,22 @@ def test_a_data_stage_killed_at_any_moment_ends_as_if_nothing_had_happened(numbe
     assert again.returncode == 0, again.stderr
     assert kills.outcome(place / "out") == whole(number)
     assert not [path for path in (place / "out").rglob(".*")], "hidden files are left"
+
+
+@pytest.mark.parametrize("number", FORKED)
+def test_a_stage_killed_behind_its_first_output_ends_as_if_nothing_had_happened(number, place, whole):
+    """The first output is a file or, in training, a whole checkpoint."""
+    out = place / "out"
+    is_training = "--max-steps" in kills.STAGES[number] or number == "31"
+    pattern = "checkpoint-*/trainer_state.json" if is_training else "[!.]*"
+    process = kills.Forked(number, place)
+    killed = kills.kill_when(process, lambda: something(out, pattern))
+    assert killed or not is_training, process.text()  # a quick one may have ended: then it is run again
+    again = kills.Forked(number, place)
+    assert again.wait() == 0, again.text()
+    assert not is_training or "resuming" in again.text()
+    assert kills.outcome(out) == whole(number)
+    assert not [path for path in out.rglob(".*")], "hidden files are left"
 
 
 def hashes(folder: Path) -> dict[Path, str]:

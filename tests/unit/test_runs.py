@@ -218,6 +218,42 @@ def test_the_folder_of_another_stage_is_refused(stage, tmp_path):
     assert done.returncode == 2 and "belongs to stage 20_train_sft" in done.stderr
 
 
+@dataclass
+class Small:
+    seed: int = 1
+
+
+WHOLE = '{"stage": "90_rows", "status": "done", "settings": {}, "inputs": {}, "figures": {}, "started": "", %s}'
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "5", "null", '{"stage": 5, "status": "done"}', '{"stage": "90_rows", "status": "done"}']
+    + [WHOLE % '"wall_seconds": 1, "files": ["../in.jsonl"]', WHOLE % '"wall_seconds": null'],
+)
+def test_a_file_that_is_no_record_is_refused_and_touches_nothing(text, overwrite, tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(text, encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is not the record of a run; fix: "):
+        begin_run(tmp_path / "out", Small(), {"rows": tmp_path / "in.jsonl"}, overwrite, "90_rows")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_somebody_elses_file_with_the_name_of_a_record_is_no_record(tmp_path):
+    (tmp_path / "their.run.json").write_text("[1]", encoding="utf-8")
+    with begin_run(tmp_path / "rows.jsonl", Small(), {}, False, "90_rows"):
+        write_jsonl(tmp_path / "rows.jsonl", [{"id": 1}])
+    assert (tmp_path / "their.run.json").read_text(encoding="utf-8") == "[1]"
+
+
+def test_an_input_folder_may_hold_names_that_are_not_utf8(tmp_path):
+    (tmp_path / "\udcff").write_text("x", encoding="utf-8")
+    assert len(describe_input("folder", tmp_path)["sha256"]) == 64
+
+
 @pytest.mark.parametrize("output", [".", "in.jsonl"])
 def test_an_output_that_holds_the_input_is_refused(stage, tmp_path, output):
     for flags in ([], ["--overwrite"]):

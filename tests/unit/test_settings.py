@@ -101,6 +101,11 @@ def test_a_flag_that_repeats_the_default_still_counts_as_given(tmp_path, monkeyp
     assert given.train_file == tmp_path / "processed_data/poems/sft_train.jsonl"
 
 
+def test_a_name_that_is_not_utf8_is_one_line():
+    with pytest.raises(UserError, match=r"--train-file .*\\udcff.jsonl': not UTF-8; fix: rename it"):
+        read_settings(Settings, ["--train-file", "\udcff.jsonl"])
+
+
 def test_unknown_marks_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_settings(Settings, ["--val-file", "a{b}.jsonl"]).val_file == tmp_path / "a{b}.jsonl"
