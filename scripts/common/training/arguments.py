@@ -453,8 +453,8 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trainer._load_best_model()  # transformers 5.17; as train() does at its end
     run.figure("steps", trainer.state.global_step)
-    # of one process, not of the run
-    log = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    # without transformers' summary at the end, which is of one process, not of the run
+    log = [entry for entry in trainer.state.log_history if "train_loss" not in entry]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     require_learned(dict(trainer.model.named_parameters()), losses, chance, getattr(settings, "rewards", ()))
     if args.load_best_model_at_end:
