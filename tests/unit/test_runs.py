@@ -220,7 +220,7 @@ def test_the_folder_of_another_stage_is_refused(stage, tmp_path):
 
 @dataclass
 class Small:
-    seed: int = 1
+    overwrite: bool = False
 
 
 WHOLE = '{"stage": "90_rows", "status": "done", "settings": {}, "inputs": {}, "figures": {}, "started": "", %s}'
