@@ -116,7 +116,7 @@ CASES = [
     *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40", "41")),
     *((number, "--eval-steps 0") for number in ("20", "21", "30", "40", "41", "50", "51")),
     *((number, "--warmup-share 1.5") for number in ("20", "21", "30", "31", "40", "41", "50")),
-    *((number, "--lora-r 0") for number in ("20", "21", "30", "40", "41", "50", "51")),
+    *((number, "--lora-r -1") for number in ("20", "21", "30", "40", "41", "50", "51")),
     *((number, "--report-to neptune") for number in ("20", "30", "40", "41", "50")),
     *((number, "--model adapter") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32")),
     *((number, "--model cut") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32", "22")),
