@@ -154,7 +154,6 @@ def main(settings: Settings) -> None:
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
         shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
         view = (tokenizer, shown, settings.enable_thinking, settings.max_length)
-        before = mean_nll(model, *view)
         trainer = LeanSFTTrainer(
             model=model,
             args=config,
@@ -165,6 +164,7 @@ def main(settings: Settings) -> None:
         )
         if not documents:
             arguments.watch_stops(trainer, tokenizer, val, settings)
+        before = mean_nll(trainer.model, *view)  # no adapter has changed anything so far
         log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
         arguments.save_trained(trainer, settings)

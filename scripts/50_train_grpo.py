@@ -61,13 +61,23 @@ class Settings(ChatSettings):
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo"] = "dapo"
     """trl's names"""
     clip: float = 0.2
-    """of the probability ratio; matters where iterations > 1"""
+    """of the probability ratio; matters where iterations or minibatches > 1"""
+    clip_high: float = 0.0
+    """its upper bound, 1 + clip_high (DAPO: 0.28); 0 = clip. With cispo the largest weight, 0 = 5"""
+    ratio: Literal["token", "sequence"] = "token"
+    """probability ratio of each token, or GSPO's of the whole answer, its geometric mean; that goes with grpo"""
+    mask_truncated: bool = False
+    """answers that were cut teach nothing: not the policy, not the KL"""
+    entropy_bonus: float = 0.0
+    """times the mean entropy of a token, taken off the loss"""
 
     # --- rollout
     rollout: Literal["hf", "vllm"] = "hf"
     """hf: transformers; vllm: trl's vLLM modes, on a GPU"""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """colocate: in this process; server: at vllm_server_url"""
+    vllm_memory_share: Annotated[float, Limit(above=0, below=1)] = 0.3
+    """of the GPU's memory, for the weights and the cache of vLLM beside the training (colocate)"""
     vllm_server_url: str = "http://127.0.0.1:8000"
     """of the vLLM server"""
     num_generations: int = 8
@@ -137,6 +147,28 @@ def reward_function(rewards):
     return total_reward
 
 
+def loss_arguments(settings: Settings) -> dict:
+    """What decides the loss, as trl names it. Raises UserError for what does not go together."""
+    if settings.ratio == "sequence" and settings.loss_type not in ("grpo", "sapo"):
+        raise UserError(
+            f"--ratio sequence with --loss-type {settings.loss_type}: a long answer would count once for each token; "
+            "fix: --loss-type grpo, as in GSPO"
+        )
+    high = settings.clip_high or (5.0 if settings.loss_type == "cispo" else settings.clip)
+    if high < settings.clip:
+        raise UserError(f"--clip-high {high}: below --clip {settings.clip}; fix: {settings.clip} or more")
+    return {
+        "beta": settings.beta,
+        "epsilon": settings.clip,
+        "epsilon_high": high,
+        "importance_sampling_level": settings.ratio,
+        "mask_truncated_completions": settings.mask_truncated,
+        "entropy_coef": settings.entropy_bonus,
+        "scale_rewards": settings.scale_rewards,
+        "loss_type": settings.loss_type,
+    }
+
+
 def check_batch(settings: Settings, prompts: int) -> None:
     """Raises UserError where a round's answers are no whole groups, or where there are fewer prompts than groups."""
     group, share = settings.num_generations, settings.accumulation * settings.minibatches
@@ -172,10 +204,7 @@ def main(settings: Settings) -> None:
     config = arguments.trainer_arguments(
         GRPOConfig,
         settings,
-        beta=settings.beta,
-        epsilon=settings.clip,
-        scale_rewards=settings.scale_rewards,
-        loss_type=settings.loss_type,
+        **loss_arguments(settings),
         num_generations=settings.num_generations,
         num_iterations=settings.iterations,
         temperature=settings.temperature,
@@ -183,6 +212,7 @@ def main(settings: Settings) -> None:
         chat_template_kwargs={"enable_thinking": settings.enable_thinking},
         use_vllm=settings.rollout == "vllm",
         vllm_mode=settings.vllm_mode,
+        vllm_gpu_memory_utilization=settings.vllm_memory_share,
         vllm_server_base_url=settings.vllm_server_url if settings.vllm_mode == "server" else None,
         # trl's own choice but for vespo, which takes no correction of whole answers
         vllm_importance_sampling_mode="token_mask" if settings.loss_type == "vespo" else "sequence_mask",

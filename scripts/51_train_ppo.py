@@ -163,7 +163,8 @@ def main(settings: Settings) -> None:
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
-        agent = ActorCritic(model, lora, settings.value_body, settings.temperature)
+        how = settings.value_body, settings.temperature, settings.gradient_checkpointing
+        agent = ActorCritic(model, lora, *how)
         rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
         groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)

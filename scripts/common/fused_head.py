@@ -52,29 +52,33 @@ def output_head(model):
     return head if scale == 1 and cap is None else ScaledHead(head, scale, cap)
 
 
-def token_figures(head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False):
+def token_figures(
+    head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False
+) -> TokenFigures:
     """TokenFigures of `targets` [tokens] after the hidden states [tokens, width], logits divided by `temperature`.
 
     head: as output_head gives it. A small one, one with a bias, and one that is trained itself are projected as a
-    whole, and autograd does the rest; so is a layer of another kind, such as a quantised one.
+    whole, and autograd does the rest; so is a layer of another kind, such as a quantised one. entropy_learns: the
+    entropy has a gradient too, and all is projected.
     """
     weight, rows, indices = _frozen_weight(head)
-    if weight is None or len(weight) < LARGE_VOCABULARY or not len(targets):
-        return _from_logits(head(hidden).float(), targets, temperature, entropy)
+    if weight is None or len(weight) < LARGE_VOCABULARY or not len(targets) or entropy_learns:
+        return _from_logits(head(hidden).float(), targets, temperature, entropy, entropy_learns)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or (rows is not None and rows.requires_grad))
     parts = (hidden, weight, rows, indices, targets, 1 / temperature, entropy, learns)
     logprobs, is_top1, mean, spread = FusedHead.apply(*parts)
     return TokenFigures(logprobs, is_top1, mean, spread if entropy else None)
 
 
-def _from_logits(logits: Tensor, targets: Tensor, temperature: float, entropy: bool) -> TokenFigures:
+def _from_logits(logits: Tensor, targets: Tensor, temperature: float, entropy: bool, learns: bool) -> TokenFigures:
     if temperature != 1.0:
         logits = logits / temperature
     logprobs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    with torch.no_grad():
-        spread = None
+    spread = None
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         if entropy:
             spread = logits.logsumexp(-1) - torch.einsum("tv,tv->t", logits.softmax(-1), logits)
+    with torch.no_grad():
         return TokenFigures(logprobs, logits.argmax(-1) == targets, logits.mean(-1), spread)
 
 

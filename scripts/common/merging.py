@@ -130,11 +130,10 @@ def compare_weights(adapted, merged, dtype: str) -> dict | None:
     """Weights of `merged` that are farther from W + s B A than rounding to `dtype` explains: how many, in which
     tensors.
 
-    Rounding W, the change and their sum moves a weight by no more than half a unit in the last place of each. None for
-    variants of LoRA whose merge is not W + s B A, such as DoRA.
+    Rounding W, the change and their sum moves a weight by no more than half a unit in the last place of each. None
+    where an adapter has biases, whose merge is not W + s B A.
     """
-    config = adapted.peft_config["default"]
-    if config.use_dora or config.lora_bias:
+    if adapted.peft_config["default"].lora_bias:
         return None
     modules, wrong, count = dict(adapted.base_model.model.named_modules()), {}, 0
     for name, weight in merged.named_parameters():
@@ -147,7 +146,7 @@ def compare_weights(adapted, merged, dtype: str) -> dict | None:
         expected = base.float() if change is None else base.float() + change.float()
         allowed = HALF_ULP[dtype] * (base.float().abs() + expected.abs())
         if change is not None:  # float32 arithmetic of the change, in another order
-            allowed += HALF_ULP[dtype] * change.float().abs() + 1e-6 * change.float().abs().max()
+            allowed += HALF_ULP[dtype] * change.float().abs() + 1e-6 * change.float().abs().max() + 1e-7 * base.abs()
         if dtype == "float16":  # the spacing of its smallest numbers
             allowed += 2.0**-25
         if off := int(((weight.float() - expected).abs() > allowed).sum()):
@@ -166,8 +165,13 @@ def _base_and_change(module, leaf: str):
     if isinstance(module, TrainableTokensWrapper):  # a few rows of the embeddings are the adapter's own
         return module.weight.detach(), None
     if isinstance(module, LoraLayer):
+        base = getattr(module.get_base_layer(), leaf).detach()
         change = module.get_delta_weight("default").detach() if leaf == "weight" else None
-        return getattr(module.get_base_layer(), leaf).detach(), change
+        if change is not None and "default" in module.lora_magnitude_vector:
+            # DoRA: each output's row has the trained length m (Liu et al. 2024, arXiv 2402.09353, equation 5)
+            length, moved = module.lora_magnitude_vector["default"].weight.detach(), base + change
+            change = moved * (length / moved.norm(dim=1))[:, None] - base
+        return base, change
     weight = getattr(module, leaf, None)
     return (None, None) if weight is None else (weight.detach(), None)
 

@@ -248,6 +248,9 @@ def load_strictly(kind, model: str, dtype, heads: str = "", **words):
                 "fix: take weights and config.json from one model, whole"
             )
     check_finite(loaded, name)
+    for module in loaded.modules():  # bitsandbytes 0.50: packed in eval mode and unpacked by a checkpoint, they differ
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if fresh and heads == "new":
         print(f"notice: {', '.join(fresh)} is a new head, drawn at random, to be trained")
     return loaded

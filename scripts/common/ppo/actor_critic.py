@@ -20,6 +20,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.batching import length_batches
 from common.fused_head import output_head, token_figures
@@ -94,12 +95,17 @@ class ActorCritic:
     here and everywhere.
     """
 
-    def __init__(self, model, lora, value_body: str, temperature: float):
+    def __init__(self, model, lora, value_body: str, temperature: float, gradient_checkpointing: bool = False):
         # eval: with dropout, old and new log-probabilities would differ
         self.model = get_peft_model(model, lora).eval()
         self.own = value_body == "own"
         if self.own:
             self.model.add_adapter("value", lora)
+        self.recomputed = []  # layers whose inner results are computed again in the backward pass
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+            self.recomputed = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         self.body, self.head = model.base_model, output_head(model)  # get_peft_model put the adapters inside
         self.value_head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
         for parameter in self.value_head.parameters():
@@ -134,7 +140,12 @@ class ActorCritic:
             seen[place, : len(sequence)] = 1
             wanted[place, len(batch.prompts[row]) - 1 : len(sequence)] = True
         ids, seen, wanted = (tensor.to(batch.tokens.device) for tensor in (ids, seen, wanted))
-        return self.body(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[wanted]
+        for layer in self.recomputed:  # transformers looks at this flag; no dropout comes on with it
+            layer.training = torch.is_grad_enabled()
+        states = self.body(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[wanted]
+        for layer in self.recomputed:
+            layer.training = False
+        return states
 
     def logits(self, states: Tensor) -> Tensor:
         logits = self.head(states).float()

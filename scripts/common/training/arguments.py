@@ -481,7 +481,8 @@ def prepare_weights(trainer, settings) -> None:
         from peft.optimizers import create_loraplus_optimizer
 
         kind, words = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
-        words |= {"weight_decay": trainer.args.weight_decay, "loraplus_lr_ratio": settings.lora_plus_ratio}
+        words["loraplus_weight_decay"] = trainer.args.weight_decay
+        words["loraplus_lr_ratio"] = settings.lora_plus_ratio
         trainer.optimizer = create_loraplus_optimizer(model, kind, **words)
 
 

@@ -22,12 +22,13 @@ from common.generation import write_on_cpu
 from common.settings import UserError
 
 
-def use_lean_head(model, temperature: float = 1.0, entropy: bool = False) -> None:
+def use_lean_head(model, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by the project's own.
 
     On a CPU trl's tiles score every position, prompts and padding included, and compute the logits twice. Here only
     positions with a label are projected, once: a small vocabulary as a whole, a large one in slices
-    (common/fused_head.py). The loss is the same. Entropy, where only the log would show it, is left at 0.
+    (common/fused_head.py). The loss is the same. Entropy, where only the log would show it, is left at 0;
+    entropy_learns: the loss holds it.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
@@ -38,7 +39,7 @@ def use_lean_head(model, temperature: float = 1.0, entropy: bool = False) -> Non
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # [rows, longest - 1, hidden]
         targets = labels[:, 1:]
         mask = targets != -100
-        figures = token_figures(output_head(self), hidden[mask], targets[mask], temperature, entropy)
+        figures = token_figures(output_head(self), hidden[mask], targets[mask], temperature, entropy, entropy_learns)
 
         def spread(values: torch.Tensor) -> torch.Tensor:
             return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
@@ -68,7 +69,8 @@ class LeanHead:
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
             model = model.get_base_model() if hasattr(model, "get_base_model") else model
-            use_lean_head(model, getattr(self, "temperature", 1.0), self.needs_entropy)
+            learns = bool(getattr(self.args, "entropy_coef", 0.0))
+            use_lean_head(model, getattr(self, "temperature", 1.0), self.needs_entropy, learns)
 
     def log(self, logs, start_time=None):
         if self.args.device.type == "cpu" and not self.needs_entropy:

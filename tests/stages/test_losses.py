@@ -1,0 +1,265 @@
+"""Flags that change a loss change it as their papers say: one step against the formula, worked out by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, SCRIPTS
+
+BASE = ROOT / "data" / "tiny_qwen3"
+POEMS = ["床前明月光，疑是地上霜。", "白日依山尽，黄河入海流。", "千山鸟飞绝，万径人踪灭。"]
+
+
+def stage(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base():
+    from common.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(str(BASE))
+    return load_model(str(BASE), tokenizer, "float32").eval(), tokenizer
+
+
+# --- SFT
+
+
+def train_sft(folder: Path, **settings) -> list[dict]:
+    """Two steps on three rows; the log."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"写一句诗，第{number}首"}],
+            "completion": [{"role": "assistant", "content": poem}],
+            "meta": {},
+        }
+        for number, poem in enumerate(POEMS)
+    ]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    module = stage("20_train_sft")
+    common = {"train_file": file, "val_file": None, "output_dir": folder / "out", "model": str(BASE), "max_steps": 2}
+    common |= {"batch_size": 3, "accumulation": 1, "lora_r": 4, "dtype": "float32", "eval_steps": 1, "lr": 1e-3}
+    common |= {"probe_count": 0, "probe_tokens": 1, "report_to": "none", "warmup_share": 0.0, "lora_alpha": 8}
+    module.main(module.Settings(**common | settings))
+    return json.loads((folder / "out" / "log_history.json").read_text(encoding="utf-8"))
+
+
+def answer_logps(base) -> torch.Tensor:
+    """Log-probabilities of the answers' tokens and their eos under the untrained model, all rows in a line."""
+    model, tokenizer = base
+    found = []
+    for number, poem in enumerate(POEMS):
+        turns = [{"role": "user", "content": f"写一句诗，第{number}首"}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, poem)]
+        ids[1].append(tokenizer.eos_token_id)
+        with torch.no_grad():
+            logps = model(torch.tensor([ids[0] + ids[1]])).logits[0].log_softmax(-1)
+        places = torch.arange(len(ids[0]) - 1, len(ids[0]) + len(ids[1]) - 1)
+        found.append(logps[places, torch.tensor(ids[1])])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+def test_the_loss_of_sft_is_that_of_the_formula(loss, base, tmp_path):
+    """dft: -p log p with p held constant (Wu et al. 2025, arXiv 2508.05629, equation 9)."""
+    logps = answer_logps(base)
+    expected = -(logps * logps.exp()).mean() if loss == "dft" else -logps.mean()
+    first = next(entry["loss"] for entry in train_sft(tmp_path, loss=loss) if "loss" in entry)
+    assert first == pytest.approx(expected.item(), abs=2e-4)
+
+
+def test_neftune_adds_noise_of_the_size_of_its_paper(base, tmp_path, monkeypatch):
+    """Uniform in +-alpha / sqrt(L d) (Jain et al. 2023, arXiv 2310.05914, algorithm 1), while training only."""
+    import transformers
+
+    noises, plain = [], transformers.Trainer.training_step
+    table = base[0].get_input_embeddings().weight.detach()
+
+    def training_step(self, model, inputs, *more):
+        def look(module, arguments):
+            noises.append((arguments[0].detach() - table[inputs["input_ids"]], inputs["input_ids"].shape[1]))
+
+        hook = self.accelerator.unwrap_model(model).get_base_model().model.layers[0].register_forward_pre_hook(look)
+        try:
+            return plain(self, model, inputs, *more)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
+    train_sft(tmp_path, neftune_alpha=5.0)
+    for noise, length in noises:
+        bound = 5.0 / (length * table.shape[1]) ** 0.5
+        assert noise.abs().max() <= bound * 1.001 and noise.abs().max() > 0.9 * bound
+        assert noise.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert noises
+
+
+@pytest.mark.parametrize("optim", ["auto", "adamw_8bit"])
+def test_lora_plus_gives_b_its_own_rate(optim, tmp_path, monkeypatch):
+    """The rate of B is ratio times that of A (Hayou et al. 2024, arXiv 2402.12354, section 4)."""
+    from common.training import arguments
+
+    seen, plain = [], arguments.save_trained
+    monkeypatch.setattr(
+        arguments, "save_trained", lambda trainer, settings: (seen.append(trainer), plain(trainer, settings))
+    )
+    train_sft(tmp_path, lora_plus_ratio=16.0, optim=optim)
+    optimizer = getattr(seen[0].optimizer, "optimizer", seen[0].optimizer)
+    bits = optimizer.args.optim_bits if type(optimizer).__module__.startswith("bitsandbytes") else 32
+    assert bits == (8 if optim == "adamw_8bit" else 32)
+    names = {parameter: name for name, parameter in seen[0].model.named_parameters()}
+    rates = {
+        kind: {group["initial_lr"] for group in optimizer.param_groups for p in group["params"] if kind in names[p]}
+        for kind in ("lora_A", "lora_B")
+    }
+    assert rates == {"lora_A": {1e-3}, "lora_B": {16e-3}}
+
+
+# --- GRPO
+
+
+@pytest.fixture(scope="module")
+def rollout(base):
+    """Four answers whose probabilities have moved since they were written, and what each is worth."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 8000, (4, 11), generator=generator)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[1, 4:], mask[3, 5:] = 0, 0
+    batch = {
+        "prompt_ids": ids[:, :5],
+        "prompt_mask": torch.ones(4, 5, dtype=torch.long),
+        "completion_ids": ids[:, 5:],
+        "completion_mask": mask,
+        "advantages": torch.tensor([1.0, -1.0, 0.5, -2.0]),
+        "num_items_in_batch": mask.sum(),
+    }
+    with torch.no_grad():
+        logps = policy(base[0], batch)[0]
+    return batch | {"old_per_token_logps": logps - 0.6 * torch.randn(4, 6, generator=generator)}
+
+
+def policy(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities, entropies) [answers, tokens] of the answers' tokens."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logps = model(input_ids=ids, attention_mask=mask).logits[:, 4:-1].float().log_softmax(-1)
+    return logps.gather(2, batch["completion_ids"][..., None])[..., 0], -(logps.exp() * logps).sum(-1)
+
+
+def by_hand(model, batch, kind: str) -> torch.Tensor:
+    logps, entropies = policy(model, batch)
+    mask, advantages = batch["completion_mask"].float(), batch["advantages"][:, None]
+    log_ratio = logps - batch["old_per_token_logps"]
+    ratio, tokens = log_ratio.exp(), mask.sum()
+    if kind == "gspo":  # arXiv 2507.18071, equations 5 and 7
+        ratio = ((log_ratio * mask).sum(1) / mask.sum(1)).exp()[:, None]
+        return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+    if kind == "cispo":  # arXiv 2506.13585, equations 4 and 5, with a bound above only
+        return -(ratio.clamp(max=1.5).detach() * advantages * logps * mask).sum() / tokens
+    high = 1.28 if kind == "clip_high" else 1.2  # arXiv 2503.14476, equation 10
+    loss = -(torch.minimum(ratio * advantages, ratio.clamp(0.8, high) * advantages) * mask).sum() / tokens
+    if kind == "entropy":
+        loss = loss - 0.1 * (entropies * mask).sum() / tokens
+    return loss
+
+
+GRPO = {
+    "dapo": {},
+    "clip_high": {"clip_high": 0.28},
+    "gspo": {"ratio": "sequence", "loss_type": "grpo"},
+    "cispo": {"loss_type": "cispo", "clip_high": 1.5},
+    "entropy": {"entropy_bonus": 0.1},
+}
+
+
+def grpo_trainer(folder: Path, **settings):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig
+
+    from common.models import load_model, load_tokenizer
+    from common.training.trl_cpu import LeanGRPOTrainer
+
+    module = stage("50_train_grpo")
+    tokenizer = load_tokenizer(str(BASE))
+    config = GRPOConfig(
+        **module.loss_arguments(module.Settings(beta=0.0, **settings)),
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=6,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        gradient_checkpointing=False,
+    )
+    torch.manual_seed(1)
+    return LeanGRPOTrainer(
+        model=load_model(str(BASE), tokenizer, "float32"),
+        args=config,
+        reward_funcs=[lambda completions, **_: [float(number) for number in range(len(completions))]],
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "写诗"}]}] * 4),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+
+
+@pytest.mark.parametrize("kind", GRPO)
+def test_the_loss_of_grpo_and_its_gradient_are_those_of_the_formula(kind, rollout, tmp_path):
+    trainer = grpo_trainer(tmp_path, **GRPO[kind])
+    trainer.current_gradient_accumulation_steps = 1
+    trained = {name: value for name, value in trainer.model.named_parameters() if "lora_B" in name}
+    losses, gradients = [], []
+    for loss in (
+        lambda: trainer._compute_loss(trainer.model, dict(rollout)),
+        lambda: by_hand(trainer.model, rollout, kind),
+    ):
+        trainer.model.zero_grad()
+        losses.append(loss())
+        losses[-1].backward()
+        gradients.append(torch.cat([value.grad.flatten().clone() for value in trained.values()]))
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-4)
+    assert gradients[1].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+def test_the_kinds_of_loss_differ_on_the_same_answers(rollout, base):
+    with torch.no_grad():
+        values = [by_hand(base[0], rollout, kind).item() for kind in GRPO]
+    assert len({round(value, 4) for value in values}) == len(GRPO)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_answers_that_were_cut_teach_nothing_where_they_are_masked(masked, tmp_path):
+    trainer = grpo_trainer(tmp_path, mask_truncated=masked)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": [{"role": "user", "content": "写诗"}]}] * 8)
+    stopped = (batch["completion_ids"] == trainer._tokenizer.eos_token_id).any(1)
+    counted = batch["completion_mask"].sum(1) > 0
+    assert not stopped.all()
+    assert counted.tolist() == (stopped.tolist() if masked else [True] * 8)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"ratio": "sequence"}, "--ratio sequence with --loss-type dapo.*fix: --loss-type grpo"),
+        ({"clip_high": 0.1}, "--clip-high 0.1: below --clip 0.2"),
+    ],
+)
+def test_a_loss_that_makes_no_sense_is_refused(settings, message):
+    from common.settings import UserError
+
+    module = stage("50_train_grpo")
+    with pytest.raises(UserError, match=message):
+        module.loss_arguments(module.Settings(**settings))
+    assert module.loss_arguments(module.Settings(loss_type="cispo"))["epsilon_high"] == 5.0
