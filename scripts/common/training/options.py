@@ -138,6 +138,8 @@ class ChatSettings(TrainerSettings):
             flag = f"--train-tokens {' '.join(self.train_tokens)}"
             if self.lora_r == 0:
                 yield f"--lora-r 0 trains all weights, and {flag} is given", f"a rank, or without {flag}"
+            if self.lora_variant == "pissa":
+                yield f"{flag} with --lora-variant pissa, whose saved adapter holds no such rows", "another variant"
             if "embed_tokens" in self.modules_to_save:
                 yield f"{flag} with --modules-to-save embed_tokens, which trains all of them", "one of the two"
 

@@ -70,6 +70,8 @@ def train_token_rows(lora, model, tokenizer, words: tuple[str, ...]) -> None:
         return
     if "embed_tokens" in (lora.modules_to_save or []):
         return  # all rows are trained
+    if lora.init_lora_weights == "pissa":
+        return  # what is saved of it is a difference of two adapters, without rows
     tokens = look_untrained(model, tokenizer, turn_tokens(tokenizer)) if words == ("auto",) else list(words)
     if tokens:
         print(f"trained beside the layers: the embeddings of {' '.join(tokens)}")
