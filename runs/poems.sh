@@ -15,7 +15,7 @@ start poems "tiny qwen3-0.6b small 4b" "$@"
 rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 wide="--lora-r 64 --lora-alpha 128"
 case "$profile" in
   tiny)
-    model=data/tiny_qwen3 rows=13000 prompts=512 ranked=480 samples=12 tokens=72 preferred=1500
+    model=data/tiny_qwen3 rows=8000 prompts=512 ranked=480 samples=12 tokens=72 preferred=1500
     sft="--eval-steps 68" reward="" dpo="--lr 1e-3"
     grpo="--batch-size 64 --max-steps 108" dpo_grpo="--batch-size 64 --lr 1.5e-3 --max-steps 72"
     ppo="--max-steps 42 --epochs 2 --kl-coef 0.003" ;;

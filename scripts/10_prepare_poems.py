@@ -69,11 +69,13 @@ def asked_too(poem, settings: Settings) -> dict:
     def chosen(part: str, share: float) -> bool:
         return int(text_id(part, poem.key), 16) < share * 16**12
 
-    asked = {}
-    if poem.short_title and chosen("title", settings.title_share):
-        asked["ask_title"] = poem.short_title
-    if chosen("rhyme", settings.rhyme_share) and (verdict := prosody.check(poem.text)).rhyme.status == "pass":
-        asked["ask_rhyme"] = verdict.rhyme_group[0]
+    asked = {}  # with a share of 0 no row has the key, with another every row
+    if settings.title_share:
+        asked["ask_title"] = poem.short_title if chosen("title", settings.title_share) else ""
+    if settings.rhyme_share:
+        verdict = prosody.check(poem.text)
+        named = verdict.rhyme.status == "pass" and chosen("rhyme", settings.rhyme_share)
+        asked["ask_rhyme"] = verdict.rhyme_group[0] if named else ""
     return asked
 
 
