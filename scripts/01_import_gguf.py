@@ -131,7 +131,7 @@ def main(settings: Settings) -> None:
                 f"the weights do not compute what llama.cpp computes: mean KL {figures['kl_mean']:.3f} over "
                 f"{settings.max_kl}; fix: take a file of another quantisation, and report this one"
             )
-        run.finish(next_command("20_train_sft", model=settings.output_dir))
+        run.finish(next_command("60_generate", model=settings.output_dir, prompt="你好"))
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def main(settings: Settings) -> None:
         if found or model_faults:
             run.fail("; ".join([f"{len(found)} differences", *model_faults]))
             raise SystemExit(1)
-        run.finish(next_command("60_generate", task=settings.task, adapter=settings.adapter))
+        run.finish(next_command("60_generate", task=settings.task, model=base, adapter=settings.adapter))
 
 
 if __name__ == "__main__":

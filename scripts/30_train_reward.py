@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, next_command, read_settings
+from common.settings import Limit, changed, next_command, read_settings
 from common.training.options import TrainerSettings
 
 
@@ -169,7 +169,8 @@ def main(settings: Settings) -> None:
         print(f"the saved model ranks {accuracy:.1%} of {len(scores)} pairs right")
         run.figure("accuracy", accuracy)
         run.figure("mean_margin", (scores[:, 0] - scores[:, 1]).mean().item())
-        run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir))
+        files = changed(settings, "train_file", "val_file", "max_length")
+        run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir, **files))
 
 
 if __name__ == "__main__":

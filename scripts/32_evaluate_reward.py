@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.evaluation import reward_card
 from common.evaluation.reward_card import Judged
-from common.settings import UserError, next_command, read_settings, resolve_model, show_path
+from common.settings import UserError, changed, next_command, read_settings, resolve_model, show_path
 
 
 @dataclass
@@ -220,8 +220,11 @@ def main(settings: Settings) -> None:
         run.figure("length_correlation", figures["length_correlation"])
         run.figure("verdict", reward_card.headline(figures["groups"]))
         print(f"card: {card}")
-        following = "33_rank_samples" if is_reward else "61_classify_style"
-        run.finish(next_command(following, task=settings.task))
+        if is_reward:
+            files = changed(settings, "train_file", "val_file", "max_length")
+            run.finish(next_command("40_train_dpo", task=settings.task, **files))
+        else:
+            run.finish(next_command("61_classify_style", model=settings.model, text="回答：我不知道。"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.settings import Limit, UserError, next_command, read_settings
+from common.settings import Limit, UserError, read_settings
 from common.training.options import ChatSettings
 
 
@@ -188,6 +188,7 @@ def check_batch(settings: Settings, prompts: int) -> None:
 def main(settings: Settings) -> None:
     from trl import GRPOConfig
 
+    from common.generation import generate_command
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
@@ -269,7 +270,7 @@ def main(settings: Settings) -> None:
         run.figure("samples", watch.last["samples"])
         folder = settings.output_dir
         trained = {"model": settings.model, "adapter": folder} if lora else {"model": folder}
-        run.finish(next_command("60_generate", task=settings.task, **trained))
+        run.finish(generate_command(settings.task, settings.train_file, {}, **trained))
 
 
 if __name__ == "__main__":

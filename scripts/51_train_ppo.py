@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, next_command, read_settings
+from common.settings import UserError, read_settings
 from common.training.options import AdapterSettings
 
 
@@ -139,6 +139,7 @@ class Settings(AdapterSettings):
 
 def main(settings: Settings) -> None:
     from common.evaluation.tables import number
+    from common.generation import generate_command
     from common.models import newest_checkpoint
     from common.ppo.actor_critic import ActorCritic, draw_prompts, load_checkpoint, save_checkpoint, share
     from common.ppo.update import explained_variance, gae, kl_estimate, next_beta, token_rewards, update, whiten
@@ -265,7 +266,8 @@ def main(settings: Settings) -> None:
         run.figure("samples", after["samples"])
         run.figure("steps", taken)
         run.figure("stopped_by", over_budget or None)
-        run.finish(next_command("60_generate", task=settings.task, model=settings.model, adapter=settings.output_dir))
+        trained = {"model": settings.model, "adapter": settings.output_dir}
+        run.finish(generate_command(settings.task, settings.train_file, {}, **trained))
 
 
 if __name__ == "__main__":

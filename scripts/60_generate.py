@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.model_files import check_adapter, check_model, trained_in_full
-from common.settings import UserError, next_command, read_settings, resolve_model, show_path
+from common.settings import UserError, read_settings, resolve_model, show_path
 from common.training.options import ModelSettings
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
@@ -152,6 +152,7 @@ def main(settings: Settings) -> None:
     from common.models import load_tokenizer, require_context
     from common.preflight.checks import detect_schema
     from common.runs import begin_run
+    from tasks.base import score_command
 
     if settings.backend == "vllm":
         from common.vllm_engine import require_vllm
@@ -223,7 +224,7 @@ def main(settings: Settings) -> None:
         print(f"{len(output.done)} rows in {output_file}, {speed:.0f} tokens/s")
         run.figure("rows", len(output.done))
         run.figure("tokens_per_second", speed)
-        run.finish(next_command("70_score", task=settings.task, generations=output_file))
+        run.finish(score_command(settings.task, output_file))
 
 
 if __name__ == "__main__":

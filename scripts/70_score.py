@@ -15,7 +15,7 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, next_command, read_settings, resolve_model
+from common.settings import ROOT, UserError, default_settings, next_command, read_settings, resolve_model
 
 
 @dataclass
@@ -181,7 +181,14 @@ def main(settings: Settings) -> None:
             run.finish()
     print_table(tables)
     print("\n".join(sampling_notes(list(files))))
-    print(f"next: {next_command('72_compare', task=settings.task)}")
+    folder = settings.generations.parent if settings.generations.is_file() else settings.generations
+    flags = {"generations": folder, "scores": settings.output_dir}
+    usual = {
+        "generations": ROOT / f"results/{settings.task}/generations",
+        "scores": default_settings(settings)["output_dir"],
+    }
+    flags = {name: path for name, path in flags.items() if path != usual[name]}
+    print(f"next: {next_command('72_compare', task=settings.task, **flags)}")
 
 
 if __name__ == "__main__":

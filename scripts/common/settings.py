@@ -198,6 +198,12 @@ def default_settings(settings) -> dict:
     return {name: _resolve(_fill(value, task), ROOT, names) for name, value in defaults.items()}
 
 
+def changed(settings, *names: str) -> dict:
+    """Those of the named settings that are not as they come: what the next command has to carry."""
+    defaults = default_settings(settings)
+    return {name: getattr(settings, name) for name in names if getattr(settings, name) != defaults[name]}
+
+
 @contextmanager
 def settings_errors(settings) -> Iterator[None]:
     """Around the building of a library's Config objects, before begin_run: what it refuses is one line with the flag.

@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
-from common.settings import UserError, next_command, show_path
+from common.settings import ROOT, UserError, next_command, show_path
 
 Measure = Callable[..., list[float | None]]
 SPLITS = ("train", "val", "test")
@@ -234,3 +234,11 @@ def check_command(output_dir: Path, **flags) -> str:
     """The command of stage 19 for the SFT files that were written."""
     files = {f"{split}_file": output_dir / f"sft_{split}.jsonl" for split in ("train", "val")}
     return next_command("19_check_data", **flags, **files)
+
+
+def score_command(name: str, generations: Path) -> str:
+    """The command of stage 70 for a file of generations. A name that only names folders is scored as chat."""
+    if name.isidentifier() and importlib.util.find_spec(f"tasks.{name}"):
+        return next_command("70_score", task=name, generations=generations)
+    scores = ROOT / "results" / name / "scores"
+    return next_command("70_score", task="chat", generations=generations, output_dir=scores)

@@ -175,7 +175,7 @@ def test_scores_are_those_counted_by_hand(scored):
     assert sft["form"]["mean"] == 13 / 16  # p2 twice and the script are no poems
     assert sft["stopped"]["mean"] == 1.0
     assert "| form | 0.500 [" in output
-    assert output.splitlines()[-1] == "next: python scripts/72_compare.py --task poems"
+    assert output.splitlines()[-1].startswith("next: python scripts/72_compare.py --task poems --generations ")
 
 
 def test_none_is_left_out_of_the_mean_and_never_0(scored):

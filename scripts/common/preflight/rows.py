@@ -229,10 +229,10 @@ def check_lengths(data: Data) -> Iterator[Finding]:
         cut = [length for length in file.lengths if length.loses_eos(limit)]
         level = "error" if len(cut) > MAX_CUT_SHARE * len(file.lengths) else "warning"
         # up to and with eos: what a template writes behind it may be lost
-        need = max((length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths), default=0)
-        fix = f"--max-length {need} holds every row; or shorten the row, or leave it out"
-        if data.schema in ("sft", "preference", "kto"):
-            fix = f"--max-length {need} holds every row; or --long-rows drop, or --long-rows cut, in stages 20 to 41"
+        needs = sorted(length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths)
+        most, usual = (needs[-1], needs[-(-99 * len(needs) // 100) - 1]) if needs else (0, 0)
+        fix = f"--max-length {most} holds every row{f', {usual} 99 % of them' * (usual < most)}; "
+        fix += "--long-rows drop, or cut; or shorten the row" if ANSWERS[data.schema] else "or shorten the row"
         for length in file.lengths:
             if data.schema == "style":
                 if length.total > limit:
