@@ -482,4 +482,4 @@ def test_an_error_costs_nothing_of_the_card_that_is_there(carded):
     done = evaluate(folder, "--val-file", "equal.jsonl", "--output", "card", "--overwrite", check=False)
     assert done.returncode == 2 and "equal.jsonl:2: chosen and rejected are equal" in done.stderr
     assert "Traceback" not in done.stderr
-    assert {path.name: path.read_bytes() for path in folder.glob("card.*")} == before and len(before) == 4
+    assert {path.name: path.read_bytes() for path in folder.glob("card.*")} == before and len(before) == 5
