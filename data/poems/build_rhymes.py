@@ -217,23 +217,30 @@ def main() -> None:
     related = read_unihan(arguments.unihan_variants)
     jp2t = opencc.OpenCC("jp2t")
     for character in (chr(code) for first, last in VARIANT_RANGES for code in range(first, last + 1)):
-        if character in characters or character in traditional or character in variants:
+        listed = character in characters
+        if character in traditional or character in variants or (listed and is_gb2312(character)):
             continue
         same = unicodedata.normalize("NFC", character)  # compatibility ideographs: 更 twice in Korean texts
         candidates = [same] if same != character else [jp2t.convert(character)]
         candidates = [other for other in candidates if other != character] or related[character]
         keys = {traditional.get(other, other) for other in candidates} & set(characters)
         common = {key for key in keys if is_gb2312(key)}
-        if len(common or keys) == 1:
-            variants[character] = (common or keys).pop()
+        # A listed character is only filed elsewhere where nothing but its words changes: 敎 is read as 教 is.
+        keys = common if listed else common or keys
+        if len(keys) == 1 and (not listed or characters[character] == characters[min(keys)]):
+            variants[character] = keys.pop()
+    variants = {variant: variants.get(base, base) for variant, base in variants.items()}
+    traditional = {form: variants.get(base, base) for form, base in traditional.items()}
+    characters = {character: indices for character, indices in characters.items() if character not in variants}
 
+    keys_of = traditional | variants
     own: dict[str, set[int]] = {}
     for character, index in (pair for table in tables for pair in table):
         own.setdefault(character, set()).add(index)
     own = {
         character: indices
         for character, indices in own.items()
-        if is_han(character) and indices != characters[traditional.get(character, character)]
+        if is_han(character) and indices != characters[keys_of.get(character, character)]
     }
 
     for source, table in zip(SOURCES[: len(tables)], tables, strict=True):

@@ -2,7 +2,7 @@
 functions.
 
 meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["山水", ...]}, in some rows also
-{"ask_title": "江上", "ask_rhyme": "尤"}.
+{"ask_title": "江上", "ask_rhyme": "尤"}; "book": "xinyun" judges by 中华新韵.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, name
 DATA = ROOT / "data" / "poems"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
 FILES = (
-    *(DATA / name for name in ("rhymes.json", "themes.json", "tang.json.xz")),
-    *(Path(__file__).with_name(name) for name in ("prosody.py", "corpus.py")),
+    *(DATA / name for name in ("rhymes.json", "readings.json", "themes.json", "tang.json.xz")),
+    *(Path(__file__).with_name(name) for name in ("prosody.py", "readings.py", "licences.py", "corpus.py")),
 )
 
 
@@ -46,42 +46,56 @@ def messages(row: dict) -> list[dict]:
 
 
 @cache
-def _check(text: str, form: str | None) -> prosody.Prosody:
-    return prosody.check(text, form)
+def _check(text: str, form: str | None, book: str | None = None) -> prosody.Prosody:
+    return prosody.check(text, form, book or "pingshui")
 
 
 @per_text
 def form(text: str, meta: dict) -> float:
     """1 where lines and characters are as asked, all of them Han, else 0."""
-    return float(_check(text, meta.get("form")).form.status == "pass")
+    return float(_check(text, meta.get("form"), meta.get("book")).form.status == "pass")
 
 
 def _passes(part: str):
     """1 where the part passes, 0 where it fails, None where the characters decide nothing."""
-    return per_text(lambda text, m: {"pass": 1.0, "fail": 0.0}.get(getattr(_check(text, m.get("form")), part).status))
+    scores = {"pass": 1.0, "fail": 0.0}
+    return per_text(
+        lambda text, meta: scores.get(getattr(_check(text, meta.get("form"), meta.get("book")), part).status)
+    )
 
 
 rhyme_pass, meter_pass = _passes("rhyme"), _passes("meter")
+meter_licensed, meter_any = _passes("meter_licensed"), _passes("meter_any")
+
+
+def _all_pass(text: str, meta: dict, meter_part: str) -> float:
+    found = _check(text, meta.get("form"), meta.get("book"))
+    return float(all(part.status == "pass" for part in (found.form, found.rhyme, getattr(found, meter_part))))
 
 
 @per_text
 def all_three(text: str, meta: dict) -> float:
     """1 where form, rhyme and meter all pass, else 0: unknown is not a pass."""
-    found = _check(text, meta.get("form"))
-    return float(all(part.status == "pass" for part in (found.form, found.rhyme, found.meter)))
+    return _all_pass(text, meta, "meter")
+
+
+@per_text
+def all_three_any(text: str, meta: dict) -> float:
+    """The same with polyphonic characters in whichever tone fits, as in figures before 2026-11-26."""
+    return _all_pass(text, meta, "meter_any")
 
 
 @per_text
 def rhyme(text: str, meta: dict) -> float | None:
     """Share of the even lines that end in the poem's best rhyme group, 0..1; 0 in a wrong form."""
-    found = _check(text, meta.get("form"))
+    found = _check(text, meta.get("form"), meta.get("book"))
     return found.rhyme_share if found.form.status == "pass" else 0.0
 
 
 @per_text
 def meter(text: str, meta: dict) -> float | None:
     """Share of the positions 2/4/6 that stand as the better regulated pattern wants, 0..1; 0 in a wrong form."""
-    found = _check(text, meta.get("form"))
+    found = _check(text, meta.get("form"), meta.get("book"))
     return found.meter_share if found.form.status == "pass" else 0.0
 
 
@@ -116,19 +130,18 @@ def rhyme_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
 def meter_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
     """Each line earns the share of its positions 2/4/6 that stand as the poem's better pattern wants; nothing in a
     wrong form."""
-    if form([None], [text], [meta]) != [1.0]:
+    found = _check(text, meta.get("form"), meta.get("book"))
+    if found.form.status != "pass":
         return []
-    faults = [start for start, _, label in mark(text, meta) if label == "meter_fault"]
-    ends = _line_ends(text)
-    width = prosody.FORMS[meta["form"]][1] if meta.get("form") else ends[0]
-    wrong = [sum(end - width <= fault < end for fault in faults) for end in ends]
-    return [(end, (1 - bad / (width // 2)) / len(ends)) for end, bad in zip(ends, wrong, strict=True)]
+    ends, fixed = _line_ends(text), len(prosody.split_lines(text)[0]) // 2
+    wrong = [sum(line == number for line, _ in found.misfits) for number in range(1, len(ends) + 1)]
+    return [(end, (1 - bad / fixed) / len(ends)) for end, bad in zip(ends, wrong, strict=True)]
 
 
 @per_text
 def rhyme_group(text: str, meta: dict) -> float | None:
     """1 where the poem rhymes, and in the group that was asked, else 0; None where no group was asked."""
-    found = _check(text, meta.get("form"))
+    found = _check(text, meta.get("form"), meta.get("book"))
     asked = meta.get("ask_rhyme")
     return float(found.rhyme.status == "pass" and asked in found.rhyme_group) if asked else None
 
@@ -249,6 +262,9 @@ METRICS = {
     "meter": meter_pass,
     "all_three": all_three,
     "rhyme_group": rhyme_group,
+    "meter_licensed": meter_licensed,
+    "meter_any": meter_any,
+    "all_three_any": all_three_any,
     "near_copy": near_copy,
     "no_repeat": no_repeat,
     "fluency": fluency,
@@ -263,7 +279,7 @@ SET_METRICS = {"distinct_1": distinct(1, han_only), "distinct_2": distinct(2, ha
 
 def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
     """Spans (start, end, label) that the comparison page highlights: rhymes and the places at fault."""
-    return prosody.spans(text, meta.get("form"))
+    return prosody.spans(text, meta.get("form"), meta.get("book") or "pingshui")
 
 
 FIELDS = {

@@ -63,6 +63,7 @@ class Prosody:
     # Share in 0..1 of the characters at 2/4/6 that are listed and stand as the better of the two regulated patterns
     # wants: about 0.7 for random characters. 0 where the text has no regulated shape, None where none is listed.
     meter_share: float | None
+    misfits: tuple[tuple[int, int], ...] = ()  # (line, character) of the positions that miss in meter_share
     meter_licensed: Verdict = Verdict("fail")  # with the licences (拗救)
     meter_any: Verdict = Verdict("fail")  # strict, every polyphonic character in whichever tone fits
     # Names of the groups that all rhyming lines share (several, if all of them are polyphonic), level ones only where
@@ -118,7 +119,7 @@ def check(text: str, form: str | None = None, book: str = "pingshui") -> Prosody
     form_verdict = _check_form(lines, form)
     if _shape(lines) not in FORM_OF_SHAPE:
         no_shape = Verdict("fail", "the text has the shape of none of the four forms")
-        return Prosody(form_verdict, no_shape, no_shape, 0.0, 0.0, no_shape, no_shape)
+        return Prosody(form_verdict, no_shape, no_shape, 0.0, 0.0, (), no_shape, no_shape)
 
     source = BOOKS[book]()
     sounds = source.sounds(lines)
@@ -143,6 +144,7 @@ def check(text: str, form: str | None = None, book: str = "pingshui") -> Prosody
         meter,
         rhyme_share,
         meter_share,
+        misfits,
         licensed,
         in_any,
         rhyme_group=tuple(name for name in source.names if name in shared),
@@ -302,19 +304,22 @@ def patterns(count: int, width: int) -> list[list[tuple[int, int, str]]]:
     ]
 
 
-def _misfits(tones: Sequence[str]) -> tuple[int, float | None]:
-    """How many fixed positions do not fit the better pattern, and the share of those that do."""
+def _misfits(tones: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], float | None]:
+    """The fixed positions that do not fit the better pattern, and the share of those that do."""
     least = None
     for pattern in patterns(len(tones), len(tones[0])):
-        seen = [(tones[line][place], wanted) for line, place, wanted in pattern]
-        misfits = sum(tone != wanted and tone not in (FREE, UNLISTED) for tone, wanted in seen)
-        if least is None or misfits < least:
-            least = misfits
-            unlisted = sum(tone == UNLISTED for tone, _ in seen)
-            if not misfits:
-                break
+        missing = [
+            (line + 1, place + 1)
+            for line, place, wanted in pattern
+            if tones[line][place] != wanted and tones[line][place] not in (FREE, UNLISTED)
+        ]
+        if least is None or len(missing) < len(least):
+            least = missing
+        if not missing:
+            break
     total = len(pattern)
-    return least, (total - least - unlisted) / total if unlisted < total else None
+    unlisted = sum(tones[line][place] == UNLISTED for line, place, _ in pattern)
+    return tuple(least), (total - len(least) - unlisted) / total if unlisted < total else None
 
 
 def _unlisted(lines: Sequence[str], tones: Sequence[str]) -> Verdict | None:
