@@ -348,7 +348,7 @@ def _broken(lines: Sequence[str], tones: Sequence[str], marks: list[Mark]) -> Ve
     if name == licences.SWAP:
         place += 1  # the level character that stands last but one
     wanted = OTHER.get(tones[line - 1][place - 1], "")
-    should = f"should be {TONE_NAMES[wanted]}" if wanted else "fits neither tone"
+    should = f"should be {TONE_NAMES[wanted]}" if wanted else "opens a line of the other tones"
     reason = f"line {line}, character {place}: {lines[line - 1][place - 1]} {should}, {name}: {RULES[name]}"
     return Verdict("fail", reason, (line, place))
 
