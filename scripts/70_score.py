@@ -181,7 +181,7 @@ def main(settings: Settings) -> None:
             run.finish()
     print_table(tables)
     print("\n".join(sampling_notes(list(files))))
-    folder = settings.generations.parent if settings.generations.is_file() else settings.generations
+    folder = find_generations(settings.generations)[0].parent
     flags = {"generations": folder, "scores": settings.output_dir}
     usual = {
         "generations": ROOT / f"results/{settings.task}/generations",
