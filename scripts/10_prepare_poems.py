@@ -101,7 +101,9 @@ def main(settings: Settings) -> None:
         splits["train"] = verse_corpus.without_near_copies(poems, splits["val"] + splits["test"])
         near_copies = len(poems) - len(splits["train"])
     if not splits["train"]:
-        raise UserError(f"{settings.corpus}: no training poem is left of {len(records)} records; dropped: {dropped}")
+        raise UserError(
+            f"{settings.corpus}: no training poem is left of {len(records)} records, dropped {dropped}; fix: more"
+        )
     inputs = {"corpus": settings.corpus, **{file.name: file for file in task.FILES if file.suffix == ".json"}}
     with begin_run(settings.output_dir, settings, inputs, "10_prepare_poems", resumable=False) as run:
         print(f"read {len(records)}, train {len(splits['train'])} (--clean {settings.clean})")

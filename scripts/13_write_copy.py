@@ -80,13 +80,12 @@ def main(settings: Settings) -> None:
         raise UserError(f"--copy-types {' '.join(unknown)}: unknown; fix: use {', '.join(task.COPY_TYPES)}")
     if unknown := [name for name in settings.splits if name not in SPLITS]:
         raise UserError(f"--splits {' '.join(unknown)}: unknown; fix: use {', '.join(SPLITS)}")
-    if settings.num_samples < 1:
-        raise UserError(f"--num-samples {settings.num_samples}: fix: 1 or more")
     products = read_products(settings.products_file)
     chosen = [product for product in products.values() if product["split"] in settings.splits]
     chosen = chosen[: settings.max_products or None]
     if not chosen:
-        raise UserError(f"{settings.products_file}: no product of the splits {', '.join(settings.splits)}")
+        splits = ", ".join(settings.splits)
+        raise UserError(f"{settings.products_file}: no product of the splits {splits}; fix: --splits train val test")
     wanted = [
         (product, kind, sample)
         for product in chosen

@@ -15,6 +15,7 @@ Run     python scripts/18_prepare_text.py --files books/ notes.txt
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def find_files(given: tuple[Path, ...]) -> tuple[list[Path], Counter]:
     found, left_out = {}, Counter()
     for path in given:
         if not path.is_dir():
-            found[path.resolve()] = path
+            found[os.path.realpath(path)] = path
             continue
         inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
         inside = [file for file in inside if not any(p.startswith(".") for p in file.relative_to(path).parts)]
@@ -70,7 +71,7 @@ def find_files(given: tuple[Path, ...]) -> tuple[list[Path], Counter]:
         if not read:
             raise UserError(f"{path}: no file that can be read; fix: {', '.join(PLAIN_TEXT + ROWS)}")
         left_out.update(file.suffix or "without a suffix" for file in inside if file not in read)
-        found |= {file.resolve(): file for file in read}
+        found |= {os.path.realpath(file): file for file in read}
     return list(found.values()), left_out
 
 

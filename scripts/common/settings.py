@@ -67,6 +67,7 @@ LIMITS = {
     **dict.fromkeys(("label_smoothing", "lora_dropout", "test_share", "val_share", "warmup_share"), Limit(below=1)),
     "min_margin": Limit(low=-math.inf),
     "num_generations": Limit(2),
+    "num_samples": Limit(1, 100_000),
     "port": Limit(high=65535),
     "seed": Limit(high=2**32 - 1),  # numpy takes no other
     "top_p": Limit(above=0, high=1),

@@ -63,6 +63,7 @@ def files(tmp_path_factory) -> Path:
     write_jsonl(folder / "twice" / "b.jsonl", made)
     for name in ("broken.jsonl", "broken.json"):
         (folder / name).write_text('{"prompt": [\n', encoding="utf-8")
+    (folder / "loop.jsonl").symlink_to(folder / "loop.jsonl")
     (folder / "adapter").mkdir()
     adapter = {"base_model_name_or_path": str(TINY), "peft_type": "LORA", "r": 4, "task_type": "CAUSAL_LM"}
     write_json(folder / "adapter" / "adapter_config.json", adapter | {"target_modules": ["q_proj"]})
@@ -165,12 +166,15 @@ CASES = [
     ("13", "--products-file broken.jsonl"),
     ("13", "--model some-model"),
     ("13", "--golden-file broken.jsonl"),
+    *(("13", f"--num-samples {count}") for count in (0, 10**22)),
+    ("13", "--splits none"),
     ("14", ""),
     ("15", ""),
     ("16", ""),
     ("17", "--files broken.jsonl"),
     ("17", "--val-share 1"),
     ("18", "--files adapter"),
+    ("18", "--files loop.jsonl"),
     ("18", "--files broken.jsonl"),
     ("18", "--held-out 1"),
     ("18", ""),
