@@ -196,6 +196,7 @@ def main(settings: Settings) -> None:
 
     # before an earlier run's files are touched
     settings = (task := load_task(settings.task)).fill_in(settings)
+    loss = loss_arguments(settings)
     if settings.rollout == "vllm":
         from common.vllm_engine import require_vllm
 
@@ -205,7 +206,7 @@ def main(settings: Settings) -> None:
     config = arguments.trainer_arguments(
         GRPOConfig,
         settings,
-        **loss_arguments(settings),
+        **loss,
         num_generations=settings.num_generations,
         num_iterations=settings.iterations,
         temperature=settings.temperature,

@@ -37,6 +37,7 @@ CANNOT_BE = [
     (Sft, {"lora_r": 0, "lora_dropout": 0.1}, "--lora-dropout 0.1 is given: there is no adapter"),
     (Sft, {"lora_r": 0, "modules_to_save": ("norm",)}, "--modules-to-save norm is given: there is no adapter"),
     (Sft, {"lora_variant": "pissa", "quantize": "4bit"}, "--lora-variant pissa with --quantize 4bit"),
+    (Sft, {"lora_variant": "dora", "quantize": "8bit"}, "--lora-variant dora with --quantize 8bit: peft 0.21 loses"),
     (Dpo, {"lora_variant": "pissa"}, "--lora-variant pissa: the reference is the base with the adapter off"),
     (Sft, {"lora_r": 0, "train_tokens": ("<s>",)}, "--lora-r 0 .*--train-tokens <s> is given"),
     (Sft, {"train_tokens": ("<s>",), "modules_to_save": ("embed_tokens",)}, "--train-tokens <s> with"),

@@ -75,6 +75,9 @@ class AdapterSettings(ModelSettings):
             for flag in (flag for flag, is_given in given.items() if is_given):
                 why = "quantised weights cannot be trained" if "quantize" in flag else "there is no adapter then"
                 yield f"--lora-r 0 trains all weights, and {flag} is given: {why}", f"a rank, or without {flag}"
+        if self.lora_variant == "dora" and self.quantize == "8bit":
+            what = "peft 0.21 loses the scale of 8-bit weights after the first pass"
+            yield f"--lora-variant dora with --quantize 8bit: {what}", "--quantize 4bit, or --lora-variant lora"
         if self.lora_variant == "pissa":
             if self.quantize != "none":
                 yield (
@@ -117,7 +120,10 @@ class TrainerSettings(AdapterSettings):
                     "pip install -r requirements.txt",
                 )
             if self.optim.startswith("paged") and not has_gpu():
-                yield f"--optim {self.optim}: pages between GPU and main memory, and there is no GPU", "adamw_8bit"
+                yield (
+                    f"--optim {self.optim}: pages between GPU and main memory, and there is no GPU",
+                    "--optim adamw_8bit",
+                )
         if self.lora_plus_ratio:
             if self.lora_plus_ratio < 1:
                 yield f"--lora-plus-ratio {self.lora_plus_ratio}: B learns faster than A", "1 or more, or 0 for none"
