@@ -180,8 +180,8 @@ def main(settings: Settings) -> None:
             run.figure("prompts", len({row["prompt_id"] for row in rows}))
             run.finish()
     print_table(tables)
-    print("\n".join(sampling_notes(list(files))))
-    folder = find_generations(settings.generations)[0].parent
+    print("\n".join(sampling_notes(list(runs))))
+    folder = list(runs)[0].parent
     flags = {"generations": folder, "scores": settings.output_dir}
     usual = {
         "generations": ROOT / f"results/{settings.task}/generations",
