@@ -153,6 +153,7 @@ def drop_refused(splits: dict[str, list[dict]], kind: str, settings: Settings, t
 
 
 def main(settings: Settings) -> None:
+    from common.conversations import thinks
     from common.jsonl import DataError, write_json, write_jsonl
     from common.models import load_tokenizer
     from common.runs import begin_run
@@ -238,6 +239,8 @@ def main(settings: Settings) -> None:
         }
         flags = {"task": settings.task, "train_file": files["train"], "val_file": files["val"]}
         flags |= {name: getattr(settings, name) for name in ("model", "max_length") if measured}
+        if any(thinks(row[key][-1]) for row in of_kinds[kind] for key in ("completion", "chosen") if key in row):
+            flags["enable_thinking"] = True
         run.finish(next_command("19_check_data", **flags))
 
 

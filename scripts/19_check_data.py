@@ -114,10 +114,12 @@ def open_tokenizer(model: str, schema: str):
 
 def text_length(row: dict) -> int:
     """Characters of everything that is tokenized."""
+    from common.conversations import turn_text
+
     if "text" in row:
         return len(row["text"])
     turns = [turn for key in ("prompt", "completion", "chosen", "rejected") for turn in row.get(key, [])]
-    return len(row.get("input", "")) + sum(len(turn["content"]) for turn in turns)
+    return len(row.get("input", "")) + sum(len(turn_text(turn)) for turn in turns)
 
 
 def write_preview(settings: Settings, schema: str, tokenizer) -> None:

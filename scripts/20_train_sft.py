@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, read_settings
-from common.training.loss_masks import RowStyle, row_dataset
+from common.settings import Limit, read_settings
+from common.training.loss_masks import RowStyle, count_trained, row_dataset, trained_sentence
 from common.training.options import ChatSettings
 
 
@@ -116,13 +116,9 @@ def main(settings: Settings) -> None:
     # before an earlier run's files are touched
     schema = arguments.rows_of_sft(settings)
     model_path, tokenizer, inputs = arguments.check_inputs(settings, schema)
-    if settings.row_style == "messages" and not marks_answers(tokenizer):
-        raise UserError(
-            f"--row-style messages: the chat template of {settings.model} does not mark its answers; "
-            "fix: write {% generation %} marks into chat_template.jinja, or --row-style prompt"
-        )
     train, val, long = arguments.read_rows(settings, schema, tokenizer)
     datasets = [row_dataset(rows, settings.row_style, tokenizer, settings.enable_thinking) for rows in (train, val)]
+    is_rendered = settings.row_style == "prompt" and "completion" in datasets[0].column_names  # by trl
     documents = arguments.document_arguments(settings, datasets[0]) if schema == "text" else {}
     config = arguments.trainer_arguments(
         SFTConfig,
@@ -136,7 +132,7 @@ def main(settings: Settings) -> None:
         or {
             "completion_only_loss": True,
             # the answer up to its eos, without what the template writes behind it; needs a template with marks
-            "assistant_only_loss": settings.row_style in ("prompt", "messages") and marks_answers(tokenizer),
+            "assistant_only_loss": is_rendered and marks_answers(tokenizer),
             "packing": settings.packing,
             "eval_packing": False,  # the same validation loss whether or not training rows are packed
             "train_sampling_strategy": "batch_rebalance",
@@ -162,10 +158,14 @@ def main(settings: Settings) -> None:
             processing_class=tokenizer,
             peft_config=lora,
         )
+        counts = {}
         if not documents:
+            counts = count_trained(train, settings.row_style, trainer.train_dataset)
+            print(trained_sentence(counts))
             arguments.watch_stops(trainer, tokenizer, val, settings)
         before = mean_nll(trainer.model, *view)  # no adapter has changed anything so far
-        log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
+        chance = math.log(model.config.vocab_size)
+        log = arguments.fit(trainer, settings, run, chance=chance, long_rows=long, **counts)
 
         arguments.save_trained(trainer, settings)
         arguments.save_log(log, settings, run)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from common.conversations import written_answer
+from common.generation import render_prompt
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, read_settings
 from common.training.options import ChatSettings
@@ -95,12 +97,12 @@ def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict
     The prompt is exactly what the model will be given when it writes: the template's text up to the start of an answer.
     """
     turns = row["prompt"] + row["completion"]
-    prompt = tokenizer.apply_chat_template(
-        turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-    )
+    view = enable_thinking, row.get("tools")
+    prompt = render_prompt(tokenizer, turns[:-1], *view)
     # no special tokens: the template has written its own
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    answer = written_answer(tokenizer, turns, *view)
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     # labels are at the places of their tokens: the model itself compares the logits at t with the label at t + 1
     return {
         "input_ids": (prompt_ids + answer_ids)[:max_length],
@@ -155,16 +157,18 @@ def main(settings: Settings) -> None:
         from transformers import Trainer
 
         from common.likelihood import mean_nll
+        from common.training.loss_masks import count_trained, trained_sentence
         from common.training.turn_tokens import train_token_rows
 
         examples, held_out = (
             [encode(row, tokenizer, settings.max_length, settings.enable_thinking) for row in rows]
             for rows in (train, val)
         )
-        trained = sum(label != IGNORED for example in examples for label in example["labels"])
+        counts = count_trained(train, "template", {"labels": [example["labels"] for example in examples]})
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
-        print(f"{len(train)} training rows, {trained} trained tokens, {model.dtype} on {model.device}")
+        print(f"{len(train)} training rows, {model.dtype} on {model.device}")
+        print(trained_sentence(counts))
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers
         trainer = Trainer(
@@ -182,7 +186,7 @@ def main(settings: Settings) -> None:
         shown, name = (val, "val") if val else (train[: settings.eval_rows or None], "train")
         after = mean_nll(trainer.model, tokenizer, shown, settings.enable_thinking)
         print(f"NLL per character of the {name} answers: {after:.3f} nats")
-        figures = {"trained_tokens": trained, f"{name}_nll": after}
+        figures = {**counts, f"{name}_nll": after}
         arguments.finish_trained(run, trainer, tokenizer, shown, settings, **figures)
 
 

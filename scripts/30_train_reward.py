@@ -104,7 +104,8 @@ def token_rows(tokenizer, pairs: list[dict], settings: Settings):
         texts = {}
         for side in ("chosen", "rejected"):
             turns = [*pair["prompt"], *pair[side]]
-            texts[side] = render_conversation(tokenizer, turns[:-1], turns[-1]["content"], settings.enable_thinking)
+            view = settings.enable_thinking, pair.get("tools")
+            texts[side] = render_conversation(tokenizer, turns[:-1], turns[-1], *view)
         ids = {f"{side}_ids": tokenizer(text, add_special_tokens=False)["input_ids"] for side, text in texts.items()}
         if max(map(len, ids.values())) <= settings.max_length:
             rows.append(ids)
@@ -169,7 +170,7 @@ def main(settings: Settings) -> None:
         print(f"the saved model ranks {accuracy:.1%} of {len(scores)} pairs right")
         run.figure("accuracy", accuracy)
         run.figure("mean_margin", (scores[:, 0] - scores[:, 1]).mean().item())
-        files = changed(settings, "train_file", "val_file", "max_length")
+        files = changed(settings, "train_file", "val_file", "max_length", "enable_thinking")
         run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir, **files))
 
 

@@ -137,7 +137,8 @@ def rank_prompt(usable: list[dict], settings: Settings, dropped: Counter) -> lis
         else:
             meta = meta_of(best, "onpolicy", chosen_score=best["total"], rejected_score=worst["total"])
             sides = {"chosen": answer(best["completion"]), "rejected": answer(worst["completion"])}
-            pairs.append({"prompt": best["prompt"], **sides, "meta": meta})
+            tools = {"tools": best["tools"]} if best.get("tools") else {}
+            pairs.append({"prompt": best["prompt"], **sides, **tools, "meta": meta})
     return pairs
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.settings import Limit, UserError, read_settings
+from common.settings import Limit, UserError, changed, read_settings
 from common.training.options import ChatSettings
 
 
@@ -189,6 +189,7 @@ def main(settings: Settings) -> None:
     from trl import GRPOConfig
 
     from common.generation import generate_command
+    from common.models import chat_dataset
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
@@ -224,8 +225,6 @@ def main(settings: Settings) -> None:
     )
     lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, "50_train_grpo") as run:
-        from datasets import Dataset
-
         from common.evaluation.plots import plot_overoptimisation
         from common.evaluation.tables import number
         from common.training.probes import ProbeCallback, put_back
@@ -237,12 +236,19 @@ def main(settings: Settings) -> None:
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
         # meta as text: datasets would give every row the keys of all
-        rows = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"], ensure_ascii=False)} for row, _ in prompts]
+        metas = [json.dumps(row["meta"], ensure_ascii=False) for row, _ in prompts]
+        dataset = chat_dataset([row for row, _ in prompts], ("prompt",), settings.enable_thinking)
+        tools_of = {
+            json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True): row["tools"]
+            for row, _ in prompts
+            if row.get("tools")
+        }
         trainer = LeanGRPOTrainer(
             model=model,
             args=config,
             reward_funcs=[reward_function(probe.rewards)],
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=dataset.select_columns(["prompt"]).add_column("meta", metas),
+            tools_of=tools_of,
             processing_class=tokenizer,
             peft_config=lora,
         )
@@ -271,6 +277,7 @@ def main(settings: Settings) -> None:
         run.figure("samples", watch.last["samples"])
         folder = settings.output_dir
         trained = {"model": settings.model, "adapter": folder} if lora else {"model": folder}
+        trained |= changed(settings, "enable_thinking")
         run.finish(generate_command(settings.task, settings.train_file, {}, **trained))
 
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, read_settings
+from common.settings import UserError, changed, read_settings
 from common.training.options import AdapterSettings
 
 
@@ -266,7 +266,7 @@ def main(settings: Settings) -> None:
         run.figure("samples", after["samples"])
         run.figure("steps", taken)
         run.figure("stopped_by", over_budget or None)
-        trained = {"model": settings.model, "adapter": settings.output_dir}
+        trained = {"model": settings.model, "adapter": settings.output_dir, **changed(settings, "enable_thinking")}
         run.finish(generate_command(settings.task, settings.train_file, {}, **trained))
 
 

@@ -191,7 +191,7 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"{settings.prompts_file}: {len(ids) - len(set(ids))} rows repeat another's id and prompt; fix: remove them"
         )
-    texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking) for row in rows]
+    texts = [render_prompt(tokenizer, row["prompt"], settings.enable_thinking, row.get("tools")) for row in rows]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     longest = max(lengths)
     place = f"{show_path(settings.prompts_file)}:{lengths.index(longest) + 1}"
@@ -213,6 +213,7 @@ def main(settings: Settings) -> None:
                 for index, text, reason, tokens in progress:
                     meta = dict(rows[index]["meta"])
                     row = {"id": f"{ids[index]}#{number}", "prompt_id": ids[index], "sample": number, "seed": seed}
+                    row |= {"tools": rows[index]["tools"]} if rows[index].get("tools") else {}
                     row |= {
                         "prompt": rows[index]["prompt"],
                         "completion": text,

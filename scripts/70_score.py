@@ -80,10 +80,11 @@ def golden_rows(rows: list[dict]) -> list[dict]:
 
 def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
     """metric -> one value a row, None where it does not apply."""
+    from common.conversations import without_thought
     from common.evaluation.scoring import measure_texts
 
     columns = measure_texts(task, rows)
-    columns["characters"] = [float(len(row["completion"])) for row in rows]
+    columns["characters"] = [float(len(without_thought(row["completion"]))) for row in rows]
     if nll is not None:
         columns["nll_per_character"] = nll(rows)
     return columns

@@ -121,6 +121,7 @@ def find_candidates(settings: Settings) -> dict[str, Path | None]:
 
 def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[list, Counter]:
     """The prompts that every candidate answers, and why the others are left out."""
+    from common.conversations import without_thought
     from common.judging.aggregate import Item
     from common.judging.prompts import read_generations
 
@@ -137,7 +138,7 @@ def load_items(settings: Settings, candidates: dict[str, Path | None]) -> tuple[
             continue
         key = settings.content_type or next((key for key in CONTENT_TYPES if key in row["meta"]), "")
         kind = str(row["meta"].get(key) or "全部")
-        texts_of = [answers[name] for name in candidates]
+        texts_of = [without_thought(answers[name]) for name in candidates]
         items.append(Item(row_id, row["prompt_id"], kind, row["prompt"], texts_of, row["meta"]))
     if settings.max_items and len(items) > settings.max_items:
         dropped["--max-items"] = len(items) - settings.max_items

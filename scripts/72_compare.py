@@ -218,6 +218,7 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
     """Prompts drawn by the seed, each with the golden text and the first sample of every run."""
     import random
 
+    from common.conversations import readable, thought_of, without_thought
     from common.evaluation.compare_page import card
 
     first = [{row["prompt_id"]: i for i, row in reversed(list(enumerate(entry.rows)))} for entry in entries]
@@ -229,10 +230,12 @@ def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
         for entry, index in zip(entries, first, strict=True):
             if id in index:
                 row, scores = entry.rows[index[id]], entry.scores[index[id]]
-                golden, text = entry.name == GOLDEN, row["completion"]
+                golden, text = entry.name == GOLDEN, without_thought(row["completion"])
                 stopped = golden or row["finish_reason"] == "stop"
-                cards.append(card(entry.name, text, task.mark(text, row["meta"]), scores, golden, stopped))
-        examples.append({"id": id, "turns": row["prompt"], "cards": cards})
+                marks, thought = task.mark(text, row["meta"]), thought_of({"content": row["completion"]})
+                cards.append(card(entry.name, text, marks, scores, golden, stopped, thought))
+        turns = [{"role": turn["role"], "content": readable(turn)} for turn in row["prompt"]]
+        examples.append({"id": id, "turns": turns, "cards": cards})
     return examples
 
 

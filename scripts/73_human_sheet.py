@@ -30,6 +30,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from common.conversations import without_thought
 from common.settings import ROOT, UserError, next_command, read_settings, show_path
 
 
@@ -96,7 +97,7 @@ def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:
         for row in read_generations(path):
             prompt = conversation_text(row["prompt"])
             prompt = plain_question(prompt) if settings.kind == "style" else prompt
-            item = {"id": row["id"], "prompt": prompt, "text": row["completion"]}
+            item = {"id": row["id"], "prompt": prompt, "text": without_thought(row["completion"])}
             runs.setdefault(path.stem, {}).setdefault(row["prompt_id"], item)
             if settings.reference and row["reference"] is not None and settings.kind != "style":
                 golden = {**item, "id": f"{row['prompt_id']}#reference", "text": row["reference"]}

@@ -75,5 +75,5 @@ def page_texts(page: str) -> list[tuple[str, str, str]]:
     return [
         (item["id"], data["runs"][run], "".join(part if isinstance(part, str) else part[0] for part in parts))
         for item in data["items"]
-        for run, parts, _, _ in item["cards"]
+        for run, parts, *_ in item["cards"]
     ]

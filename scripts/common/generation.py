@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.conversations import render
 from common.jsonl import read_jsonl
 from common.settings import ROOT, UserError, next_command
 
@@ -19,16 +20,14 @@ def prompt_id(row: dict) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False) -> str:
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-    )
+def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False, tools: list | None = None) -> str:
+    return render(tokenizer, messages, enable_thinking, tools, add_generation_prompt=True)
 
 
 def opening(tokenizer, row: dict, enable_thinking: bool = False, characters: int = 32) -> str:
     """What a model goes on from: the rendered prompt of a row, or the beginning of a document."""
     if "text" not in row:
-        return render_prompt(tokenizer, row["prompt"], enable_thinking)
+        return render_prompt(tokenizer, row["prompt"], enable_thinking, row.get("tools"))
     bos = tokenizer.bos_token if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
     return bos + row["text"][:characters]
 
@@ -50,7 +49,7 @@ def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -
     """The rows of a prompts file with the token ids of each rendered prompt; those of more than `room` tokens are left
     out and counted."""
     rows = read_jsonl(file, "prompts")
-    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking) for row in rows]
+    texts = [render_prompt(tokenizer, row["prompt"], enable_thinking, row.get("tools")) for row in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= room]
     if left_out := len(rows) - len(kept):

@@ -58,10 +58,11 @@ def read_jsonl(path: Path | str, schema: str | None = None, max_line_bytes: int 
 
 
 def scan_jsonl(
-    path: Path | str, schema: str | None = None, max_line_bytes: int | None = None
+    path: Path | str, schema: str | None = None, max_line_bytes: int | None = None, wrap: str | None = None
 ) -> Iterator[tuple[int, dict | None, list[Finding]]]:
     """(line, row or None, what is wrong with it) for every line, then one last (0, None, findings) for the file as a
-    whole. max_line_bytes: None = MAX_LINE_BYTES, or MAX_DOCUMENT_BYTES for the schema text."""
+    whole. max_line_bytes: None = MAX_LINE_BYTES, or MAX_DOCUMENT_BYTES for the schema text. wrap: a line that is a list
+    becomes {wrap: list}."""
     path = Path(path)
     if max_line_bytes is None:
         max_line_bytes = MAX_DOCUMENT_BYTES if schema == "text" else MAX_LINE_BYTES
@@ -80,7 +81,7 @@ def scan_jsonl(
                 empty += 1
                 continue
             try:
-                row = _parse(raw, size, max_line_bytes, path.name, allow_control=schema in (None, "generation"))
+                row = _parse(raw, size, max_line_bytes, path.name, schema in (None, "generation"), wrap)
             except Refused as refused:
                 faulty += 1
                 yield number, None, [Finding(path, number, *refused.args)]
@@ -151,7 +152,7 @@ def _lines(file, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
         yield raw, size
 
 
-def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control: bool) -> dict:
+def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control: bool, wrap: str | None = None) -> dict:
     """One line as an object. Raises Refused(reason, fix).
 
     allow_control: escaped control characters may stand in it, because what a model wrote is kept as it is.
@@ -175,6 +176,8 @@ def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control:
         raise Refused(f"broken JSON at column {error.colno}: {error.msg}", fix) from None
     except RecursionError:
         raise Refused("brackets nested too deeply", "write flat rows") from None
+    if wrap and isinstance(row, list):
+        row = {wrap: row}
     if not isinstance(row, dict):
         fix = "put the items of the array on lines of their own" if isinstance(row, list) else "write {...}"
         raise Refused(f"the line is a JSON {kind_of(row)}, not an object", fix)

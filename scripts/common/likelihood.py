@@ -1,6 +1,7 @@
 """How likely a frozen model finds a text: NLL per character, comparable between tokenizers."""
 
 from common.batching import length_batches
+from common.conversations import written_answer
 from common.generation import render_prompt
 
 
@@ -18,9 +19,10 @@ def nll_per_character(
     texts, prompts, answers = [], [], []  # characters; token ids before and of the completion
     for row in rows:
         turns, text = row["prompt"], row["completion"]
+        view = enable_thinking, row.get("tools")
         if not isinstance(text, str):
-            turns, text = turns + text[:-1], text[-1]["content"]
-        prompt = render_prompt(tokenizer, turns, enable_thinking)
+            turns, text = turns + text[:-1], written_answer(tokenizer, turns + text, *view)
+        prompt = render_prompt(tokenizer, turns, *view)
         texts.append(text)
         prompts.append(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         answers.append(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.conversations import is_trained
+
 LongRowsPolicy = Literal["refuse", "drop", "cut"]
 
 
@@ -82,12 +84,13 @@ def cuts(row: dict, schema: str) -> Iterator[dict]:
     """The row with fewer and fewer whole turns, the longest first."""
     if schema == "sft":
         turns = row["prompt"] + row["completion"]
-        answers = [i for i, turn in enumerate(turns[:-1]) if turn["role"] == "assistant"]
+        answers = [i for i, turn in enumerate(turns[:-1]) if is_trained(turn)]
         for end in reversed(answers):
             start = min(end, len(row["prompt"]))
             yield row | {"prompt": turns[:start], "completion": turns[start : end + 1]}
         return
     prompt = row["prompt"]
     system = prompt[:1] if prompt[0]["role"] == "system" else []
-    for start in range(len(system) + 2, len(prompt), 2):
-        yield row | {"prompt": system + prompt[start:]}
+    for start in range(len(system) + 1, len(prompt)):
+        if prompt[start]["role"] == "user":  # a call of a tool goes with its reply
+            yield row | {"prompt": system + prompt[start:]}

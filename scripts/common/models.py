@@ -397,8 +397,20 @@ def weights_are_finite(folder: Path) -> bool:
 
 
 def chat_dataset(rows: list[dict], columns: tuple[str, ...], enable_thinking: bool):
-    """Rows as a datasets.Dataset with `columns` and the thinking choice that the chat template sees."""
-    from datasets import Dataset
+    """Rows as a datasets.Dataset with `columns`, the thinking choice that the chat template sees, and the tools of rows
+    that have some."""
+    from datasets import Dataset, Features, Json, List, Value
+
+    from common.conversations import holds_more
 
     thinking = {"chat_template_kwargs": {"enable_thinking": enable_thinking}}
-    return Dataset.from_list([{**{name: row[name] for name in columns}, **thinking} for row in rows])
+    found = [{**{name: row[name] for name in columns}, **thinking} for row in rows]
+    if not any(holds_more(row, *columns) for row in rows):
+        return Dataset.from_list(found)
+    # without Json every turn would get the keys of all turns, with null: templates ask whether a key is there
+    for row, given in zip(found, rows, strict=True):
+        row["tools"] = json.dumps(given.get("tools") or None, ensure_ascii=False)
+    turns = {name: List(Json()) for name in columns if isinstance(rows[0][name], list)}
+    features = {name: turns.get(name, Value("bool")) for name in columns}
+    features |= {"chat_template_kwargs": {"enable_thinking": Value("bool")}, "tools": Value("string")}
+    return Dataset.from_list(found, features=Features(features))

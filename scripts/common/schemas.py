@@ -1,8 +1,10 @@
 """The formats of rows (docs/DATA.md): what a row of each must hold, as a list of what is wrong with it."""
 
+from common.conversations import turn_text
 from common.preflight.finding import Finding, fault
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+TURN_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 KINDS = {dict: "object", list: "list", str: "string", int: "whole number", float: "number", bool: "true/false"}
 CONVERT = "convert the file with scripts/17_prepare_chat.py"
 
@@ -25,9 +27,10 @@ def _preference(row: dict) -> list[Finding]:
     for key in ("chosen", "rejected"):
         if not found and len(row[key]) > 1:  # the loss of a pair is on every token of its answers
             fix = "move the turns that both share into prompt, leave out pairs that part before the last answer"
-            found.append(fault(f"{key}[1] is a user turn: it would be trained as if the model had said it", fix))
+            role = row[key][1]["role"]
+            found.append(fault(f"{key}[1] is a {role} turn: it would be trained as if the model had said it", fix))
     if not found:
-        chosen, rejected = ([turn["content"].strip() for turn in row[key]] for key in ("chosen", "rejected"))
+        chosen, rejected = ([turn_text(turn).strip() for turn in row[key]] for key in ("chosen", "rejected"))
         if chosen == rejected:
             found.append(fault("chosen and rejected are equal", "leave the pair out: it teaches nothing"))
     return found
@@ -86,8 +89,8 @@ SCHEMAS = {
 
 
 def _prompt(row: dict) -> list[Finding]:
-    found = _messages(row, "prompt")
-    if not found and (role := row["prompt"][-1]["role"]) != "user":
+    found = _messages(row, "prompt") + _tools(row)
+    if not found and (role := row["prompt"][-1]["role"]) not in ("user", "tool"):
         found.append(fault(f"the last turn of prompt is {role}, not user", "move the answer out of the prompt"))
     return found
 
@@ -96,7 +99,27 @@ def _answer(row: dict, key: str) -> list[Finding]:
     found = _messages(row, key)
     if not found and row[key][-1]["role"] != "assistant":
         found.append(fault(f"the last turn of {key} is not assistant", "end it with the answer"))
+    elif not found and row[key][-1].get("weight", 1) == 0:
+        what = f"the last answer of {key} has weight 0: nothing is trained by it"
+        found.append(fault(what, "end the row with an answer that is to be trained"))
     return found
+
+
+def _tools(row: dict) -> list[Finding]:
+    """Functions that can be called, as templates read them."""
+    tools = row.get("tools")
+    if tools is None:
+        return []
+    fix = 'write [{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
+    if not isinstance(tools, list):
+        return [fault(f"tools is a {kind_of(tools)}, not a list", fix)]
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in tools]
+    bad = (i for i, function in enumerate(functions) if not isinstance(function, dict) or not _named(function))
+    return [fault(f"tools[{i}] has no name", fix) for i in bad]
+
+
+def _named(function: dict) -> bool:
+    return isinstance(name := function.get("name"), str) and bool(name.strip())
 
 
 def _messages(row: dict, key: str) -> list[Finding]:
@@ -117,14 +140,17 @@ def _messages(row: dict, key: str) -> list[Finding]:
     if found:
         return found
 
-    expected = "user" if key == "prompt" else "assistant"
+    expected, before = "user" if key == "prompt" else "assistant", ""
     for i, turn in enumerate(turns):
         if i == 0 and key == "prompt" and turn["role"] == "system":
+            continue
+        if turn["role"] == "tool" and before in ("assistant", "tool"):  # what came back from a call
+            expected, before = "assistant", "tool"
             continue
         if turn["role"] != expected:
             fix = "let user and assistant take turns" + (", system only first" if key == "prompt" else "")
             return [fault(f"{key}[{i}] is {turn['role']} where {expected} is due", fix)]
-        expected = "assistant" if expected == "user" else "user"
+        expected, before = "assistant" if expected == "user" else "user", turn["role"]
     return []
 
 
@@ -139,9 +165,35 @@ def _turn(turn, place: str) -> list[Finding]:
         found.append(fault(f"{place} has no content", 'add "content": "..."'))
     elif not isinstance(content, str):
         found.append(fault(f"{place}.content is a {kind_of(content)}, not a string", "write plain text"))
-    elif not content.strip():
+    elif not content.strip() and not (turn.get("tool_calls") or role == "tool"):
         what = "the answer is empty" if role == "assistant" else "the text is empty"
         found.append(fault(f"{place}: {what}", "fill it in, or leave the row out"))
+    return found or (_more(turn, place) if len(turn) > 2 else [])
+
+
+def _more(turn: dict, place: str) -> list[Finding]:
+    """Keys beside role and content: those that a template reads, in the form in which it reads them."""
+    if unknown := [key for key in turn if key not in TURN_KEYS and turn[key] is not None]:
+        what = f"{place} holds {', '.join(map(str, unknown))}, which no stage reads"
+        return [fault(what, f"take it out, or {CONVERT}")]
+    found, reasoning, calls = [], turn.get("reasoning_content"), turn.get("tool_calls")
+    weight = turn.get("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1):
+        found.append(fault(f"{place}.weight is {weight!r}", "write 0 (not trained) or 1: there are no other weights"))
+    if reasoning is not None and not isinstance(reasoning, str):
+        found.append(fault(f"{place}.reasoning_content is a {kind_of(reasoning)}, not a string", "write plain text"))
+    for key, value in (("reasoning_content", reasoning), ("tool_calls", calls)):
+        if value and turn["role"] != "assistant":
+            found.append(fault(f"{place} is {turn['role']} and holds {key}", "only an answer has such a key"))
+    if reasoning and "</think>" in turn["content"]:
+        found.append(fault(f"{place} holds reasoning_content and </think> in its content", "keep one of them"))
+    fix = 'write [{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
+    if calls is not None and not isinstance(calls, list):
+        found.append(fault(f"{place}.tool_calls is a {kind_of(calls)}, not a list", fix))
+    for number, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not _named(function) or not isinstance(function.get("arguments"), dict):
+            found.append(fault(f"{place}.tool_calls[{number}] is no call with a name and an object of arguments", fix))
     return found
 
 

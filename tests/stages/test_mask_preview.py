@@ -40,6 +40,9 @@ def test_sft_rows_are_shown_as_trl_trains_them(tokenizer, settings, style):
     if style in ("template", "messages"):
         config.completion_only_loss = None
     rows = row_dataset(SFT, style, tokenizer, enable_thinking=False)
+    if style == "messages":  # trl's own way to the same labels
+        talks = [{"messages": row["prompt"] + row["completion"]} for row in SFT]
+        rows = chat_dataset(talks, ("messages",), enable_thinking=False)
     trainer = trl.SFTTrainer(load_model(str(MODEL), tokenizer), config, train_dataset=rows, processing_class=tokenizer)
 
     assert len(trainer.train_dataset) == len(SFT)

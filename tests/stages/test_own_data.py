@@ -48,9 +48,29 @@ DIALECTS = {
         [*EARLIER, user("再问")],
         (assistant("再答"), assistant("不知道")),
     ),
+    "ms-swift pairs of conversations": (
+        {"messages": [user("问"), assistant("答")], "rejected_messages": [user("问"), assistant("否")]},
+        [user("问")],
+        (assistant("答"), assistant("否")),
+    ),
+    "OpenAI preference": (
+        {
+            "input": {"messages": [user("问")]},
+            "preferred_output": [assistant("答")],
+            "non_preferred_output": [assistant("否")],
+        },
+        [user("问")],
+        (assistant("答"), assistant("否")),
+    ),
     "question/answer": ({"question": "问", "answer": "答"}, [user("问")], assistant("答")),
     "instruction/response": ({"instruction": "问", "response": "答"}, [user("问")], assistant("答")),
     "input/output": ({"input": "问", "output": "答"}, [user("问")], assistant("答")),
+    "input/target": ({"kind": None, "input": "问", "target": "答"}, [user("问")], assistant("答")),
+    "question/response": (
+        {"system_prompt": "简短。", "question": "问", "response": "答"},
+        [SYSTEM, user("问")],
+        assistant("答"),
+    ),
     "pairs": ({"question": "问", "chosen": "答", "rejected": "否"}, [user("问")], (assistant("答"), assistant("否"))),
     "prompt": (
         {"prompt": "再问", "history": [{"user": "先问", "assistant": "先答"}]},

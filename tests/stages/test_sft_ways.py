@@ -219,19 +219,14 @@ def test_what_differs_under_qwens_own_templates(template, thinking, tokenizer, b
         assert trained_text(trained(seen), tokenizer) == [text] * 2, way
 
 
-def test_messages_needs_a_template_that_marks_its_answers(run_stage, tmp_path):
+def test_messages_needs_no_template_that_marks_its_answers(tokenizer, batches, tmp_path):
     model = shutil.copytree(ROOT / "data/tiny_qwen3", tmp_path / "unmarked")
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
     template = template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
     (model / "chat_template.jinja").write_text(template, encoding="utf-8")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps(SINGLE[0], ensure_ascii=False) + "\n", encoding="utf-8")
-    held_out = tmp_path / "val.jsonl"
-    held_out.write_text(json.dumps(SINGLE[3], ensure_ascii=False) + "\n", encoding="utf-8")
-    words = ["--model", model, "--train-file", rows, "--val-file", held_out, "--output-dir", tmp_path / "out"]
-    done = run_stage("20_train_sft.py", *words, "--row-style", "messages", check=False)
-    assert done.returncode == 2 and "does not mark its answers" in done.stderr and "fix" in done.stderr
-    assert not (tmp_path / "out").exists()
+    seen = [batches("20_train_sft", TALK, row_style="messages", **more) for more in ({}, {"model": str(model)})]
+    marked, unmarked = (trained_text(trained(found), tokenizer) for found in seen)
+    assert marked == unmarked and "今天下雨。" in marked[0] and "那也好。" in marked[0]
 
 
 def test_padding_is_known_by_its_place_so_even_pad_as_eos_hides_no_eos(tokenizer):

@@ -23,6 +23,7 @@ READ = {
     "DPOTrainer._get_train_sampler": "1580d7493244",
     "GRPOTrainer._get_per_token_logps_and_entropies": "ea73c3909275",
     "GRPOTrainer._generate_single_turn": "e0f02e4fc094",
+    "GRPOTrainer._tokenize_prompts": "d2d27f7c9bfd",
     "GRPOTrainer._get_train_sampler": "36497afb4d31",
     "GRPOTrainer._calculate_rewards": "736ae29b0838",
     "SFTTrainer.log": "0d4c8e5d64f8",

@@ -1,7 +1,8 @@
 "use strict";
 // The texts of the page: searched, filtered, sorted, and drawn a few at a time, so that thousands of prompts stay quick.
 // data: {runs: [name], golden: index or -1, metrics: [name], lower: [name], labels: [[label, kind]],
-//   items: [{id, turns: [[role, text]], cards: [[run, [text or [text, label index]], [score or null], stopped]]}]}
+//   items: [{id, turns: [[role, text]],
+//     cards: [[run, [text or [text, label index]], [score or null], stopped, thought?]]}]}
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
 const STEP = 20;
@@ -29,10 +30,15 @@ function draw(item) {
     turn.append(text);
   }
   const cards = add(box, "div", "", "cards");
-  for (const [run, parts, scores, stopped] of item.cards) {
+  for (const [run, parts, scores, stopped, thought] of item.cards) {
     const card = add(cards, "div", "", run === data.golden ? "card golden" : "card");
     const head = add(card, "h4", data.runs[run] + " ");
     if (!stopped) add(head, "span", "did not stop");
+    if (thought) {
+      const fold = add(card, "details");
+      add(fold, "summary", "thinking");
+      add(fold, "p", thought, "thought");
+    }
     const text = add(card, "p", "", "text");
     for (const part of parts) {
       if (typeof part === "string") { text.append(part); continue; }

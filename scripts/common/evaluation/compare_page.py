@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.conversations import readable
 from common.evaluation.tables import NONE, escape, interval, markdown_table, number
 from common.jsonl import write_bytes
 
@@ -52,8 +53,17 @@ class Table:
         return {"mean": number(mean, self.changes), "bounds": bounds, "certain": self.is_certain(cell)}
 
 
-def card(name: str, text: str, spans: list[tuple[int, int, str]], scores: dict, golden: bool, stopped: bool) -> dict:
-    """One text of one run for the page, cut into parts where `spans` (start, end, label) highlight it."""
+def card(
+    name: str,
+    text: str,
+    spans: list[tuple[int, int, str]],
+    scores: dict,
+    golden: bool,
+    stopped: bool,
+    thought: str = "",
+) -> dict:
+    """One text of one run for the page, cut into parts where `spans` (start, end, label) highlight it; thought: what
+    was reasoned before it."""
     parts, end = [], 0
     for start, stop, label in sorted(spans):
         if end <= start < stop <= len(text):  # never twice the same character, never beyond the text
@@ -63,13 +73,14 @@ def card(name: str, text: str, spans: list[tuple[int, int, str]], scores: dict, 
             end = stop
     parts.append({"text": text[end:], "label": ""})
     parts = [part for part in parts if part["text"]]
-    return {"name": name, "text": text, "parts": parts, "scores": scores, "golden": golden, "stopped": stopped}
+    known = {"name": name, "text": text, "parts": parts, "scores": scores, "golden": golden, "stopped": stopped}
+    return known | {"thought": thought}
 
 
 def prompt_text(turns: list[dict]) -> str:
     if len(turns) == 1:
         return turns[0]["content"]
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return "\n".join(f"{turn['role']}: {readable(turn)}" for turn in turns)
 
 
 def write_markdown(
@@ -147,6 +158,7 @@ def page_data(examples: list[dict], lower: Sequence[str]) -> dict:
                     [compact(part) for part in card["parts"]],
                     [card["scores"].get(name) for name in metrics],
                     card["stopped"],
+                    *([card["thought"]] if card["thought"] else []),
                 ]
                 for card in example["cards"]
             ],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from common.conversations import without_thought
 from common.settings import UserError
 
 
 def measured(measure: Callable, prompts: list[list[dict]], completions: list[str], meta: list[dict]) -> list:
-    """What a measure of tasks/base.py says of each completion; prompts are lists of messages."""
-    return list(measure([turns[-1]["content"] for turns in prompts], completions, meta, conversations=prompts))
+    """What a measure of tasks/base.py says of each completion, without its thinking; prompts are lists of messages."""
+    said = [without_thought(text) for text in completions]
+    return list(measure([turns[-1]["content"] for turns in prompts], said, meta, conversations=prompts))
 
 
 def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
@@ -59,7 +61,7 @@ def measure_sets(task, rows: list[dict]) -> dict[str, dict]:
         whole = [list({row["prompt_id"]: row for row in reversed(rows)}.values())]
     figures = {}
     for name, metric in task.SET_METRICS.items():
-        values = [metric([row["completion"] for row in texts]) for texts in whole]
+        values = [metric([without_thought(row["completion"]) for row in texts]) for texts in whole]
         low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
         mean = sum(values) / len(values)
         figures[name] = {"mean": mean, "low": low, "high": high, "sets": len(whole), "set_size": len(prompts)}

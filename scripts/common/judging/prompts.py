@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.conversations import readable
 from common.jsonl import read_jsonl, read_utf8
 from common.settings import UserError, show_path
 
-SPEAKERS = {"system": "系统", "user": "用户", "assistant": "助手"}
+SPEAKERS = {"system": "系统", "user": "用户", "assistant": "助手", "tool": "工具"}
 
 
 def conversation_text(turns: list[dict]) -> str:
     """A prompt as a reader sees it: one user turn as it is, several turns with their roles."""
     if len(turns) == 1:
         return turns[0]["content"]
-    return "\n\n".join(f"{SPEAKERS[turn['role']]}：{turn['content'].strip()}" for turn in turns)
+    return "\n\n".join(f"{SPEAKERS[turn['role']]}：{readable(turn).strip()}" for turn in turns)
 
 
 class JudgePrompt(NamedTuple):

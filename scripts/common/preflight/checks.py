@@ -9,11 +9,13 @@ common/preflight/files.py if it costs seconds: those only stage 19 makes. common
 text must not hold, common/preflight/tokenizers.py what a tokenizer must do.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.conversations import render
 from common.jsonl import MAX_DOCUMENT_BYTES, read_array, scan_jsonl
 from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, Length, Report
 from common.preflight.finding import Finding, list_findings
@@ -30,7 +32,7 @@ NAMES = re.findall(  # every name that a finding may have, for --allow
     exchanged group-leak html-entity html-tag identity-card invisible-character labels language leak line-separator
     lookalike loop lost-character mail-address meta-keys missing-value mobile-number model-files mojibake near-copy
     no-word one-answer pad-token placeholder private-use refusal repeats-prompt role-label short-answer
-    special-token surface template-markup thinking too-long unknown-token white-space""",
+    special-token surface template-loses template-markup thinking too-long unknown-token white-space""",
 )
 
 
@@ -187,7 +189,7 @@ def measure(file: File, data: Data) -> list[Finding]:
     """Fill `file.lengths`: the chat template over prompt + answer, as trl tokenizes a row."""
     findings = []
     unknown = data.tokenizer.unk_token_id
-    rendered: dict[tuple, str] = {}  # many rows share a prompt
+    rendered: dict[str, str] = {}  # many rows share a prompt
     for start in range(0, len(file.rows), CHUNK):
         sequences: list[tuple[int, str, str | None]] = []  # (line, prompt, prompt + answer)
         for line, row in file.rows[start : start + CHUNK]:
@@ -224,19 +226,16 @@ def measure(file: File, data: Data) -> list[Finding]:
     return findings
 
 
-def _sequences(row: dict, data: Data, rendered: dict[tuple, str]) -> list[tuple[str, str | None]]:
+def _sequences(row: dict, data: Data, rendered: dict[str, str]) -> list[tuple[str, str | None]]:
     """(prompt, prompt + answer) as text, one for each answer; (text, None) where the row has none."""
     if key := PLAIN.get(data.schema):
         return [(row[key], None)]
 
-    def render(turns: list[dict], **options) -> str:
-        options |= {"tokenize": False, "enable_thinking": data.enable_thinking}
-        return data.tokenizer.apply_chat_template(turns, **options)
-
-    key = tuple((turn["role"], turn["content"]) for turn in row["prompt"])
-    prompt = rendered[key] if key in rendered else render(row["prompt"], add_generation_prompt=True)
-    rendered[key] = prompt
-    return [(prompt, render(row["prompt"] + row[key])) for key in ANSWERS[data.schema]] or [(prompt, None)]
+    view, asked = (data.enable_thinking, row.get("tools")), json.dumps([row["prompt"], row.get("tools")])
+    if asked not in rendered:
+        rendered[asked] = render(data.tokenizer, row["prompt"], *view, add_generation_prompt=True)
+    prompt, turns = rendered[asked], [row["prompt"] + row[key] for key in ANSWERS[data.schema]]
+    return [(prompt, render(data.tokenizer, one, *view)) for one in turns] or [(prompt, None)]
 
 
 def _encode(tokenizer, texts: list[str]) -> dict:

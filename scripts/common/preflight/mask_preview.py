@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.conversations import answer_rows, render, written_answer
 from common.jsonl import write_bytes
 from common.preflight.checks import common_prefix
-from common.preflight.tokenizers import GENERATION_MARK
-from common.training.loss_masks import document_ids, label_answer
+from common.training.loss_masks import document_ids, label_answer, label_answers, marked_template
 
 LEGEND = {
     "trained": "trained: made more likely",
@@ -42,36 +42,41 @@ def sft_sequence(
 ) -> Sequence:
     """The row as stage 20 trains it; style is its --row-style (common/training/loss_masks.py)."""
     turns = row["prompt"] + row["completion"]
-    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
-    if style == "template":
-        labelled = label_answer(turns, tokenizer, enable_thinking)
+    view = enable_thinking, row.get("tools")
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
+    if style in ("template", "answers", "messages") or (style == "prompt" and len(row["completion"]) > 1):
+        if style in ("template", "answers"):
+            labelled = label_answer(turns, tokenizer, *view)
+        else:
+            labelled = label_answers(row, style, tokenizer, enable_thinking)
         ids, trained = labelled["input_ids"], [label != -100 for label in labelled["labels"]]
     elif style == "text":
-        prompt = tokenizer.apply_chat_template(
-            turns[:-1], tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-        )
+        prompt = render(tokenizer, turns[:-1], *view, add_generation_prompt=True)
         asked = tokenizer(prompt)["input_ids"]
-        ids = tokenizer(prompt + turns[-1]["content"] + tokenizer.eos_token)["input_ids"]
+        ids = tokenizer(prompt + written_answer(tokenizer, turns, *view) + tokenizer.eos_token)["input_ids"]
         trained = [i >= common_prefix(asked, ids) for i in range(len(ids))]
     else:
-        template = _marked_template(tokenizer)
+        template = marked_template(tokenizer)
         whole = tokenizer.apply_chat_template(
             turns, chat_template=template, return_assistant_tokens_mask=bool(template), **options
         )
         ids = whole["input_ids"]
         trained = [bool(bit) for bit in whole["assistant_masks"]] if template else [True] * len(ids)
-        if style == "prompt":
-            asked = tokenizer.apply_chat_template(
-                row["prompt"], chat_template=template, add_generation_prompt=True, **options
-            )["input_ids"]
-            start = common_prefix(asked, ids)
-            trained = [i >= start and bit for i, bit in enumerate(trained)]
+        asked = tokenizer.apply_chat_template(turns[:-1], chat_template=template, add_generation_prompt=True, **options)
+        start = common_prefix(asked["input_ids"], ids)
+        trained = [i >= start and bit for i, bit in enumerate(trained)]
     return Sequence("", ids, _kinds(trained, "trained", max_length))
+
+
+def sft_sequences(row: dict, tokenizer, max_length: int, style: str, enable_thinking: bool) -> list[Sequence]:
+    """The row as the sequences that stage 20 trains: one, or one for each answer."""
+    parts, style = (answer_rows(row), "template") if style == "answers" else ([row], style)
+    return [sft_sequence(part, tokenizer, max_length, style, enable_thinking) for part in parts]
 
 
 def dpo_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
     """chosen and rejected as stage 40 trains them: all that follows the part that both share with the prompt alone."""
-    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
     names = ("chosen", "rejected")
     both = [tokenizer.apply_chat_template(row["prompt"] + row[name], **options)["input_ids"] for name in names]
@@ -85,7 +90,7 @@ def dpo_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool =
 
 def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> Sequence:
     """A labelled answer: all that follows the prompt, raised where it is good, lowered where it is bad."""
-    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
     ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], **options)["input_ids"]
     start = common_prefix(asked, ids)
@@ -96,7 +101,7 @@ def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = 
 def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
     """chosen and rejected as a reward model reads them: one score, at the last token. Longer rows are left out by
     trl."""
-    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     sequences = []
     for name in ("chosen", "rejected"):
         ids = tokenizer.apply_chat_template(row["prompt"] + row[name], **options)["input_ids"]
@@ -107,7 +112,7 @@ def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: boo
 
 def prompt_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> Sequence:
     """An RL prompt: the model writes on behind its last token."""
-    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
+    options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
     return Sequence("", ids, _kinds([False] * len(ids), "trained", max_length))
 
@@ -130,19 +135,6 @@ def _kinds(trained: list[bool], kind: str, max_length: int) -> list[str]:
     return ["cut" if i >= max_length else kind if bit else "context" for i, bit in enumerate(trained)]
 
 
-def _marked_template(tokenizer) -> str | None:
-    """A template that marks the answers: the tokenizer's own, or trl's copy of it. None: trl trains all behind the
-    prompt."""
-    if GENERATION_MARK.search(tokenizer.chat_template):
-        return tokenizer.chat_template
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        return get_training_chat_template(tokenizer)
-    except ValueError:
-        return None
-
-
 # ---------------------------------------------------------------------------------------------------------- the page
 
 
@@ -153,7 +145,7 @@ def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int
     for name, schema, rows in files:
         view = (tokenizer, max_length, thinking)
         views = {
-            "sft": [("SFT", lambda row, view=view: [sft_sequence(row, *view[:2], style, view[2])])],
+            "sft": [("SFT", lambda row, view=view: sft_sequences(row, *view[:2], style, view[2]))],
             "kto": [("KTO", lambda row, view=view: [kto_sequence(row, *view)])],
             "preference": [
                 ("DPO", lambda row, view=view: dpo_sequences(row, *view)),

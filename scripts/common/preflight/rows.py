@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from common.comparing import comparable
+from common.conversations import holds_more, lost_parts, render, thinks, turn_text
 from common.preflight.data import ANSWERS, PLAIN, Check, Data, File, is_wanted
 from common.preflight.finding import Finding
 from common.preflight.texts import faults_of_answer, faults_of_text, faults_of_thinking, special_tokens
@@ -51,17 +52,45 @@ def check_texts(data: Data) -> Iterator[Finding]:
 def check_thinking(data: Data) -> Iterator[Finding]:
     """Thinking in earlier turns, which templates drop, and files where only some answers think."""
     for file in data.files:
-        thinks: list[int] = []
+        thinking: list[int] = []
         silent: list[int] = []
         for line, row in file.rows if data.schema in ("sft", "preference", "kto") else ():
-            if any("</think>" in turn["content"] for turn in row["prompt"]):
+            if any(map(thinks, row["prompt"])):
                 fix = "take it out: what is left of it differs between templates"
                 yield file.finding("thinking", "warning", line, "prompt: a thinking block in an earlier turn", fix)
-            (thinks if "</think>" in row[ANSWERS[data.schema][0]][-1]["content"] else silent).append(line)
-        if data.enable_thinking and thinks and silent:
-            few, what = (thinks, "an answer with") if len(thinks) < len(silent) else (silent, "an answer without")
+            (thinking if thinks(row[ANSWERS[data.schema][0]][-1]) else silent).append(line)
+        if data.enable_thinking and thinking and silent:
+            few, what = (thinking, "an answer with") if len(thinking) < len(silent) else (silent, "an answer without")
             reason = f"{what} a thinking block, where most are the other way ({len(few)} of {len(file.rows)})"
             yield file.finding("thinking", "warning", few[0], reason, "let all think, or none")
+
+
+def check_template(data: Data) -> Iterator[Finding]:
+    """Reasoning, tools and calls of tools that the chat template leaves out, or writes where no model would."""
+    if data.schema in PLAIN or not data.tokenizer.chat_template:
+        return
+    keys = ANSWERS[data.schema]
+    for file in data.files:
+        for line, row in file.rows:
+            if not holds_more(row, "prompt", *keys):
+                continue
+            view = data.enable_thinking, row.get("tools")
+            try:
+                asked = render(data.tokenizer, row["prompt"], *view, add_generation_prompt=True)
+                talks = [row["prompt"] + row[key] for key in keys]
+                texts = [(turns, render(data.tokenizer, turns, *view)) for turns in talks]
+            except Exception:  # measure names the line
+                continue
+            for turns, text in texts or [(row["prompt"], asked)]:
+                if lost := lost_parts(text, turns, row.get("tools")):
+                    (what, part), name = lost[0], show_path(data.tokenizer.name_or_path)
+                    reason = f"the chat template of {name} loses {what}: {part[:30]!r}"
+                    fix = "a base whose template has a place for it (Qwen3's has), or take it out of the row"
+                    yield file.finding("template-loses", "error", line, reason, fix)
+                elif keys and thinks(turns[-1]) and not text.startswith(asked):
+                    reason = "the reasoning of the answer does not stand where the model begins to write"
+                    fix = "take it out of the row" if data.enable_thinking else "--enable-thinking"
+                    yield file.finding("thinking", "error", line, reason, fix)
 
 
 def check_meta(data: Data) -> Iterator[Finding]:
@@ -187,13 +216,13 @@ def check_overlap(data: Data) -> Iterator[Finding]:
     for line, row in train.rows:
         whole.setdefault(_identity(row, data.schema), line)
         for key in ANSWERS[data.schema]:
-            answers.setdefault(bare(row[key]), line)
+            answers.setdefault(said(row[key]), line)
 
     for line, row in val.rows:
         # Of a val pair only the chosen text must be new: a rejected one may be borrowed from train. So may a bad
         # answer.
         key = next(iter(ANSWERS[data.schema]), "")
-        text = bare(row[key]) if key and is_wanted(row, key) else ""
+        text = said(row[key]) if key and is_wanted(row, key) else ""
         if earlier := whole.get(_identity(row, data.schema)):
             if data.schema == "prompts":
                 fix = "fine where the texts are held out"
@@ -204,7 +233,7 @@ def check_overlap(data: Data) -> Iterator[Finding]:
         elif (earlier := answers.get(text)) and len(text) >= CHANCE_LENGTH:
             fix = "leave it out of one of the two files; split by the answer's text"
             yield val.finding("leak", "error", line, f"the same answer as train line {earlier}", fix)
-        elif earlier:
+        elif earlier and text:
             fix = "may be chance; if not, split by the answer's text"
             yield val.finding("short-answer", "warning", line, f"the same short answer as train line {earlier}", fix)
 
@@ -255,7 +284,7 @@ def check_answers(data: Data) -> Iterator[Finding]:
     for file in data.files:
         for line, row in file.rows:
             for key in ANSWERS[data.schema]:
-                if row[key][-1]["content"].strip() == row["prompt"][-1]["content"].strip():
+                if turn_text(row[key][-1]).strip() == row["prompt"][-1]["content"].strip():
                     fix = "write an answer, or leave the row out"
                     yield file.finding("repeats-prompt", "warning", line, f"{key} repeats the prompt", fix)
         if data.schema != "sft":
@@ -278,8 +307,8 @@ def check_answers(data: Data) -> Iterator[Finding]:
                 )
 
 
-CHECKS: list[Check] = [check_texts, check_thinking, check_answers, check_pairs, check_labels, check_verdicts]
-CHECKS += [check_meta, check_duplicates, check_overlap, check_lengths]
+CHECKS: list[Check] = [check_texts, check_thinking, check_template, check_answers, check_pairs, check_labels]
+CHECKS += [check_verdicts, check_meta, check_duplicates, check_overlap, check_lengths]
 
 
 def _identity(row: dict, schema: str) -> str:
@@ -287,17 +316,22 @@ def _identity(row: dict, schema: str) -> str:
     if key := PLAIN.get(schema):
         return row[key].strip()
     keys = ("prompt", *ANSWERS[schema])
-    turns = [[(turn["role"], turn["content"].strip()) for turn in row[key]] for key in keys]
+    turns = [[(turn["role"], turn_text(turn).strip()) for turn in row[key]] for key in keys]
     return json.dumps(turns, ensure_ascii=False)
 
 
 def bare(turns: list[dict]) -> str:
     """The texts of some turns as they are compared: without punctuation and spaces."""
+    return comparable("\n".join(map(turn_text, turns)))
+
+
+def said(turns: list[dict]) -> str:
+    """As `bare`, without reasoning and calls of tools: many rows may call the same function."""
     return comparable("\n".join(turn["content"] for turn in turns))
 
 
 def _joined(turns: list[dict]) -> str:
-    return "\n".join(f"{turn['role']}: {turn['content'].strip()}" for turn in turns)
+    return "\n".join(f"{turn['role']}: {turn_text(turn).strip()}" for turn in turns)
 
 
 def _opens_thinking(data: Data) -> bool:

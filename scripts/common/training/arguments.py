@@ -16,7 +16,15 @@ from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from common.settings import ROOT, UserError, default_settings, next_command, resolve_model, settings_errors
+from common.settings import (
+    ROOT,
+    UserError,
+    changed,
+    default_settings,
+    next_command,
+    resolve_model,
+    settings_errors,
+)
 
 MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
 
@@ -617,7 +625,7 @@ def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures
         run.figure(name, value)
     folder, probe = settings.output_dir, settings.val_file or settings.train_file
     if not settings.lora_r:
-        run.finish(generate_command(settings.task, probe, val[0], model=folder))
+        run.finish(generate_command(settings.task, probe, val[0], model=folder, **changed(settings, "enable_thinking")))
         return
     flags = {} if probe == ROOT / f"processed_data/{settings.task}/sft_val.jsonl" else {"probe_file": probe}
     merged = folder.with_name(f"{folder.name}_merged")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.batching import length_batches
+from common.conversations import readable, render, without_thought
 from common.jsonl import read_json
 from common.model_files import check_adapter, check_model, read_header
 from common.models import (
@@ -64,9 +65,9 @@ def classifier_text(prompt: str | list[dict], answer: str) -> str:
     lines = []
     for turn in prompt if isinstance(prompt, list) else [{"content": prompt}]:
         role = turn.get("role", "user")
-        content = plain_question(turn["content"]) if role == "user" else turn["content"]
+        content = plain_question(turn["content"]) if role == "user" else readable(turn)
         lines.append(f"{SPEAKERS.get(role, role)}：{content}")
-    return "\n".join([*lines, f"回答：{answer}"])
+    return "\n".join([*lines, f"回答：{without_thought(answer)}"])
 
 
 def new_classifier(base: str, tokenizer, dtype, quantize: str = "none", attn_implementation: str = "auto", **labels):
@@ -112,10 +113,15 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: 
     return attach_adapter(model, adapter).to(pick_device()).eval()
 
 
-def render_conversation(tokenizer, prompt: list[dict], completion: str, enable_thinking: bool = False) -> str:
-    """The text that a scalar reward model is trained on and scores: prompt and answer through the chat template."""
-    turns = [*prompt, {"role": "assistant", "content": completion}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=enable_thinking)
+def render_conversation(
+    tokenizer, prompt: list[dict], completion: str | dict, enable_thinking: bool = False, tools: list | None = None
+) -> str:
+    """The text that a scalar reward model is trained on and scores: prompt and answer through the chat template.
+
+    completion: a text, or the turn as it stands in a row.
+    """
+    answer = {"role": "assistant", "content": completion} if isinstance(completion, str) else completion
+    return render(tokenizer, [*prompt, answer], enable_thinking, tools)
 
 
 def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True):

@@ -58,9 +58,8 @@ def kl_to_reference(
     total = 0.0
     with torch.inference_mode():
         for row, answer in zip(rows, answers, strict=False):
-            prompt = tokenizer(render_prompt(tokenizer, row["prompt"], enable_thinking), add_special_tokens=False)[
-                "input_ids"
-            ]
+            prompt = render_prompt(tokenizer, row["prompt"], enable_thinking, row.get("tools"))
+            prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             ids = torch.tensor([ids[: getattr(model.config, "max_position_embeddings", len(ids))]], device=model.device)
             # what predicts the answer's tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import types
 
 import torch
@@ -166,7 +167,9 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
 
     needs_entropy = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, tools_of: dict[str, list] | None = None, **kwargs):
+        """tools_of: the tools of a prompt, by the prompt as JSON; trl knows only tools that it calls itself."""
+        self.tools_of = tools_of or {}
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
@@ -199,6 +202,17 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
             if part[1] is not None:
                 entropies[rows, columns] = part[1]
         return logps, entropies, None
+
+    def _tokenize_prompts(self, prompts: list):
+        if not self.tools_of:
+            return super()._tokenize_prompts(prompts)
+        ids = []
+        for prompt in prompts:
+            options = {"add_generation_prompt": True, "return_dict": True, **self.chat_template_kwargs}
+            tools = self.tools_of.get(json.dumps(prompt, ensure_ascii=False, sort_keys=True))
+            rendered = self.processing_class.apply_chat_template(prompt, tools=tools or None, **options)
+            ids.append(rendered["input_ids"])
+        return ids, None, {}
 
     def _generate_single_turn(self, *args, **kwargs):
         """Draws by seed, process and step alone, so that a resumed run writes what the undisturbed one wrote."""

@@ -131,8 +131,8 @@ METRICS = {
     "closed": closed,
     "chinese": chinese,
 }
-
-
+# what stage 71 can say without a model: nothing of what is right
+JUDGE = {"要求": follows, "完整": closed, "不重复": no_repeat}
 SET_METRICS = {"distinct_2": distinct(2, han_only)}
 
 

@@ -21,11 +21,13 @@ MAPPINGS = {
     "conversation": "conversation: all but the last turn -> prompt, the last -> completion",
     "ms-swift": "system, history, query -> prompt; response -> completion",
     "ms-swift pairs": "system, history, query or messages -> prompt; response -> chosen; rejected_response -> rejected",
+    "ms-swift pairs of conversations": "what both share -> prompt; messages -> chosen; rejected_messages -> rejected",
+    "OpenAI preference": "input.messages -> prompt; preferred_output -> chosen; non_preferred_output -> rejected",
     "message list": "the list of turns: all but the last -> prompt, the last -> completion",
 } | {
     f"{asked}/{answered}": f"{asked} -> prompt; {answered} -> completion"
     for asked in ("question", "query", "instruction", "prompt", "input")
-    for answered in ("answer", "response", "output")
+    for answered in ("answer", "response", "output", "target")
 }
 BARE = "message list"  # the column under which the reader puts a line that is a list of turns
 QUESTIONS, ANSWERS = ("question", "query", "instruction", "prompt"), ("answer", "response")
@@ -59,11 +61,17 @@ def expand(row: dict) -> list[dict]:
 
 def normalise(row: dict) -> tuple[str | None, dict]:
     """(name of the dialect, the row under the names of rows.py), or (None, the row as it is). Raises Refused."""
+    row = _aliased(row)
     given = {key for key, value in row.items() if value is not None}
     if BARE in given:
         return BARE, _renamed(row, {BARE: "messages"})
     if "conversation" in given and given.isdisjoint(KNOWN):
         return _conversation(row)
+    if "preferred_output" in given:
+        return "OpenAI preference", _openai_pair(row)
+    if "rejected_messages" in given and given.isdisjoint(("chosen", "rejected")):
+        names = {"messages": "chosen", "rejected_messages": "rejected"}
+        return "ms-swift pairs of conversations", _renamed(row, names)
     if "rejected_response" in given and given.isdisjoint(("chosen", "rejected")):
         return "ms-swift pairs", _rejected_response(row)
     if "response" in given and "query" in given and given.isdisjoint(KNOWN):
@@ -83,6 +91,8 @@ def normalise(row: dict) -> tuple[str | None, dict]:
             raise Refused(
                 f"{asked} without an answer", "add the column answer; prompts for RL stand under the name prompt"
             )
+    if given >= {"input", "target"} and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected")):
+        return "input/target", _renamed(row, {"input": "prompt", "target": "completion"})
     if "output" in given and "instruction" not in row and given.isdisjoint((*KNOWN, "chosen", "rejected")):
         asked = next((key for key in ("question", "query", "prompt", "input") if key in given), None)
         if asked:
@@ -92,6 +102,24 @@ def normalise(row: dict) -> tuple[str | None, dict]:
         if asked:
             return "pairs", _renamed(row, {asked: "prompt"})
     return None, row
+
+
+def _aliased(row: dict) -> dict:
+    """Columns under the usual name where that is not there: system_prompt as system, Dolly's context as input."""
+    names = {"system_prompt": "system"} if row.get("system") is None else {}
+    if row.get("context") and not row.get("input") and "instruction" in row:
+        names["context"] = "input"
+    names = {old: new for old, new in names.items() if isinstance(row.get(old), str)}
+    return _renamed(row, names) if names else row
+
+
+def _openai_pair(row: dict) -> dict:
+    asked = row.get("input")
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
+        raise Refused("input holds no messages", 'write {"messages": [...]} beside preferred_output')
+    names = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
+    shared = {"prompt": asked["messages"], "tools": asked.get("tools"), "input": None}
+    return _renamed({**row, **shared}, names)
 
 
 def _renamed(row: dict, names: dict[str, str]) -> dict:

@@ -27,11 +27,10 @@ from common.jsonl import (
 from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from tasks import chat
-from tasks.chat.dialects import BARE, history_of, normalise, refuse_media, text_of_parts
+from tasks.chat.dialects import BARE, QUESTIONS, history_of, normalise, refuse_media
 from tasks.chat.labels import judge, scales
+from tasks.chat.turns import REASONING, TURN_KEYS, reasoning_of, tools_of, turns_of
 
-ROLES = {"system": "system", "user": "user", "human": "user"}
-ROLES |= dict.fromkeys(("assistant", "gpt", "bot", "model"), "assistant")
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations", "conversation")  # in a CSV cell these are JSON
 COLUMNS = (  # by format; a pair takes its prompt from any
@@ -49,21 +48,6 @@ NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a n
 # file name -> schema of common/schemas.py
 SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts", "kto": "kto"}
 OTHER_FILES = (".xlsx", ".xls", ".docx")
-
-# Keys of a message that change what is trained, and that no row of this project can hold.
-CARRIED = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    "images",
-    "audio",
-    "videos",
-)
-WEIGHTS = ("weight", "loss", "train", "loss_weight")  # 0 or false: the turn is not to be trained
-TURN_KEYS = ("role", "content", "from", "value", *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -101,34 +85,30 @@ def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
             return [], error.findings
     with open(path, "rb") as file:
         start = file.read(1 << 16).removeprefix(BOM).lstrip()[:1]
-    if start == b"[":
-        return read_array(path, _lists_by_line(path), wrap=BARE)
+    if start == b"[" and not _is_list_of_turns(path):
+        return read_array(path, wrap=BARE)
     if start == b"{" and (raw := _instances(path)):
         return read_array(path, raw)
     if start == b"{" and path.suffix == ".json" and (problem := _one_object(path)):
         return [], [problem]
     rows, problems = [], []
-    for line, row, findings in scan_jsonl(path, max_line_bytes=max_line_bytes):
+    for line, row, findings in scan_jsonl(path, max_line_bytes=max_line_bytes, wrap=BARE):
         problems += [finding for finding in findings if finding.level == "error"]
         if row is not None:
             rows.append((line, row))
     return rows, problems
 
 
-def _lists_by_line(path: Path) -> bytes | None:
-    """The bytes of a JSONL file whose every line is a list of turns, as one array with the same lines; None for another
-    file."""
-    lines = path.read_bytes().removeprefix(BOM).rstrip().split(b"\n")
+def _is_list_of_turns(path: Path) -> bool:
+    """Is the first line of the file a conversation, a list of turns?"""
+    with open(path, "rb") as file:
+        line = next((line for line in file if line.removeprefix(BOM).strip()), b"")
     try:
-        first = json.loads(next(line for line in lines if line.strip()))
+        first = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return None
-    if not (isinstance(first, list) and first and isinstance(first[0], dict) and {"role", "from"} & first[0].keys()):
-        return None
-    filled = [number for number, line in enumerate(lines) if line.strip()]
-    for number in filled[:-1]:
-        lines[number] = lines[number].rstrip() + b","
-    return b"[" + b"\n".join(lines) + b"]"
+        return False
+    turn = first[0] if isinstance(first, list) and first else None
+    return isinstance(turn, dict) and bool({"role", "from"} & turn.keys())
 
 
 def _instances(path: Path) -> bytes | None:
@@ -288,7 +268,8 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
     elif "messages" in given or "conversations" in given:
         key = "messages" if "messages" in given else "conversations"
         kind, name, used = "sft", {"messages": "messages", "conversations": "sharegpt"}[key], {key, "system"}
-        parts = _answered(_system(given) + turns_of(given[key], key), key)
+        turns = _system(given) + turns_of(given[key], key)
+        parts = _answered(turns, key)
     elif "instruction" in given or "output" in given:
         kind, name, used = "sft", "alpaca", {"instruction", "input", "output", "history", "system"}
         prompt = _alpaca(given)
@@ -302,16 +283,24 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         parts = {"prompt": _begin(given, turns_of(given["prompt"], "prompt"))}
     else:
         columns = ", ".join(map(str, row)) or "none"
-        if isinstance(given.get("text", given.get("content")), str):
+        if isinstance(given.get("text", given.get("content")), str) and given.keys().isdisjoint(("input", *QUESTIONS)):
             raise Refused(f"plain text (columns: {columns})", "scripts/18_prepare_text.py prepares documents")
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
         raise Refused(f"no format is known by the columns {columns}", fix)
 
+    if name in ("alpaca", "prompt/completion") and (more := reasoning_of(given)):
+        parts["completion"][-1] = {**parts["completion"][-1], **more}
+        used = used | set(REASONING)
+    if tools := tools_of(given):
+        parts["tools"] = tools
+    used = used | {"tools", "functions"}
     label = None
     if kind == "sft":
         label, read = judge(given, scales([given]) if labels is None else labels)
         used = used | read
     if label:
+        if name in ("messages", "sharegpt") and turns[-1].get("weight", 1) == 0:
+            raise Refused("a label on an answer of weight 0", "take the label or the weight out")
         kind = "kto"
         parts["label"] = label == "good"
     meta = given.get("meta", {})
@@ -332,41 +321,6 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
             f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
         )
     return Converted(kind, dialect or name, parts, line, tuple(unused), label)
-
-
-def turns_of(value, key: str) -> list[dict]:
-    """A string as one user turn; a list of {"role", "content"} or {"from", "value"} as messages."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        what = f"{key} is {json.dumps(value, default=str)[:30]}, not a text or a list of turns"
-        raise Refused(what, "write a text, or a list of turns")
-    turns = []
-    for number, turn in enumerate(value):
-        place = f"{key}[{number}]"
-        if not isinstance(turn, dict):
-            raise Refused(f"{place} is not an object", 'write {"role": ..., "content": ...}')
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if lost := [name for name in CARRIED if turn.get(name)]:
-            raise Refused(
-                f"{place} holds {', '.join(lost)}, which is not trained here",
-                "leave the row out, or take the key out of it",
-            )
-        if not isinstance(role, str) or role not in ROLES:
-            what = "has no role" if role is None else f"has the unknown role {role!r}"
-            raise Refused(f"{place} {what}", f"use one of {', '.join(ROLES)}; calls of tools are not trained here")
-        if isinstance(content, list):
-            content = text_of_parts(content, place)
-        if not isinstance(content, str):
-            raise Refused(f"{place} has no text", "write the text as a string")
-        off = next((name for name in WEIGHTS if str(turn.get(name)).lower() in ("0", "0.0", "false")), None)
-        if off and ROLES[role] == "assistant":
-            what = f"{place} has {off} {turn[off]!r}: no single turn can be left untrained here"
-            raise Refused(what, "end the row before that turn, or leave the row out")
-        turns.append({"role": ROLES[role], "content": content})
-    return turns
 
 
 def _pair(given: dict) -> tuple[str, set[str], dict]:
@@ -408,6 +362,10 @@ def _answered(turns: list[dict], key: str) -> dict:
     if not turns or turns[-1]["role"] != "assistant":
         what = f"the last turn of {key} is {turns[-1]['role']}, not assistant" if turns else f"{key} has no turns"
         raise Refused(what, "end it with the answer; prompts for RL stand under the name prompt")
+    if all(turn.get("weight", 1) == 0 for turn in turns if turn["role"] == "assistant"):
+        raise Refused(f"no answer of {key} is to be trained: all have weight 0", "leave the row out")
+    while turns[-1]["role"] != "assistant" or turns[-1].get("weight", 1) == 0:
+        turns = turns[:-1]  # nothing behind the last answer that is trained says anything
     return {"prompt": turns[:-1], "completion": turns[-1:]}
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 
 from common.comparing import comparable, split_key
+from common.conversations import turn_text
 from common.preflight.rows import CHANCE_LENGTH
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +27,7 @@ def question_key(row: dict) -> str:
 
 def identity(row: dict) -> tuple[str, ...]:
     """All turns of a row, as they are compared, and its label: two rows that agree in them are copies."""
-    turns = tuple(f"{turn['role']} {comparable(turn['content'])}" for key in TURNS for turn in row.get(key, ()))
+    turns = tuple(f"{turn['role']} {comparable(turn_text(turn))}" for key in TURNS for turn in row.get(key, ()))
     return (*turns, str(row.get("label", "")))
 
 
