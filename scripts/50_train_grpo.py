@@ -189,7 +189,6 @@ def main(settings: Settings) -> None:
     from trl import GRPOConfig
 
     from common.generation import generate_command
-    from common.models import chat_dataset
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
@@ -228,27 +227,18 @@ def main(settings: Settings) -> None:
         from common.evaluation.plots import plot_overoptimisation
         from common.evaluation.tables import number
         from common.training.probes import ProbeCallback, put_back
-        from common.training.trl_cpu import LeanGRPOTrainer
+        from common.training.trl_cpu import LeanGRPOTrainer, prompt_rows
         from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
-        # meta as text: datasets would give every row the keys of all
-        metas = [json.dumps(row["meta"], ensure_ascii=False) for row, _ in prompts]
-        dataset = chat_dataset([row for row, _ in prompts], ("prompt",), settings.enable_thinking)
-        tools_of = {
-            json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True): row["tools"]
-            for row, _ in prompts
-            if row.get("tools")
-        }
         trainer = LeanGRPOTrainer(
             model=model,
             args=config,
             reward_funcs=[reward_function(probe.rewards)],
-            train_dataset=dataset.select_columns(["prompt"]).add_column("meta", metas),
-            tools_of=tools_of,
+            **prompt_rows([row for row, _ in prompts], settings.enable_thinking),
             processing_class=tokenizer,
             peft_config=lora,
         )

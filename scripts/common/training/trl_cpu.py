@@ -20,6 +20,7 @@ from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
 from common.fused_head import output_head, token_figures, use_trained_rows
 from common.generation import write_on_cpu
+from common.models import chat_dataset
 from common.settings import UserError
 
 
@@ -161,6 +162,19 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
+def prompt_rows(rows: list[dict], enable_thinking: bool) -> dict:
+    """What LeanGRPOTrainer takes of the prompts: the dataset, and their tools. meta as text: datasets would give every
+    row the keys of all."""
+    metas = [json.dumps(row["meta"], ensure_ascii=False) for row in rows]
+    dataset = chat_dataset(rows, ("prompt",), enable_thinking).select_columns(["prompt"]).add_column("meta", metas)
+    tools_of = {_prompt_key(row["prompt"]): row["tools"] for row in rows if row.get("tools")}
+    return {"train_dataset": dataset, "tools_of": tools_of}
+
+
+def _prompt_key(prompt: list[dict]) -> str:
+    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+
+
 class LeanGRPOTrainer(LeanHead, GRPOTrainer):
     """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of
     0."""
@@ -209,7 +223,7 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
         ids = []
         for prompt in prompts:
             options = {"add_generation_prompt": True, "return_dict": True, **self.chat_template_kwargs}
-            tools = self.tools_of.get(json.dumps(prompt, ensure_ascii=False, sort_keys=True))
+            tools = self.tools_of.get(_prompt_key(prompt))
             rendered = self.processing_class.apply_chat_template(prompt, tools=tools or None, **options)
             ids.append(rendered["input_ids"])
         return ids, None, {}
