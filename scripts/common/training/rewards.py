@@ -100,8 +100,8 @@ def check_order(rewards: list[Reward], task) -> None:
     """The self-test before a run: each rule gives every good text of the job's REWARD_EXAMPLES that names it more than
     the bad one. Raises UserError where one does not.
 
-    A model, and the mix as a whole, may err on a single text: how many they order right is printed where some are
-    wrong.
+    A model may err on a single text: how many it orders right is printed where some are wrong. The weighted mix is not
+    tested: a weight may well be negative.
     """
     texts = [text for example in task.REWARD_EXAMPLES for text in (example.good, example.bad)]
     twice = [example for example in task.REWARD_EXAMPLES for _ in range(2)]
