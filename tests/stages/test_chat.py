@@ -187,7 +187,7 @@ FAULTS = {
         lines({**GOOD, "history": ["问"]}),
         "a.jsonl:1: history is not a list of [question, answer]",
     ),
-    "unknown role": ("a.jsonl", lines({"messages": [user(), {"role": "tool", "content": "x"}]}), "unknown role 'tool'"),
+    "unknown role": ("a.jsonl", lines({"messages": [user(), {"role": "critic", "content": "x"}]}), "unknown role"),
     "no role": ("a.jsonl", lines({"messages": [{"content": "x"}]}), "messages[0] has no role"),
     "no text": (
         "a.jsonl",
@@ -396,22 +396,19 @@ def test_a_fault_ends_the_command_and_costs_nothing_of_an_earlier_run(prepare):
 
 TURN = {"role": "assistant", "content": "我查一下。"}
 LOST = {
-    "reasoning": (
-        {"messages": [user(), {**TURN, "reasoning_content": "想"}]},
-        "messages[1] holds reasoning_content, which is not",
-    ),
-    "tool_calls": (
+    "a call without a name": (
         {"messages": [user(), {**TURN, "tool_calls": [{"id": "c"}]}]},
-        "messages[1] holds tool_calls, which is not",
+        "messages[1].tool_calls holds no call of a function by name",
     ),
-    "weight": (
+    "no answer to train": (
         {"messages": [user(), {**TURN, "weight": 0}]},
-        "messages[1] has weight 0: no single turn can be left untrained",
+        "no answer of messages is to be trained: all have weight 0",
     ),
-    "train": (
+    "none in another dialect": (
         {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答", "train": False}]},
-        "conversations[1] has train False",
+        "no answer of conversations is to be trained",
     ),
+    "half a weight": ({"messages": [user(), {**TURN, "weight": 0.5}]}, "0.5"),
 }
 
 
@@ -431,7 +428,7 @@ def test_unknown_keys_of_messages_and_labels_that_judge_nothing_are_listed():
 
     row = {"messages": [{**user(), "weight": 0}, {**assistant(), "weight": 1, "id": 7, "reasoning_content": None}]}
     found = convert({**row, "label": "诚实"}, 1)
-    assert (found.kind, found.unused) == ("sft", ("label", "messages[].id", "messages[].reasoning_content"))
+    assert (found.kind, found.unused) == ("sft", ("label", "messages[].id"))
     pair = {"prompt": "问", "chosen": "答", "rejected": "否", "label": False}
     assert convert(pair, 1).unused == ("label",) and convert(pair, 1).kind == "pref"
 

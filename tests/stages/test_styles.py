@@ -331,7 +331,7 @@ def test_training_learns_its_own_rows(few, tmp_path):
         {**row, "input": f"用户问题：第{i}个问题？\n回答：{answer_of(row['input'])}"} for i, row in enumerate(rows)
     ]
     val = write_rows(tmp_path / "val.jsonl", again)
-    words = train_words((few[0], val), tmp_path / "out", "--num_train_epochs", 8)
+    words = train_words((few[0], val), tmp_path / "out", "--num_train_epochs", 8, "--allow", "group-leak")
     stage("31_train_style_classifier.py", *words)
     assert record_of(tmp_path / "out")["figures"]["eval_accuracy"] > 0.8
 

@@ -323,12 +323,13 @@ def mojibake(text: str) -> str | None:
             continue
         if len(raw) >= 6 and len(HAN.findall(wanted)) * 2 >= 0.7 * len(raw):
             return f"{found[0][:12]} is {wanted[:6]}"
-    if READ_AS_GBK.search(text):
-        raw = "".join(char for char in text if ord(char) > 127).encode("gb18030", errors="ignore")
+    for match in READ_AS_GBK.finditer(text):  # a short piece: right text around it, or a whole book, decides nothing
+        piece = "".join(char for char in text[match.start() : match.start() + 16] if ord(char) > 127)
+        raw = piece.encode("gb18030", errors="ignore")
         wanted = raw.decode("utf-8", errors="ignore")
         # Right Chinese written as GBK is hardly ever UTF-8, and then not that of Chinese characters.
         if len(wanted) * 3 >= 0.6 * len(raw) and len(HAN.findall(wanted)) >= max(2, 0.5 * len(wanted)):
-            return f"{text[:9]} is {wanted[:6]}"
+            return f"{piece[:9]} is {wanted[:6]}"
     return None
 
 
