@@ -405,12 +405,12 @@ def chat_dataset(rows: list[dict], columns: tuple[str, ...], enable_thinking: bo
 
     thinking = {"chat_template_kwargs": {"enable_thinking": enable_thinking}}
     found = [{**{name: row[name] for name in columns}, **thinking} for row in rows]
-    if not any(holds_more(row, *columns) for row in rows):
+    conversations = [name for name in columns if rows and isinstance(rows[0][name], list)]  # a label is none
+    if not any(holds_more(row, *conversations) for row in rows):
         return Dataset.from_list(found)
     # without Json every turn would get the keys of all turns, with null: templates ask whether a key is there
     for row, given in zip(found, rows, strict=True):
         row["tools"] = json.dumps(given.get("tools") or None, ensure_ascii=False)
-    turns = {name: List(Json()) for name in columns if isinstance(rows[0][name], list)}
-    features = {name: turns.get(name, Value("bool")) for name in columns}
+    features = {name: List(Json()) if name in conversations else Value("bool") for name in columns}
     features |= {"chat_template_kwargs": {"enable_thinking": Value("bool")}, "tools": Value("string")}
     return Dataset.from_list(found, features=Features(features))
