@@ -8,7 +8,7 @@ replies are never a target: they serve as rejected answers only, where people to
 Reads   --posts, --comments, --users: JSON arrays, or globs of them in quotes (data/weibo/sample_*.json)
 Writes  --output-dir (processed_data/weibo): sft_, pref_, kto_, prompts_ {train,val,test}.jsonl, report.json, run.json
 Run     python scripts/11_prepare_weibo.py
-        python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' \
+        python scripts/11_prepare_weibo.py --posts 'full/posts*.json' --comments 'full/comments*.json' \\
             --users full/users.json
         python scripts/11_prepare_weibo.py --recipe classic --output-dir processed_data/weibo_classic
 """

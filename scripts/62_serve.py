@@ -20,8 +20,8 @@ Reads   --model (stage 31), --reward-model (stage 30); the bearer token from the
 Writes  nothing; one log line a request on standard error: method, path (known ones, no query), status (499 = client
         gone), milliseconds
 Run     python scripts/62_serve.py
-        SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 --reward-model
-        checkpoints/styles/reward
+        SERVE_TOKEN=$(openssl rand -hex 16) python scripts/62_serve.py --host 0.0.0.0 \\
+            --reward-model checkpoints/styles/reward
 """
 
 import asyncio

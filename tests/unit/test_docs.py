@@ -1,5 +1,6 @@
 """What the documents tell a reader to type exists: scripts, flags, recipes, profiles. Both READMEs say the same."""
 
+import ast
 import dataclasses
 import importlib.util
 import re
@@ -33,10 +34,10 @@ def settings_of(script):
     return module.Settings
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_command_of_a_page_could_be_typed(page):
+def faults(lines: list[str]) -> list[str]:
+    """What is wrong with command lines: no such script, flag or profile."""
     wrong = []
-    for line in commands(page):
+    for line in lines:
         words = shlex.split(re.sub(r"\{[^}]*\}|\$\([^)]*\)", "x", line))
         place = next(i for i, word in enumerate(words) if re.match(r"(scripts|runs|benchmarks)/", word))
         file = ROOT / words[place]
@@ -52,7 +53,23 @@ def test_every_command_of_a_page_could_be_typed(page):
         ):
             known = {*start[1].split(), "--quick", "--overwrite", "--print"}
             wrong += [f"{line}: {file.name} knows no {word}" for word in words[place + 1 :] if word not in known]
-    assert not wrong
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_of_a_page_could_be_typed(page):
+    assert not faults(commands(page))
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("[0-9]*.py")), ids=lambda script: script.name)
+def test_the_commands_that_open_a_script_could_be_typed(script):
+    told = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
+    block = re.search(r"(?ms)^Run     (.*?)(?:\n\n|\Z)", told)[1]
+    lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+    begins = re.compile(r"(export |[A-Z_]+=|python scripts/|accelerate launch |ollama )")
+    assert lines and not [line for line in lines if not begins.match(line)], "a command is broken over two lines"
+    ours = [re.sub(r"^(?:[A-Z_]+=(?:\$\([^)]*\)|\S+) +)+", "", line) for line in lines]
+    assert not faults([line for line in ours if "scripts/" in line])
 
 
 def test_both_readmes_have_the_same_commands_and_figures():
