@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,7 +91,7 @@ class Run:
         try:
             if self.record_path.name == "run.json" and (card := model_card(self.record, folder)):
                 write_bytes(folder / "README.md", card.encode())
-                shared = f"{show_path(folder)} --exclude 'checkpoint-*'"
+                shared = f"{shlex.quote(show_path(folder))} --exclude 'checkpoint-*'"
                 print(f"to share it: hf upload OWNER/NAME {shared}, or modelscope upload OWNER/NAME {shared}")
             self.record["outputs"] = [str(path.relative_to(folder)) for path in self._written()]
             self.save()
