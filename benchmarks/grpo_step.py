@@ -108,12 +108,14 @@ def main() -> None:
         for kind, seen in times.items():
             seen += measure(kind, args.model, rows, args.steps, args.beta)
     print(f"\n{ANSWERS} answers a step, beta {args.beta}, medians of {len(times['ours'])} steps, seconds\n")
-    print("| | rollout and rewards | update | whole step |\n|---|---:|---:|---:|")
+    print("| | rollout and rewards | update | whole step | lowest to highest |\n|---|---:|---:|---:|---:|")
     whole = {}
     for kind, seen in times.items():
         rollout, update = (statistics.median(column) for column in zip(*seen, strict=True))
-        whole[kind] = statistics.median(sum(pair) for pair in seen)
-        print(f"| {kind} | {rollout:.2f} | {update:.2f} | {whole[kind]:.2f} |")
+        sums = [sum(pair) for pair in seen]
+        whole[kind] = statistics.median(sums)
+        spread = f"{min(sums):.2f} to {max(sums):.2f}"
+        print(f"| {kind} | {rollout:.2f} | {update:.2f} | {whole[kind]:.2f} | {spread} |")
     print(f"\nwhole step: {whole['trl'] / whole['ours']:.2f} x")
 
 

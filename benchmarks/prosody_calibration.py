@@ -3,7 +3,7 @@
 A checker that calls every third Tang poem wrong is no reward, and neither is one that passes anything. Every clean
 poem of the corpus is judged as it is and after three shuffles: its lines in random order, the lines of all poems of a
 form dealt anew, its characters in random order. What passes then passes by chance, or because some orders of a poem's
-lines are regulated too. docs/PROSODY.md holds the table this prints.
+lines are regulated too. docs/tasks/poems.md holds the table this prints.
 
 Reads:  --corpus, verse in chinese-poetry's JSON schema (.json, .json.xz or a folder of poet.*.json);
         data/poems/genres.json.xz, 唐诗三百首 and 千家诗 by genre

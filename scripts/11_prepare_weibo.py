@@ -1,7 +1,7 @@
 """Weibo posts, comments and users to training files: SFT rows of human comments, preference pairs, comments labelled
 by their likes, RL prompts, a report.
 
-Three JSON arrays in any of three schemas (docs/DATA_PROCESSING.md lists the names) go through DuckDB, which keeps to
+Three JSON arrays in any of three schemas (docs/tasks/weibo.md lists the names) go through DuckDB, which keeps to
 its memory and puts the rest on disk. Every record is kept or counted under the first rule that drops it. The bot's own
 replies are never a target: they serve as rejected answers only, where people took them badly.
 

@@ -4,7 +4,7 @@ the shipped set.
 With no --model nothing is asked: the copies that were written for this repository are taken. With one, OPENAI_BASE_URL
 and OPENAI_API_KEY name the endpoint. Every answer is kept in the request log: a run that was killed asks only what is
 missing. --dry-run says how many requests and tokens it takes and what they cost, before a cent is spent
-(docs/COPYWRITING.md).
+(docs/tasks/copywriting.md).
 
 Reads   --products-file, --guide-file, --prompts-dir (one template a copy type); without --model: --golden-file
 Writes  --output-file: one row a copy (id, product_id, copy_type, sample, copy, source); --request-log: every answer

@@ -49,7 +49,7 @@ class Settings(ChatSettings):
     allow: tuple[str, ...] = ()
     """checks of the data, by name, whose findings are as they should be (docs/CHECKS.md)"""
     row_style: RowStyle = "prompt"
-    """who renders rows (docs/SFT.md); messages trains every answer of a conversation"""
+    """who renders rows (docs/TRAINING.md); messages trains every answer of a conversation"""
     packing: bool = False
     """rows share sequences of max_length tokens, unseen by each other; batch_size counts those"""
     loss: Literal["nll", "dft"] = "nll"

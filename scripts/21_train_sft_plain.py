@@ -2,7 +2,7 @@
 by hand.
 
 Made for reading: `diff scripts/20_train_sft.py scripts/21_train_sft_plain.py` shows what trl does for you. On
-single-turn rows both train the same tokens (tests/stages/test_sft_ways.py), docs/SFT.md compares them. Of a
+single-turn rows both train the same tokens (tests/stages/test_sft_ways.py), docs/TRAINING.md compares them. Of a
 conversation the last answer is trained.
 
 Reads   processed_data/{task}/sft_train.jsonl, sft_val.jsonl (stages 10-17)

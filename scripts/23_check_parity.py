@@ -215,7 +215,7 @@ def main(settings: Settings) -> None:
         for fault in model_faults:
             print(f"the merged model is NOT the adapter's model: {fault}", file=sys.stderr)
         if found:
-            print(f"not the same: {len(found)} differences; fix: docs/PARITY.md names the causes", file=sys.stderr)
+            print(f"not the same: {len(found)} differences; fix: docs/OPERATIONS.md names the causes", file=sys.stderr)
         if found or model_faults:
             run.fail("; ".join([f"{len(found)} differences", *model_faults]))
             raise SystemExit(1)

@@ -3,8 +3,8 @@ be expected.
 
 One step: write an answer to each of `batch_size` prompts; judge the texts; give every token its share of the reward
 (GAE on the value head, less a KL penalty to the reference); then pass a few times over the answers with the clipped
-surrogate. The policy is a LoRA adapter, its reference the same model with the adapter switched off. docs/PPO.md has the
-formulas and what was decided.
+surrogate. The policy is a LoRA adapter, its reference the same model with the adapter switched off. The formulas stand
+in common/ppo/update.py, what was decided in docs/TRAINING.md.
 
 Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only:
 [tokens]. Several processes (accelerate launch) share the writing, the judging and the passes of the model; all hold the

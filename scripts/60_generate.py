@@ -1,8 +1,8 @@
 """Generate texts with any model or adapter: for a prompt file, for one prompt, or for prompts typed in.
 
 Backend hf (transformers) batches prompts by length on one fixed plan, and draws sample k of every prompt with seed + k;
-backend vllm (docs/PARITY.md) has its engine batch them and seeds the engine once. Either way a run that was killed goes
-on where it stopped.
+backend vllm (docs/OPERATIONS.md) has its engine batch them and seeds the engine once. Either way a run that was killed
+goes on where it stopped.
 
 Reads   --model, --adapter; --prompts-file: rows with "prompt" (messages) and "meta"
 Writes  --output-file: one row a sample (id, prompt_id, sample, seed, prompt, completion, reference, model,

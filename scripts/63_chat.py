@@ -5,7 +5,7 @@ they find in it (`mark` of the job) and its measures stand below it. Where the j
 can be filled in instead of a message. The same seed, settings and turns give the same answer.
 
 This is a page for one person on one machine. An OpenAI-compatible endpoint is `transformers serve` or vLLM's
-(docs/PARITY.md).
+(docs/OPERATIONS.md).
 
 Reads   --models: a folder or hub id each, a model or an adapter (its base is the one that it names); MODEL+ADAPTER
         names both

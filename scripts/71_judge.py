@@ -4,7 +4,7 @@ Candidates A, B, C, ... are golden texts and generation files. The judge is a mo
 endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), or `rules`: the measures of scripts/tasks/<task>.py, which need no API and
 see less. A model judges every item in rotated orders, so that each text stands once in each place; where the orders
 disagree it is a tie. The report says how far the judge can be trusted: position bias, one text against itself, unparsed
-replies. docs/JUDGE.md has the rules.
+replies. docs/EVALUATION.md has the rules.
 
 Every reply is kept in the request log the moment it arrives: a killed run goes on with nothing asked twice, and
 --report-only makes the report again from the log with no call.

@@ -10,7 +10,7 @@ that stands in the log is never asked again, by this run or another. Only answer
 asked anew.
 
 The openai library sends and parses; its own retries are off (max_retries=0), because they neither cover an answer that
-is no answer, nor limit the time of a whole exchange, nor say what happened. docs/COPYWRITING.md has the rules.
+is no answer, nor limit the time of a whole exchange, nor say what happened. docs/tasks/copywriting.md has the rules.
 """
 
 from __future__ import annotations

@@ -99,7 +99,10 @@ def test_search_filters_order_keys_and_links(chromium, report):  # noqa: F811
     expect(count).to_have_text("3 of 3 prompts")
 
     assert not page.locator("th", has_text="no_repeat").first.is_visible()
+    assert not page.locator(".scores span", has_text="no_repeat").first.is_visible()
+    assert page.locator(".scores span", has_text="form").first.is_visible()
     page.check("#wide")
+    assert page.locator("th, .scores span", has_text="no_repeat").last.is_visible()
     assert page.locator("th", has_text="no_repeat").first.is_visible() and page.problems == []
 
 

@@ -333,7 +333,7 @@ def test_every_launch_file_is_tested():
     assert {path.stem for path in CONFIGS.iterdir()} == set(KINDS)
 
 
-PAGE = (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
 
 
 def test_commands_of_the_page_have_flags_that_their_stages_have():

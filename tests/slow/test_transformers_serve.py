@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint is transformers' own command: docs/PARITY.md, "Serving"."""
+"""An OpenAI-compatible endpoint is transformers' own command: docs/OPERATIONS.md, "Serving"."""
 
 import os
 import socket

@@ -178,7 +178,7 @@ def qwen(tokenizer, name: str):
 
 
 THINK = "<think>\n\n</think>\n\n"
-# what each way trains of the question 今天下雨吗 and the answer 下雨。 under Qwen's own templates (docs/SFT.md)
+# what each way trains of the question 今天下雨吗 and the answer 下雨。 under Qwen's own templates (docs/TRAINING.md)
 QWEN = {
     ("qwen2_5", False): {
         "prompt": "下雨。<|im_end|>\n",

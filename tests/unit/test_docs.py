@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT, SCRIPTS
 
-PAGES = [ROOT / "README.md", ROOT / "README_zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "README_zh.md", "CONTRIBUTING.md", "processed_data/README.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [page for page in PAGES if page.name != "LOG.md"]  # the log tells of commands as they were
 
 
@@ -22,7 +23,7 @@ def commands(page) -> list[str]:
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"(?s)```.*?```", "", text))
     lines = [line.split("  #")[0].strip() for line in [*blocks.splitlines(), *inline]]
     lines = [re.sub(r"^(?:[A-Z_]+=\S+ +)+", "", line) for line in lines]
-    ours = re.compile(r"(python|bash|accelerate launch) (.* )?(scripts|runs|benchmarks)/(?!NN_)")
+    ours = re.compile(r"(python|bash|accelerate launch|\$launch) (.* )?(scripts|runs|benchmarks)/(?!NN_)")
     return [line for line in lines if ours.match(line)]
 
 
@@ -83,6 +84,27 @@ def test_both_readmes_have_the_same_commands_and_figures():
     assert figures(english) == figures(chinese) and len(figures(english)) > 5
     for page in (english, chinese):
         assert len(page.read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_guide_in_chinese_goes_from_data_to_a_model_of_ones_own():
+    lines = commands(ROOT / "docs/zh/指南.md")
+    stages = [match[1] for line in lines if (match := re.search(r"scripts/(\d\d)_", line))]
+    assert {"01", "17", "19", "20", "22", "63", "60", "70", "72", "24"} <= set(stages)
+    assert stages.index("17") < stages.index("19") < stages.index("20") < stages.index("22") < stages.index("60")
+
+
+def test_documents_are_short():
+    """A page answers one question and can be read in minutes; tables and long links may be wider than prose."""
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    words = [word for page in pages for word in page.read_text(encoding="utf-8").split() if re.search(r"\w", word)]
+    assert len(words) <= 18_000
+    wide = [
+        f"{page.name}:{number}"
+        for page in [*pages, ROOT / "README.md", ROOT / "README_zh.md", ROOT / "processed_data/README.md"]
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120 and not line.lstrip().startswith(("|", "!["))
+    ]
+    assert not wide
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

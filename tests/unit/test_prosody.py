@@ -253,7 +253,7 @@ def test_to_simplified():
 
 # --- real verse ---
 
-# Per cent that pass: level rhyme, meter, both; docs/PROSODY.md has the rates over the whole corpus.
+# Per cent that pass: level rhyme, meter, both; docs/tasks/poems.md has the rates over the whole corpus.
 RATES = {
     "五言绝句": (76, 46, 44),
     "七言绝句": (94, 77, 76),

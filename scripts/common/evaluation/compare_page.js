@@ -1,6 +1,6 @@
 "use strict";
 // The texts of the page: searched, filtered, sorted, and drawn a few at a time, so that thousands of prompts stay quick.
-// data: {runs: [name], golden: index or -1, metrics: [name], lower: [name], labels: [[label, kind]],
+// data: {runs: [name], golden: index or -1, metrics: [name], lower: [name], more: [name], labels: [[label, kind]],
 //   items: [{id, turns: [[role, text]],
 //     cards: [[run, [text or [text, label index]], [score or null], stopped, thought?]]}]}
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -45,8 +45,13 @@ function draw(item) {
       const [label, kind] = data.labels[part[1]];
       add(text, "mark", part[0], kind).title = label;
     }
-    const known = scores.map((value, i) => (value === null ? "" : `${data.metrics[i]} ${digits(value)}`));
-    add(card, "p", known.filter(Boolean).join(" · "), "scores");
+    const line = add(card, "p", "", "scores");
+    scores.forEach((value, i) => {
+      if (value === null) return;
+      const name = data.metrics[i];
+      add(line, "span", `${name} ${digits(value)}`, data.more.includes(name) ? "more" : "");
+      line.append(" ");
+    });
   }
 }
 

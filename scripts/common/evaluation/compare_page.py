@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def write_page(
 
     folder = Path(__file__).resolve().parent
     script = (folder / "compare_page.js").read_text(encoding="utf-8")
-    data = page_data(examples, lower)
+    data = page_data(examples, lower, {name for table in tables for name in table.more})
     # inside a script element "<" alone could end it; as an escape of JSON it cannot
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     pages = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -135,8 +135,10 @@ def write_page(
     write_bytes(path, page.encode())
 
 
-def page_data(examples: list[dict], lower: Sequence[str]) -> dict:
-    """What compare_page.js reads: names once, texts and numbers in lists, so that thousands of prompts stay small."""
+def page_data(examples: list[dict], lower: Sequence[str], more: Collection[str]) -> dict:
+    """What compare_page.js reads: names once, texts and numbers in lists, so that thousands of prompts stay small.
+
+    more: metrics that stand behind the switch."""
     cards = [card for example in examples for card in example["cards"]]
     runs = list(dict.fromkeys(card["name"] for card in cards))
     metrics = list(dict.fromkeys(name for card in cards for name in card["scores"]))
@@ -166,4 +168,5 @@ def page_data(examples: list[dict], lower: Sequence[str]) -> dict:
         for example in examples
     ]
     known = {"runs": runs, "golden": runs.index(golden) if golden else -1, "metrics": metrics}
-    return {**known, "lower": [name for name in lower if name in metrics], "labels": list(labels), "items": items}
+    known |= {"lower": [name for name in lower if name in metrics], "more": [name for name in metrics if name in more]}
+    return {**known, "labels": list(labels), "items": items}

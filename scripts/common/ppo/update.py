@@ -1,5 +1,5 @@
-"""The formulas of PPO (stage 51), each with its paper, and one step's learning with them. docs/PPO.md says why each was
-chosen.
+"""The formulas of PPO (stage 51), each with its paper, and one step's learning with them. docs/TRAINING.md says why
+each was chosen.
 
 Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; inside a micro-batch the real tokens only:
 [tokens].

@@ -1,4 +1,4 @@
-"""How rows reach trl's SFT trainer: four ways to say which tokens are trained (docs/SFT.md compares them).
+"""How rows reach trl's SFT trainer: four ways to say which tokens are trained (docs/TRAINING.md compares them).
 
 On single-turn rows and a template that ends a turn with eos and a line end, such as ChatML, all of them train the same
 tokens: the last answer and its eos. They differ in who renders the row, and on conversations of several turns.

@@ -2,7 +2,7 @@
 
 One file for everybody: rewards, metrics, data cleaning and the highlighted report judge by the same function. The tones
 come from readings.py (two rhyme books, polyphonic characters read in their word), the named licences and faults from
-licences.py. The rules in prose, with the rates that real Tang verse reaches, are in docs/PROSODY.md.
+licences.py. The rules in prose, with the rates that real Tang verse reaches, are in docs/tasks/poems.md.
 
     check("白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", "五言绝句")
 

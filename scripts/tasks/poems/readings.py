@@ -107,7 +107,7 @@ class Pingshui:
 
 def _settled(lines: list[str]) -> list[str]:
     """A free character that would make a line 平平仄仄仄 or, by the licence, 平平仄平仄 is read level: with
-    characters of one tone Tang poets write the second fourteen times as often (docs/PROSODY.md)."""
+    characters of one tone Tang poets write the second fourteen times as often (docs/tasks/poems.md)."""
     return [
         f"{line[:-2]}{LEVEL}{line[-1]}" if line[-4:-1] == LEVEL + OBLIQUE + FREE and line[-1] in ends else line
         for line, ends in zip(lines, cycle((OBLIQUE + FREE, OBLIQUE)))
