@@ -3,7 +3,7 @@
 # generations, records, report and plots. Commit before: the records name the commit.
 #   bash runs/reference.sh                  every job: poems on the embedded base, the others on Gemma 3 270M (hours)
 #   bash runs/reference.sh poems weibo      these
-#   bash runs/reference.sh --quick poems    the short chains, to see that it works; kept as results/reference/poems_quick
+#   bash runs/reference.sh --quick poems    the short chains, kept as results/reference/poems_quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

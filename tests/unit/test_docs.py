@@ -49,6 +49,10 @@ def faults(lines: list[str]) -> list[str]:
             flags = [word.split("=")[0][2:] for word in words[place:] if word.startswith("--") and word != "--help"]
             flags = [flag.replace("-", "_") for flag in flags]
             wrong += [f"{line}: no --{f}" for f in flags if f not in fields and f.removeprefix("no_") not in fields]
+        elif file.parent.name == "benchmarks":
+            text = file.read_text(encoding="utf-8")
+            given = [word for word in words[place + 1 :] if word.startswith("--") or file.suffix == ".sh"]
+            wrong += [f"{line}: {file.name} knows no {word}" for word in given if word.split("=")[0] not in text]
         elif file.suffix == ".sh" and (
             start := re.search(r'^start \w+ "(.*?)"', file.read_text(encoding="utf-8"), re.M)
         ):
@@ -71,6 +75,14 @@ def test_the_commands_that_open_a_script_could_be_typed(script):
     assert lines and not [line for line in lines if not begins.match(line)], "a command is broken over two lines"
     ours = [re.sub(r"^(?:[A-Z_]+=(?:\$\([^)]*\)|\S+) +)+", "", line) for line in lines]
     assert not faults([line for line in ours if "scripts/" in line])
+
+
+def test_the_commands_of_the_benchmarks_could_be_typed():
+    lines = (ROOT / "benchmarks/all.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    told = [match[0] for line in lines if (match := re.search(r"(?:python|bash) (?:benchmarks|runs)/[^;&|}]*", line))]
+    assert len(told) > 8 and not faults([re.sub(r"\$quick|\S*\$\(?[^ ]*", "", line) for line in told])
+    parts = re.search(r"parts=\((.*?)\)", "\n".join(lines))[1].split()
+    assert all(f"{part}() {{" in "\n".join(lines) for part in parts)
 
 
 def test_both_readmes_have_the_same_commands_and_figures():
