@@ -63,6 +63,8 @@ STAGES = {
     "15": "--golden-file clean/clean.jsonl --request-log log.jsonl --output-file out/rejected.jsonl",
     "16": "--golden-file clean/clean.jsonl --rejected-file rejected/rejected.jsonl --output-dir out",
     "17": "--output-dir out",
+    "18": "--files verse/pos_sentences.txt --document line --held-out 0 --output-dir out",
+    "19": f"{SFT} --model {TINY} --preview out/preview.html --report out/report.json",
     "20": f"{SFT} {BASE} {SHORT} {PROBE} --batch-size 4 --output-dir out",
     "21": f"{SFT} {BASE} {PLAIN} {PROBE} --batch-size 4 --output-dir out",
     "22": f"--adapter adapter {BASE} --probe-file data/sft_val.jsonl --probe-rows 4 --greedy-rows 1 --greedy-tokens 8 "

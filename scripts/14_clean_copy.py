@@ -21,8 +21,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.llm_settings import HOW_TO_ASK, AskSettings
-from common.settings import UserError, next_command, read_settings, show_path
+from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
+from common.settings import UserError, next_command, read_settings, show_path, unused
 
 
 @dataclass
@@ -62,6 +62,10 @@ class Settings(AskSettings):
     """copies that pass"""
     overwrite: bool = False
     """replace output_file and its rejects"""
+
+    def clashes(self):
+        if not self.model:
+            yield from unused(self, "without --model: nothing is asked", *ASKING)
 
 
 MARKS = ("tag", "markdown", "exclamation", "punctuation")  # kinds that can be fixed without writing

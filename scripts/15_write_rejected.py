@@ -19,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.llm_settings import HOW_TO_ASK, AskSettings
-from common.settings import UserError, next_command, read_settings
+from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
+from common.settings import UserError, next_command, read_settings, unused
 
 
 @dataclass
@@ -68,6 +68,10 @@ class Settings(AskSettings):
     """of the kinds and of the rules"""
     overwrite: bool = False
     """replace output_file"""
+
+    def clashes(self):
+        if not self.model:
+            yield from unused(self, "without --model: nothing is asked", *ASKING)
 
 
 def assign_kinds(rows: list[dict], shares: dict[str, float], seed: int) -> dict[str, str]:

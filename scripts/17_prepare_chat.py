@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.long_rows import LongRowsPolicy
-from common.settings import UserError, next_command, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path, unused
 
 SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
 
@@ -65,6 +65,12 @@ class Settings:
     """all files of this stage"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
+
+    def clashes(self):
+        if not self.skip_bad and self.long_rows is None:
+            yield from unused(self, "without --skip-bad and --long-rows", "model", "max_length")
+        if self.held_out is not None:
+            yield from unused(self, "with --held-out, which is both together", "val_share", "test_share")
 
 
 KINDS = ("sft", "pref", "prompts", "kto")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, next_command, read_settings, resolve_model, show_path
+from common.settings import UserError, next_command, read_settings, resolve_model, show_path, unused
 from common.training.loss_masks import RowStyle
 
 
@@ -53,6 +53,10 @@ class Settings:
     """rows shown of each file"""
     report: Path | None = None
     """JSON file for all findings; a report from an earlier check is replaced"""
+
+    def clashes(self):
+        if self.preview is None:
+            yield from unused(self, "with --preview None", "preview_rows")
 
 
 def print_findings(report) -> None:

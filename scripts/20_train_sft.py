@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, read_settings
+from common.settings import Limit, read_settings, settings_errors
 from common.training.loss_masks import RowStyle, count_trained, row_dataset, trained_sentence
 from common.training.options import ChatSettings
 
@@ -150,14 +150,15 @@ def main(settings: Settings) -> None:
         print(f"{len(train)} training rows, {len(val)} validation rows, {model.dtype} on {model.device}")
         shown, name = (val, "val") if val else (arguments.evaluated(train, settings), "train")
         view = (tokenizer, shown, settings.enable_thinking, settings.max_length)
-        trainer = LeanSFTTrainer(
-            model=model,
-            args=config,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
+        with settings_errors(settings):
+            trainer = LeanSFTTrainer(
+                model=model,
+                args=config,
+                train_dataset=datasets[0],
+                eval_dataset=datasets[1],
+                processing_class=tokenizer,
+                peft_config=lora,
+            )
         counts = {}
         if not documents:
             counts = count_trained(train, settings.row_style, trainer.train_dataset)

@@ -22,7 +22,7 @@ from typing import Annotated
 from common.conversations import written_answer
 from common.generation import render_prompt
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, read_settings
+from common.settings import Limit, read_settings, settings_errors
 from common.training.options import ChatSettings
 
 IGNORED = -100  # a label that the loss leaves out
@@ -171,14 +171,15 @@ def main(settings: Settings) -> None:
         print(trained_sentence(counts))
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers
-        trainer = Trainer(
-            model=arguments.with_adapter(model, lora, settings),
-            args=config,
-            data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
-            train_dataset=examples,
-            eval_dataset=held_out or None,
-            processing_class=tokenizer,
-        )
+        with settings_errors(settings):
+            trainer = Trainer(
+                model=arguments.with_adapter(model, lora, settings),
+                args=config,
+                data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+                train_dataset=examples,
+                eval_dataset=held_out or None,
+                processing_class=tokenizer,
+            )
         log = arguments.fit(trainer, settings, run, chance=math.log(model.config.vocab_size), long_rows=long)
 
         arguments.save_trained(trainer, settings)

@@ -145,14 +145,12 @@ def compare_texts(
 
 
 def main(settings: Settings) -> None:
-    from transformers import AutoConfig
-
     from common.jsonl import read_jsonl, write_json
     from common.merging import faults
     from common.model_files import adapter_base, check_adapter, check_model
-    from common.models import load_model, load_tokenizer
+    from common.models import load_model, load_tokenizer, model_config
     from common.runs import begin_run
-    from common.vllm_engine import get, require_vllm, serve
+    from common.vllm_engine import require_server, require_vllm, serve, served_model
 
     adapter, merged = (resolve_model(path, settings.task) for path in (settings.adapter, settings.merged))
     base = adapter_base(adapter, settings.model, settings.task)
@@ -166,6 +164,9 @@ def main(settings: Settings) -> None:
         raise UserError(f"{settings.rows_file}: no rows; fix: run the prepare stage")
     if settings.server == "start":
         require_vllm()
+    elif settings.server != "none":
+        require_server(settings.server, "--server")
+        served_model(settings.server)
     rows = rows[:: max(1, len(rows) // settings.max_rows)][: settings.max_rows]
     groups = {"rows": rows}
     if settings.chained:
@@ -179,13 +180,13 @@ def main(settings: Settings) -> None:
         trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
         adapted = load_model(base, tokenizer, settings.dtype, adapter, force_base=settings.force_base)
         whole = load_model(merged, tokenizer, settings.dtype)
-        stored = str(AutoConfig.from_pretrained(merged).dtype).removeprefix("torch.")
+        stored = str(model_config(merged).dtype).removeprefix("torch.")
         found = []
         longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in [*rows, *groups.get("chained", [])])
         room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
         servers = {"none": nullcontext(), "start": serve(merged, settings.dtype, room)}
         with servers.get(settings.server, nullcontext(settings.server)) as url:
-            name = get(url, "v1/models")["data"][0]["id"] if url else None
+            name = served_model(url) if url else None
             for kind, group in groups.items():
                 found += compare_tokens(settings, group, kind, trained_with, tokenizer, url, name)
             chosen = rows[: settings.max_prompts]

@@ -13,6 +13,7 @@ Run     python scripts/24_export_gguf.py --model checkpoints/poems/sft_merged --
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,19 +61,18 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from transformers import AutoConfig
-
     from common.generation import render_prompt
     from common.gguf.certificate import compare_distributions, compare_ids, varied_texts
     from common.gguf.export import modelfile, require_exportable, write_gguf
-    from common.gguf.llama_cpp import llama_cpp
+    from common.gguf.llama_cpp import llama_cpp, require_llama_cpp
     from common.jsonl import write_bytes
     from common.model_files import check_model
-    from common.models import load_model, load_tokenizer
+    from common.models import load_model, load_tokenizer, model_config
     from common.runs import begin_run
 
     model_path = check_model(resolve_model(settings.model, settings.task))
-    require_exportable(model_path, AutoConfig.from_pretrained(model_path, trust_remote_code=False))
+    require_exportable(model_path, model_config(model_path))
+    require_llama_cpp()
     tokenizer = load_tokenizer(model_path)
     model = load_model(model_path, tokenizer, "float32")
     with begin_run(settings.output_dir, settings, {"model": model_path}, "24_export_gguf") as run:
@@ -117,7 +117,7 @@ def main(settings: Settings) -> None:
         )
         if wrong:
             raise UserError(f"{show_path(path)} is not the model: {wrong}; fix: do not use it, and report this model")
-        run.finish(f"ollama create {name} -f {show_path(settings.output_dir)}/Modelfile")
+        run.finish(shlex.join(["ollama", "create", name, "-f", f"{show_path(settings.output_dir)}/Modelfile"]))
 
 
 def _is_greedy(model, prompt: list[int], answer: list[int]) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, changed, next_command, read_settings
+from common.settings import Limit, changed, next_command, read_settings, settings_errors
 from common.training.options import TrainerSettings
 
 
@@ -143,14 +143,15 @@ def main(settings: Settings) -> None:
         how = resolve_dtype(arguments.trained_dtype(settings)), settings.quantize, settings.attn_implementation
         model = new_classifier(model_path, tokenizer, *how, num_labels=1).to(pick_device())
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
-        trainer = RewardTrainer(
-            model=model,
-            args=config,
-            train_dataset=token_rows(tokenizer, train, settings),
-            eval_dataset=token_rows(tokenizer, val, settings) if val else None,
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
+        with settings_errors(settings):
+            trainer = RewardTrainer(
+                model=model,
+                args=config,
+                train_dataset=token_rows(tokenizer, train, settings),
+                eval_dataset=token_rows(tokenizer, val, settings) if val else None,
+                processing_class=tokenizer,
+                peft_config=lora,
+            )
         log = arguments.fit(trainer, settings, run, long_rows=long)
 
         if not run.is_main:

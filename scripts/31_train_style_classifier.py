@@ -28,7 +28,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from common.settings import UserError, next_command, read_settings, resolve_model
+from common.settings import UserError, next_command, read_settings, resolve_model, settings_errors, unused
 
 
 @dataclass
@@ -98,6 +98,12 @@ class Settings:
     """of the head, the data order and the resampling"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
+
+    def clashes(self):
+        if not self.teacher:
+            yield from unused(self, "without --teacher", "teacher_share", "temperature")
+        if not self.lora_r:
+            yield from unused(self, "with --lora-r 0, full fine-tuning", "lora_alpha", "lora_dropout", "lora_targets")
 
 
 def main(settings: Settings) -> None:
@@ -177,7 +183,8 @@ def main(settings: Settings) -> None:
         if lora:
             from peft import get_peft_model
 
-            model = get_peft_model(model, lora)
+            with settings_errors(settings):
+                model = get_peft_model(model, lora)
         counts = Counter(row["label"] for row in train)
         print(f"{len(train)} training rows {dict(counts)}, {len(val)} validation rows")
         weights = None
@@ -190,16 +197,17 @@ def main(settings: Settings) -> None:
             averages = {f"f1_{average}": f1_score(true, said, average=average) for average in ("macro", "weighted")}
             return {"accuracy": float((true == said).mean()), **averages}
 
-        trainer = Trainer(
-            model=model,
-            args=config,
-            train_dataset=dataset("train"),
-            eval_dataset=dataset("val"),
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_loss_func=loss,
-            compute_metrics=compute_metrics,
-        )
+        with settings_errors(settings):
+            trainer = Trainer(
+                model=model,
+                args=config,
+                train_dataset=dataset("train"),
+                eval_dataset=dataset("val"),
+                processing_class=tokenizer,
+                data_collator=DataCollatorWithPadding(tokenizer),
+                compute_loss_func=loss,
+                compute_metrics=compute_metrics,
+            )
         log = arguments.fit(trainer, settings, run)
 
         if not run.is_main:

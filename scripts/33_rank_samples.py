@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, next_command, read_settings
+from common.settings import UserError, next_command, read_settings, unused
 from tasks.base import answer, load_task
 
 
@@ -69,6 +69,13 @@ class Settings:
     """the files go here"""
     overwrite: bool = False
     """replace what an earlier run wrote"""
+
+    def clashes(self):
+        if self.write == "pairs":
+            yield from unused(self, "with --write pairs", "best_per_prompt")
+        if self.write == "best":
+            names = "pairs_per_prompt", "against", "min_margin", "max_overlap"
+            yield from unused(self, "with --write best", *names)
 
 
 def bigrams(text: str) -> set[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, read_settings
+from common.settings import Limit, UserError, read_settings, settings_errors
 from common.training.options import ChatSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
@@ -184,14 +184,15 @@ def main(settings: Settings) -> None:
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
-        trainer = LeanDPOTrainer(
-            model=model,
-            args=config,
-            train_dataset=chat_dataset(train, PAIR, settings.enable_thinking),
-            eval_dataset=chat_dataset(val, PAIR, settings.enable_thinking) if val else None,
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
+        with settings_errors(settings):
+            trainer = LeanDPOTrainer(
+                model=model,
+                args=config,
+                train_dataset=chat_dataset(train, PAIR, settings.enable_thinking),
+                eval_dataset=chat_dataset(val, PAIR, settings.enable_thinking) if val else None,
+                processing_class=tokenizer,
+                peft_config=lora,
+            )
         arguments.watch_stops(trainer, tokenizer, val, settings)
         log = arguments.fit(trainer, settings, run, long_rows=long)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, read_settings
+from common.settings import Limit, UserError, read_settings, settings_errors
 from common.training.options import ChatSettings
 
 LABELLED = ("prompt", "completion", "label")
@@ -170,14 +170,15 @@ def main(settings: Settings) -> None:
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training answers, {len(val)} validation answers, {model.dtype} on {model.device}")
-        trainer = LeanKTOTrainer(
-            model=model,
-            args=config,
-            train_dataset=chat_dataset(train, LABELLED, settings.enable_thinking),
-            eval_dataset=chat_dataset(val, LABELLED, settings.enable_thinking) if val else None,
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
+        with settings_errors(settings):
+            trainer = LeanKTOTrainer(
+                model=model,
+                args=config,
+                train_dataset=chat_dataset(train, LABELLED, settings.enable_thinking),
+                eval_dataset=chat_dataset(val, LABELLED, settings.enable_thinking) if val else None,
+                processing_class=tokenizer,
+                peft_config=lora,
+            )
         arguments.watch_stops(trainer, tokenizer, val, settings)
         weights = {"desirable_weight": desirable, "undesirable_weight": undesirable}
         log = arguments.fit(trainer, settings, run, long_rows=long, **weights)

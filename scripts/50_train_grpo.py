@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.settings import Limit, UserError, changed, read_settings
+from common.settings import Limit, UserError, changed, read_settings, settings_errors, unused
 from common.training.options import ChatSettings
 
 
@@ -131,6 +131,15 @@ class Settings(ChatSettings):
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
+    def clashes(self):
+        yield from super().clashes()
+        if self.rollout == "hf":
+            yield from unused(self, "with --rollout hf", "vllm_mode", "vllm_memory_share", "vllm_server_url")
+        elif self.vllm_mode == "colocate":
+            yield from unused(self, "with --vllm-mode colocate", "vllm_server_url")
+        else:
+            yield from unused(self, "with --vllm-mode server", "vllm_memory_share")
+
 
 def reward_function(rewards):
     """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
@@ -198,8 +207,10 @@ def main(settings: Settings) -> None:
     settings = (task := load_task(settings.task)).fill_in(settings)
     loss = loss_arguments(settings)
     if settings.rollout == "vllm":
-        from common.vllm_engine import require_vllm
+        from common.vllm_engine import require_server, require_vllm
 
+        if settings.vllm_mode == "server":
+            require_server(settings.vllm_server_url, "--vllm-server-url")
         require_vllm()
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     check_batch(settings, len(prompts))
@@ -234,14 +245,15 @@ def main(settings: Settings) -> None:
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(prompts)} prompts, {len(probe.rows)} probe rows, {model.dtype} on {model.device}")
-        trainer = LeanGRPOTrainer(
-            model=model,
-            args=config,
-            reward_funcs=[reward_function(probe.rewards)],
-            **prompt_rows([row for row, _ in prompts], settings.enable_thinking),
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
+        with settings_errors(settings):
+            trainer = LeanGRPOTrainer(
+                model=model,
+                args=config,
+                reward_funcs=[reward_function(probe.rewards)],
+                **prompt_rows([row for row, _ in prompts], settings.enable_thinking),
+                processing_class=tokenizer,
+                peft_config=lora,
+            )
         if lora is None:
             probe.reference = trainer.ref_model or arguments.load_trained(settings, model_path, tokenizer).eval()
         round_steps = settings.iterations * settings.minibatches  # a checkpoint within a round would lose its answers

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.settings import UserError, changed, read_settings
+from common.settings import UserError, changed, read_settings, settings_errors
 from common.training.options import AdapterSettings
 
 
@@ -165,7 +165,8 @@ def main(settings: Settings) -> None:
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
         how = settings.value_body, settings.temperature, settings.gradient_checkpointing
-        agent = ActorCritic(model, lora, *how)
+        with settings_errors(settings):
+            agent = ActorCritic(model, lora, *how)
         rates = ((agent.policy, settings.lr), (agent.value, settings.value_lr))
         groups = [{"params": list(part.values()), "peak": rate} for part, rate in rates]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.model_files import check_adapter, check_model, trained_in_full
-from common.settings import UserError, read_settings, resolve_model, show_path
+from common.settings import UserError, read_settings, resolve_model, show_path, unused
 from common.training.options import ModelSettings
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
@@ -87,6 +87,20 @@ class Settings(ModelSettings):
     """of sample 0; sample k uses seed + k"""
     overwrite: bool = False
     """replace what an earlier run left in output_file"""
+
+    def clashes(self):
+        yield from super().clashes()
+        if self.backend == "hf":
+            yield from unused(self, "with --backend hf", "tensor_parallel")
+        else:
+            yield from unused(self, "with --backend vllm", "device_map", "batch_tokens", "attn_implementation")
+        if not self.adapter:
+            yield from unused(self, "without --adapter", "force_base")
+        if self.prompt or self.interactive:
+            names = "prompts_file", "max_prompts", "name", "output_file", "overwrite"
+            yield from unused(self, "with --prompt and --interactive: nothing is written", *names)
+            if self.raw:
+                yield from unused(self, "with --raw: there is no template", "enable_thinking")
 
 
 def run_name(settings: Settings) -> str:

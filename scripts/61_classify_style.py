@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import UserError, next_command, read_settings, resolve_model
+from common.settings import UserError, next_command, read_settings, resolve_model, unused
 
 
 @dataclass
@@ -49,6 +49,10 @@ class Settings:
     """{name} is the input file's"""
     overwrite: bool = False
     """replace what an earlier run left in output_file"""
+
+    def clashes(self):
+        if not self.input_file:
+            yield from unused(self, "without --input-file: answers are printed", "output_file", "overwrite")
 
 
 def decode_lines(data: bytes, name: str) -> list[str]:

@@ -31,7 +31,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from common.settings import UserError, read_settings, resolve_model
+from common.settings import UserError, read_settings, resolve_model, unused
 
 
 @dataclass
@@ -85,6 +85,10 @@ class Settings:
     """padded tokens in one pass through the model; 0 = 1024 on a CPU (its cache), 16384 on a GPU"""
     batch_wait_ms: float = 2.0
     """that a single request waits for others to share its batch; under load the batch is full before that"""
+
+    def clashes(self):
+        if not self.reward_model:
+            yield from unused(self, "without --reward-model", "enable_thinking")
 
 
 def is_finite(answer: dict | float) -> bool:

@@ -15,7 +15,7 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.settings import ROOT, UserError, default_settings, next_command, read_settings, resolve_model
+from common.settings import ROOT, UserError, default_settings, next_command, read_settings, resolve_model, unused
 
 
 @dataclass
@@ -47,6 +47,10 @@ class Settings:
     """of the resampling"""
     overwrite: bool = False
     """score again what has been scored"""
+
+    def clashes(self):
+        if not self.nll_model:
+            yield from unused(self, "without --nll-model", "dtype", "token_budget", "enable_thinking")
 
 
 def find_generations(patterns: tuple[Path, ...]) -> list[Path]:

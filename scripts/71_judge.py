@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.judging.replies import LETTERS
-from common.llm_settings import HOW_TO_ASK, AskSettings
-from common.settings import ROOT, UserError, next_command, read_settings, show_path
+from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
+from common.settings import ROOT, UserError, next_command, read_settings, show_path, unused
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 
@@ -84,6 +84,10 @@ class Settings(AskSettings):
     """of the resampling"""
     overwrite: bool = False
     """replace what an earlier run left; the request log stays"""
+
+    def clashes(self):
+        if self.judge == "rules":
+            yield from unused(self, "with --judge rules: nothing is asked", *ASKING, "report_only")
 
 
 # --- reading

@@ -14,7 +14,7 @@ Run     python scripts/72_compare.py
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.settings import UserError, read_settings
+from common.settings import UserError, next_command, read_settings
 
 GOLDEN = "reference"
 LOWER = ("nll_per_character",)  # of stage 70's own columns: less is better
@@ -107,9 +107,8 @@ def load_run(settings: Settings, name: str) -> tuple[Entry, dict[str, dict], str
     from common.jsonl import read_json, read_jsonl, sha256_file
 
     generations, scores = settings.generations / f"{name}.jsonl", settings.scores / f"{name}.jsonl"
-    command = (
-        f"python scripts/70_score.py --task {settings.task} --generations {generations} --output-dir {settings.scores}"
-    )
+    where = {"generations": generations, "output_dir": settings.scores}
+    command = next_command("70_score", task=settings.task, **where)
     if not scores.is_file():
         raise UserError(f"the run {name} has no scores ({scores}); fix: {command}")
     rows = read_jsonl(generations, "generation")

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.conversations import without_thought
-from common.settings import ROOT, UserError, next_command, read_settings, show_path
+from common.settings import ROOT, UserError, next_command, read_settings, show_path, unused
 
 
 @dataclass
@@ -67,6 +67,16 @@ class Settings:
     """of the choice, the order and the sides"""
     overwrite: bool = False
     """replace an earlier sheet: what was filled into it is lost"""
+
+    def clashes(self):
+        if self.read:
+            names = "generations", "reference", "labels", "items", "overwrite"
+            yield from unused(self, "with --read: the sheet is there", *names)
+            if not self.machine:
+                yield from unused(self, "without --machine", "metric")
+            return
+        yield from unused(self, "without --read", "machine", "metric", "report")
+        yield from unused(self, f"with --kind {self.kind}", "reference" if self.kind == "style" else "labels")
 
 
 def load_runs(settings: Settings) -> dict[str, dict[str, dict]]:

@@ -1,5 +1,6 @@
 """Shared by all tests: `scripts/` on the import path, and a way to run a stage as a user does."""
 
+import importlib.util
 import json
 import os
 import re
@@ -35,6 +36,16 @@ def stage_command(script: str | Path, *words) -> list[str]:
     has_dtype = '    dtype: str = "auto"' in (SCRIPTS / script).read_text(encoding="utf-8")
     named = any(word.split("=")[0] in ("--dtype", "--help", "-h") for word in command)
     return [*command, "--dtype", "float32"] if has_dtype and not named else command
+
+
+def load_script(number: str):
+    """The module of a stage, "20" or "20_train_sft.py", in this process."""
+    path = next(SCRIPTS.glob(f"{number[:2]}_*.py"))
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+        spec.loader.exec_module(sys.modules[path.stem])
+    return sys.modules[path.stem]
 
 
 @pytest.fixture

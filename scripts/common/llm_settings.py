@@ -26,5 +26,8 @@ class AskSettings:
     """print requests, tokens and cost; ask and write nothing"""
 
 
+# what has no effect where nothing is asked: without a model, or where rules judge
+ASKING = ("temperature", "top_p", "max_tokens", "extra_body", "guide_file", "prompts_dir", "prompt_versions", "control")
+ASKING += tuple(field.name for field in fields(AskSettings) if field.name != "dry_run")
 # for LLM.of(settings), and for begin_run(..., ignore=HOW_TO_ASK)
 HOW_TO_ASK = ("request_log", *(field.name for field in fields(AskSettings)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.jsonl import read_bytes, read_json
 from common.runs import describe_input
-from common.settings import UserError, resolve_model, show_path
+from common.settings import UserError, next_command, resolve_model, show_path
 
 # Endings of the names that transformers gives to models which write text; "Qwen3Model" is one without its head, which
 # may be tied.
@@ -37,9 +37,10 @@ def check_model(model: str, wanted: str = "causal") -> str:
         raise UserError(f"{name}: an empty folder; fix: run the stage that writes it, or name another model")
     if not (folder / "config.json").exists():
         if has_adapter:
+            merge = next_command("22_merge_adapter", adapter=folder)
             raise UserError(
                 f"{name} is an adapter without its base; fix: --adapter where the stage has it (with --model its "
-                f"base), or merge it first: python scripts/22_merge_adapter.py --adapter {name}"
+                f"base), or merge it first: {merge}"
             )
         raise UserError(f"{name}: no config.json inside; fix: name a folder that save_pretrained or a stage wrote")
     if has_adapter:

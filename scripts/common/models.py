@@ -174,14 +174,19 @@ def load_tokenizer(model: str, documents: bool = False):
     return tokenizer
 
 
-def require_context(model: str, tokens: int, what: str = "--max-length") -> None:
-    """Raises UserError where `tokens`, which `what` names, are more than the model reads."""
+def model_config(model: str):
+    """The config of a folder or a hub id. Raises UserError where none can be read."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
-    except Exception as error:  # a config.json that is not ours
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # a config.json that is not ours, or a hub id that nobody has
         raise UserError(f"{show_path(model)}: no config could be read ({_reason(error)}); fix: copy it again") from None
+
+
+def require_context(model: str, tokens: int, what: str = "--max-length") -> None:
+    """Raises UserError where `tokens`, which `what` names, are more than the model reads."""
+    config = model_config(model).get_text_config()
     if tokens > (context := getattr(config, "max_position_embeddings", tokens)):
         raise UserError(f"{what} {tokens}: the model reads {context} tokens; fix: a smaller one")
 
@@ -226,6 +231,8 @@ def load_strictly(kind, model: str, dtype, heads: str = "", **words):
             ignore_mismatched_sizes=True,  # they are told below
             **words,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # of transformers, safetensors or torch, about files that are not ours
         raise UserError(f"{name}: no model could be loaded ({_reason(error)}); fix: copy the model again") from None
     finally:

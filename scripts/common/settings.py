@@ -50,7 +50,7 @@ _COUNT, _POSITIVE, _SHARE = Limit(1), Limit(above=0), Limit(high=1)
 # settings that are counts of something: 1 or more
 _COUNTED = """
     accumulation batch_size batch_texts batch_tokens bootstrap checkpoint_every concurrency eval_every
-    eval_poems eval_samples eval_steps heads hidden_size intermediate_size items iterations kv_heads layers
+    eval_poems eval_samples eval_steps heads hidden_size intermediate_size iterations kv_heads layers
     lora_alpha lora_r max_batch_texts max_body_bytes max_length max_new_tokens max_position max_steps
     max_text_chars max_tokens max_tries max_waiting micro_tokens minibatches num_samples
     per_device_eval_batch_size per_device_train_batch_size probe_tokens samples tensor_parallel token_budget
@@ -71,7 +71,15 @@ LIMITS = {
     "port": Limit(high=65535),
     "seed": Limit(high=2**32 - 1),  # numpy takes no other
     "top_p": Limit(above=0, high=1),
+    # memory and time: more than this is a slip of the finger
+    "bootstrap": Limit(1, 10**6),
+    **dict.fromkeys(("layers", "workers"), Limit(1, 4096)),
+    "threads": Limit(high=4096),
 }
+
+# Beyond these a number makes sense nowhere, and a library would fail on it in its own words (logits / 1e-40).
+LEAST, MOST = 1e-12, 10**12
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # Where a run may report to, and the package that this needs.
 _OWN_NAME = ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "neptune", "swanlab", "tensorboard")
@@ -151,10 +159,32 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
         for field in fields(cls)
     }
     settings = replace(settings, **paths)
+    for word, after in zip(argv, [*argv, ""][1:], strict=True):  # pathlib takes "" for the folder where the user stands
+        flag, equals, value = word.partition("=")
+        named = paths.get(_flag_to_name(flag)) if flag.startswith("--") else None
+        is_path = isinstance(named[0] if isinstance(named, tuple) and named else named, Path)
+        if is_path and not (value if equals else after):
+            raise UserError(f"{flag}: nothing is named; fix: name a file or folder")
     check_settings(settings)
-    if hasattr(settings, "check"):
-        settings.check()
+    refuse_clashes(settings)
     return settings
+
+
+def refuse_clashes(settings) -> None:
+    """Raise UserError for the first of the settings' clashes: (what cannot be, how to fix it), see `unused`."""
+    for what, fix in getattr(settings, "clashes", tuple)():
+        raise UserError(f"{what}; fix: {fix}")
+
+
+def unused(settings, when: str, *names: str) -> Iterator[tuple[str, str]]:
+    """The clashes of a mode: those of the named settings that are given although nothing reads them then.
+
+    def clashes(self):
+        if not self.read:
+            yield from unused(self, "without --read", "machine", "metric")
+    """
+    for name in changed(settings, *(name for name in names if hasattr(settings, name))):
+        yield f"{_flag(name)} has no effect {when}", "leave it out"
 
 
 def check_settings(settings) -> None:
@@ -167,11 +197,18 @@ def check_settings(settings) -> None:
         value = getattr(settings, name)
         if value == default:
             continue
+        if name == "task" and not value:
+            raise UserError(f"--task: nothing is named; fix: e.g. --task {default}")
+        if name == "dtype" and str(value) not in DTYPES:
+            raise UserError(f"--dtype {value}: unknown; fix: {', '.join(DTYPES)}")
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, str | Path) and not_utf8(str(number)):
                 raise UserError(f"{_flag(name)} {ascii(str(number))}: not UTF-8; fix: rename it, or name another")
             if isinstance(number, int | float) and not isinstance(number, bool) and not limit.holds(number):
                 raise UserError(f"{_flag(name)} {number}: has to be {limit}; fix: e.g. {_flag(name)} {_words(default)}")
+            if isinstance(number, int | float) and number and not LEAST <= abs(number) <= MOST:
+                size = "large" if abs(number) > 1 else "small"
+                raise UserError(f"{_flag(name)} {number}: too {size}; fix: e.g. {_flag(name)} {_words(default)}")
     reporter = getattr(settings, "report_to", "none")
     if reporter not in REPORTERS:
         raise UserError(f"--report-to {reporter}: no such reporter; fix: one of {', '.join(sorted(REPORTERS))}")
@@ -216,6 +253,8 @@ def settings_errors(settings) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
+        if _memory_error(type(error), error):
+            raise
         text = " ".join(str(error).split()) or type(error).__name__
         text = text if len(text) < 400 else f"{text[:400]} ..."
         given = {name: value for name, value in vars(settings).items() if value != default_settings(settings)[name]}
@@ -262,6 +301,9 @@ def resolve_model(value: str, task: str | None = None) -> str:
         folder = base / Path(value).expanduser()
         if value and folder.is_dir():
             return str(folder.resolve())
+        if value and folder.is_file():
+            fix = "stage 01 makes a folder of it" if folder.suffix == ".gguf" else "name the folder that it lies in"
+            raise UserError(f"{value} is a file, not a model's folder; fix: {fix}")
     # A hub id has at most one slash: owner/name.
     is_local = value.startswith((".", "/", "~")) or value.split("/")[0] in LOCAL_FOLDERS or value.count("/") > 1
     if is_local or not value:
@@ -344,7 +386,7 @@ def _show_error(kind, error, traceback) -> None:
     if issubclass(kind, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)
-    message = file_error(error)
+    message = file_error(error) or _memory_error(kind, error) or _reporter_error(kind, error)
     if isinstance(error, UnicodeEncodeError) and not_utf8(error.object):
         start = max(0, error.start - 40)
         message = f"{ascii(error.object[start : error.end])}: a name that is not UTF-8; fix: rename the file"
@@ -352,6 +394,20 @@ def _show_error(kind, error, traceback) -> None:
         _say(f"error: {message}")
         sys.exit(2)
     sys.__excepthook__(kind, error, traceback)
+
+
+def _memory_error(kind, error) -> str | None:
+    """torch says it as a RuntimeError on a CPU, numpy and Python as a MemoryError."""
+    text = " ".join(str(error).split())
+    if issubclass(kind, MemoryError) or "can't allocate memory" in text or kind.__name__ == "OutOfMemoryError":
+        return f"not enough memory ({text[:200]}); fix: smaller batches or lengths (--help lists the settings)"
+    return None
+
+
+def _reporter_error(kind, error) -> str | None:
+    reporter = next((name for name, package in REPORTERS.items() if package == kind.__module__.split(".")[0]), None)
+    text = " ".join(str(error).split())[:300]
+    return f"--report-to {reporter}: {text}; fix: log in to it, or --report-to none" if reporter else None
 
 
 def _flag(name: str) -> str:

@@ -6,6 +6,7 @@ vLLM is no need of the other stages: requirements-vllm.txt for GPUs, requirement
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
@@ -19,7 +20,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
+from common.llm_endpoint import is_loopback
 from common.settings import UserError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
@@ -166,6 +169,7 @@ def serve(model: str, dtype: str = "auto", max_length: int = 2048, words: tuple[
     require_vllm()
     from common.models import pick_device, resolve_dtype
 
+    ask_directly("127.0.0.1")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -203,6 +207,39 @@ def get(url: str, path: str) -> dict:
     return _ask(url, path, None)
 
 
+def require_server(url: str, flag: str) -> None:
+    """Raises UserError where no vLLM server answers at `url`, which `flag` names: before an earlier run is touched."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        parts = host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise UserError(f"{flag} {url}: no http address; fix: e.g. http://127.0.0.1:8000")
+    if parts.username or parts.password:
+        raise UserError(f"{flag}: a user or a password in the address; fix: without them, the key in VLLM_API_KEY")
+    ask_directly(host)
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=20).close()
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"{flag} {url}: no vLLM server answers ({error}); fix: start it, or name another") from None
+
+
+def served_model(url: str) -> str:
+    """The name of the model that a vLLM server serves."""
+    try:
+        return str(get(url, "v1/models")["data"][0]["id"])
+    except (LookupError, TypeError):
+        raise UserError(f"{url}/v1/models names no model; fix: name a vLLM server") from None
+
+
+def ask_directly(host: str) -> None:
+    """A server on this machine is never asked through a proxy, neither by urllib nor by requests (trl's client)."""
+    if is_loopback(host):
+        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = f"{known},{host}" if known else host
+
+
 def post(url: str, path: str, body: dict) -> dict:
     """The JSON that a vLLM server answers to `body`. Raises UserError with what it says against the request."""
     return _ask(url, path, json.dumps(body, ensure_ascii=False).encode("utf-8"))
@@ -218,7 +255,7 @@ def _ask(url: str, path: str, data: bytes | None) -> dict:
     except urllib.error.HTTPError as error:
         said = error.read()[:500].decode("utf-8", errors="replace")
         raise UserError(f"{url}/{path}: {error.code}: {said}; fix: name a vLLM server of this model") from None
-    except (OSError, ValueError) as error:  # ValueError: no URL, or no JSON
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no JSON
         raise UserError(f"{url}/{path}: {error}; fix: start the server, or leave it to --server start") from None
 
 

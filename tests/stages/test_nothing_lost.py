@@ -4,29 +4,19 @@ Every stage runs in this one process: its script is imported by path and its mai
 folder or a file with the record that Run writes, not a training.
 """
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from common.jsonl import read_json, write_json, write_jsonl
 from common.settings import ROOT, UserError, file_error, read_settings
-from conftest import SCRIPTS
+from conftest import SCRIPTS, load_script
 
 TINY = ROOT / "data" / "tiny_qwen3"
 ANSWERS = ["春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。", "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"]
-
-
-def load_script(number: str):
-    path = next(SCRIPTS.glob(f"{number}_*.py"))
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[path.stem])
-    return sys.modules[path.stem]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +102,16 @@ STAGES = {
 }
 # What the file of a stage's output is called where its flag does not say so.
 NAMES = {"33": "pref_onpolicy_train.jsonl", "70": "a.jsonl", "16": "out/prepare.json"}
+# Inputs that these flags leave unread.
+UNREAD = {
+    "13": "--guide_file --prompts_dir",
+    "14": "--guide_file --prompts_dir",
+    "15": "--guide_file --prompts_dir",
+    "73": "--read --labels",
+}
+# Stages whose usual flags name a broken input too: that one may be told first.
+OTHERS_BROKEN = ("14", "15", "16", "22", "23", "32", "61", "71")
+MODELS = ("model", "adapter", "merged", "teacher")
 TRAINING = ("20", "21", "30", "31", "40", "41", "50", "51")
 CASES = [
     *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40", "41")),
@@ -255,6 +255,33 @@ def test_a_finished_run_outlives_an_overwrite_that_cannot_work(number, wrong, pl
     said = refusal(number, [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite", *wrong.split()])
     assert "fix: " in said or said == "exit 2", said
     assert contents(place) == before
+
+
+# settings that name an output, or a folder that is made
+OUTPUTS = ("output_dir", "output_file", "output", "request_log", "report", "scratch_dir", "checkpoints")
+INPUTS = [
+    (number, name)
+    for number, (_, flags) in STAGES.items()
+    for name, hint in get_type_hints(load_script(number).Settings).items()
+    if name not in OUTPUTS and (Path in (hint, *get_args(hint)) or name in MODELS)
+    if f"--{name}" not in UNREAD.get(number, "")
+]
+
+
+@pytest.mark.parametrize("number, name", INPUTS)
+def test_an_input_that_is_not_there_or_of_another_kind_is_named(number, name, place):
+    """Nothing under this name, a folder or a file in its place, a folder without anything."""
+    stage = next(SCRIPTS.glob(f"{number}_*.py")).stem
+    finished_run(place, number, stage)
+    before = contents(place)
+    (place / "nothing").mkdir()
+    flag = f"--{name.replace('_', '-')}"
+    usual = [*STAGES[number][0].split(), *STAGES[number][1].split(), "--overwrite"]
+    for value in ("./gone.jsonl", "nothing", "sft.jsonl")[: 3 if name in MODELS else 2]:
+        said = refusal(number, [*usual, flag, value])
+        assert "fix: " in said, (value, said)
+        assert number in OTHERS_BROKEN or value.strip("./") in said or flag in said, (value, said)
+        assert contents(place) == before
 
 
 @pytest.mark.parametrize("number", STAGES)

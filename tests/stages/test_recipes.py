@@ -1,17 +1,15 @@
 """Every recipe in every profile: its commands have only flags that their stages know, and read what earlier ones
 wrote."""
 
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 
 from common.settings import read_settings
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, load_script
 
 PROFILES = {
     recipe.stem: (re.findall(r'^start \w+ "?([\w. -]+?)"? "\$@"', recipe.read_text(encoding="utf-8"), re.MULTILINE))
@@ -36,14 +34,6 @@ def commands(recipe: str, *words: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("python ")]
 
 
-def settings_class(script: str):
-    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), SCRIPTS / script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module.Settings
-
-
 def test_there_is_one_recipe_for_each_job():
     assert {"poems", "weibo", "copywriting", "styles", "chat"} <= {
         recipe for recipe, found in PROFILES.items() if found
@@ -59,7 +49,7 @@ def test_a_recipe_knows_its_stages(recipe, profile, quick, capsys):
         if script.startswith("scripts/"):
             stages += 1
             try:
-                read_settings(settings_class(script.removeprefix("scripts/")), flags)
+                read_settings(load_script(script.removeprefix("scripts/")).Settings, flags)
             except SystemExit:
                 pytest.fail(f"{' '.join(words)}\n{capsys.readouterr().err}")
         else:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import pytest
 from common.evaluation.statistics import bootstrap_difference, bootstrap_mean
 from common.jsonl import read_json, read_jsonl, write_jsonl
 from common.settings import ROOT
-from conftest import SCRIPTS, page_data_of, page_texts
+from conftest import SCRIPTS, load_script, page_data_of, page_texts
 
 PAYLOAD = "<script>alert(1)</script><img src=https://example.org/x.png>"
 UNLISTED = "嗯"  # a Han character that the rhyme table lacks: as a rhyme word it makes the verdict unknown
@@ -40,14 +39,6 @@ def score(folder: Path, *args, **kwargs):
 def compare(folder: Path, *args, **kwargs):
     where = ("--generations", "generations", "--scores", "scores", "--checkpoints", "checkpoints")
     return stage(folder, "72_compare.py", *where, "--output", "compare", "--bootstrap", 500, *args, **kwargs)
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / name)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -108,3 +108,23 @@ def test_files_are_opened_with_their_encoding():
             )
             if name in ("read_text", "write_text") or (name == "open" and "b" not in mode):
                 assert any(keyword.arg == "encoding" for keyword in node.keywords), f"{path.name}:{node.lineno}"
+
+
+def calls_in(tree: ast.AST, within: bool = False):
+    """(name, whether it stands inside `with settings_errors(...)`) of every call."""
+    for node in ast.iter_child_nodes(tree):
+        inside = within
+        if isinstance(node, ast.With):
+            names = [getattr(item.context_expr, "func", None) for item in node.items]
+            inside = within or any(isinstance(name, ast.Name) and name.id == "settings_errors" for name in names)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id, inside
+        yield from calls_in(node, inside)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_a_trainer_says_about_a_setting_is_one_line(name):
+    """Constructors of libraries stand inside settings_errors: what they raise becomes a line with the flag's name."""
+    for called, within in calls_in(ast.parse((SCRIPTS / name).read_text(encoding="utf-8"))):
+        if called.endswith("Trainer") or called in ("get_peft_model", "ActorCritic"):
+            assert within, f"{called} is built outside settings_errors"

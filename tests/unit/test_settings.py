@@ -49,6 +49,12 @@ def main(settings):
         raise KeyboardInterrupt
     if settings.task == "disk":
         Path("/dev/full").write_text("x")
+    if settings.task == "memory":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    if settings.task == "numpy":
+        raise MemoryError("Unable to allocate 7.28 TiB for an array")
+    if settings.task == "reporter":
+        raise type("UsageError", (Exception,), {"__module__": "wandb.errors"})("No API key configured")
     if settings.task == "torch":
         raise RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0")
     print("诗", settings)
@@ -156,6 +162,19 @@ def test_a_full_disk_is_one_line_whoever_was_writing(stage, task):
     done = stage("--task", task)
     assert done.returncode == 2 and done.stderr.startswith("error: no space is left on the disk; fix: free some space")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "task, said",
+    [
+        ("memory", "error: not enough memory ([enforce"),
+        ("numpy", "error: not enough memory (Unable to allocate 7.28 TiB for an array); fix: smaller batches"),
+        ("reporter", "error: --report-to wandb: No API key configured; fix: log in to it, or --report-to none"),
+    ],
+)
+def test_too_little_memory_and_a_reporter_without_a_key_are_one_line(stage, task, said):
+    done = stage("--task", task)
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
 def test_an_interrupt_ends_without_a_traceback(stage):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from common.settings import UserError
+from common.settings import UserError, refuse_clashes
 from common.training import options
 
 
@@ -54,7 +54,7 @@ CANNOT_BE = [
 def test_what_cannot_be_is_one_line_that_names_the_flags(stage, settings, message, monkeypatch):
     monkeypatch.setattr(options, "has_gpu", lambda: False)
     with pytest.raises(UserError, match=message) as error:
-        stage(**settings).check()
+        refuse_clashes(stage(**settings))
     assert "; fix: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -68,7 +68,7 @@ def test_a_package_that_is_not_there_is_named(name, monkeypatch):
         "flash_attn": {"attn_implementation": "flash_attention_2"},
     }
     with pytest.raises(UserError, match=name.replace("_kernel", "-kernel")):
-        Sft(**given[name]).check()
+        refuse_clashes(Sft(**given[name]))
 
 
 @pytest.mark.parametrize("kind", ["--quantize", "--lora-plus-ratio"])
@@ -76,7 +76,7 @@ def test_under_fsdp_what_it_cannot_share_out_is_refused(kind, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     given = {"--quantize": {"quantize": "4bit"}, "--lora-plus-ratio": {"lora_plus_ratio": 16.0}}
     with pytest.raises(UserError, match=f"{kind}.*FSDP"):
-        Sft(**given[kind]).check()
+        refuse_clashes(Sft(**given[kind]))
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_under_fsdp_what_it_cannot_share_out_is_refused(kind, monkeypatch):
     ],
 )
 def test_what_can_be_passes(settings):
-    Sft(**settings).check()
+    refuse_clashes(Sft(**settings))

@@ -5,6 +5,7 @@ Its own HTTP server runs inside this process on 127.0.0.1, on a free port. A pro
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -61,16 +62,21 @@ class LlamaCpp:
         return self.post("/v1/chat/completions", {"messages": messages, **body})["choices"][0]
 
 
+def require_llama_cpp() -> None:
+    """Raises UserError where xllamacpp is not installed: before an earlier run's files are touched."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise UserError(f"xllamacpp is not installed, and llama.cpp proves the file; {HOW_TO_INSTALL}")
+
+
 @contextmanager
 def llama_cpp(path: Path, context: int = 1024) -> Iterator[LlamaCpp]:
     """llama.cpp with the GGUF file at `path`, reading up to `context` tokens; ends with the block.
 
     Raises UserError where xllamacpp is not installed or llama.cpp cannot read the file.
     """
-    try:
-        import xllamacpp
-    except ModuleNotFoundError:
-        raise UserError(f"xllamacpp is not installed, and llama.cpp proves the file; {HOW_TO_INSTALL}") from None
+    require_llama_cpp()
+    import xllamacpp
+
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)

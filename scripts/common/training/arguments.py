@@ -146,18 +146,20 @@ def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", heads: 
         return None
     variant, whole = getattr(settings, "lora_variant", "lora"), getattr(settings, "modules_to_save", ())
     check_modules(whole, model_path)
-    return LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
-        lora_dropout=getattr(settings, "lora_dropout", 0.0),
-        target_modules=check_targets(settings.lora_targets, model_path),
-        modules_to_save=[*heads, *whole] or None,
-        ensure_weight_tying=bool(whole),  # a head that shares the embeddings' weights shares the trained ones
-        use_dora=variant == "dora",
-        use_rslora=variant == "rslora",
-        init_lora_weights="pissa" if variant == "pissa" else True,
-        task_type=task_type,
-    )
+    targets = check_targets(settings.lora_targets, model_path)
+    with settings_errors(settings):
+        return LoraConfig(
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha or 2 * settings.lora_r,
+            lora_dropout=getattr(settings, "lora_dropout", 0.0),
+            target_modules=targets,
+            modules_to_save=[*heads, *whole] or None,
+            ensure_weight_tying=bool(whole),  # a head that shares the embeddings' weights shares the trained ones
+            use_dora=variant == "dora",
+            use_rslora=variant == "rslora",
+            init_lora_weights="pissa" if variant == "pissa" else True,
+            task_type=task_type,
+        )
 
 
 def trained_dtype(settings) -> str:

@@ -1,7 +1,7 @@
 """Settings that the stages share about adapters, memory and the optimizer, and which of them cannot go together.
 
-A stage inherits one of these classes; its own settings stay at its top and come first in `--help`. `check` is called as
-soon as the flags are read: what cannot be is told before anything is loaded.
+A stage inherits one of these classes; its own settings stay at its top and come first in `--help`. `clashes` is asked
+as soon as the flags are read: what cannot be is told before anything is loaded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar, Literal
 
-from common.settings import UserError
+from common.settings import unused
 
 
 @dataclass
@@ -23,11 +23,6 @@ class ModelSettings:
     """linear layers of the base in bitsandbytes' nf4 or int8; a quarter or half the memory, slower"""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """attention of transformers; auto = its own choice"""
-
-    def check(self) -> None:
-        """Raises UserError for the first combination of settings that cannot be."""
-        for what, fix in self.clashes():
-            raise UserError(f"{what}; fix: {fix}")
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """(what cannot be, how to fix it)"""
@@ -65,6 +60,7 @@ class AdapterSettings(ModelSettings):
     def clashes(self) -> Iterator[tuple[str, str]]:
         yield from super().clashes()
         if self.lora_r == 0:
+            yield from unused(self, "with --lora-r 0, which trains all weights", "lora_alpha", "lora_targets")
             given = {
                 f"--quantize {self.quantize}": self.quantize != "none",
                 f"--lora-variant {self.lora_variant}": self.lora_variant != "lora",
@@ -108,6 +104,8 @@ class TrainerSettings(AdapterSettings):
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         yield from super().clashes()
+        if getattr(self, "val_file", "") is None and getattr(self, "patience", 0):
+            yield from unused(self, "with --val-file None", "patience")
         if self.liger:
             if not has_gpu():
                 yield "--liger: its kernels run on a GPU only, and there is none", "without --liger"
