@@ -67,10 +67,9 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
     def clashes(self):
-        if not self.skip_bad and self.long_rows is None:
+        if not (self.skip_bad or self.long_rows):
             yield from unused(self, "without --skip-bad and --long-rows", "model", "max_length")
-        if self.held_out is not None:
-            yield from unused(self, "with --held-out, which is both together", "val_share", "test_share")
+        yield from unused(self, "with --held-out", *(("val_share", "test_share") if self.held_out is not None else ()))
 
 
 KINDS = ("sft", "pref", "prompts", "kto")
@@ -239,10 +238,7 @@ def main(settings: Settings) -> None:
         write_json(settings.output_dir / "report.json", report)
         run.figure("report", report)
         kind, counts = next(iter(report["splits"].items()))
-        files = {
-            split: settings.output_dir / f"{kind}_{split}.jsonl" if counts[split] else None
-            for split in ("train", "val")
-        }
+        files = {s: settings.output_dir / f"{kind}_{s}.jsonl" if counts[s] else None for s in ("train", "val")}
         flags = {"task": settings.task, "train_file": files["train"], "val_file": files["val"]}
         flags |= {name: getattr(settings, name) for name in ("model", "max_length") if measured}
         if any(thinks(row[key][-1]) for row in of_kinds[kind] for key in ("completion", "chosen") if key in row):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from common.settings import Limit, UserError, changed, read_settings, settings_errors, unused
+from common.settings import Limit, UserError, changed, read_settings, settings_errors
 from common.training.options import ChatSettings
 
 
@@ -130,15 +130,6 @@ class Settings(ChatSettings):
     """of prompt order, LoRA initialisation and samples"""
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
-
-    def clashes(self):
-        yield from super().clashes()
-        if self.rollout == "hf":
-            yield from unused(self, "with --rollout hf", "vllm_mode", "vllm_memory_share", "vllm_server_url")
-        elif self.vllm_mode == "colocate":
-            yield from unused(self, "with --vllm-mode colocate", "vllm_server_url")
-        else:
-            yield from unused(self, "with --vllm-mode server", "vllm_memory_share")
 
 
 def reward_function(rewards):

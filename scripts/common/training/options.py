@@ -14,6 +14,12 @@ from typing import ClassVar, Literal
 
 from common.settings import unused
 
+UNREAD = {
+    "--rollout hf": ("vllm_mode", "vllm_memory_share", "vllm_server_url"),
+    "--vllm-mode colocate": ("vllm_server_url",),
+    "--vllm-mode server": ("vllm_memory_share",),
+}
+
 
 @dataclass
 class ModelSettings:
@@ -35,6 +41,9 @@ class ModelSettings:
                 yield f"{flag}: vLLM would load the whole base beside the quantised one", f"--{what} hf"
             if os.environ.get("ACCELERATE_USE_FSDP") == "true":
                 yield f"{flag}: FSDP cannot share out quantised weights", "a launch file with DDP or ZeRO-2"
+        if hasattr(self, "rollout"):  # stage 50
+            mode = "--rollout hf" if self.rollout == "hf" else f"--vllm-mode {self.vllm_mode}"
+            yield from unused(self, f"with {mode}", *UNREAD[mode])
         if self.attn_implementation == "flash_attention_2":
             if not has_gpu():
                 yield "--attn-implementation flash_attention_2 needs a GPU", "--attn-implementation sdpa"
