@@ -198,11 +198,9 @@ def main(settings: Settings) -> None:
     settings = (task := load_task(settings.task)).fill_in(settings)
     loss = loss_arguments(settings)
     if settings.rollout == "vllm":
-        from common.vllm_engine import require_server, require_vllm
+        from common.vllm_engine import require_rollouts
 
-        if settings.vllm_mode == "server":
-            require_server(settings.vllm_server_url, "--vllm-server-url")
-        require_vllm()
+        require_rollouts(settings)
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     check_batch(settings, len(prompts))
     config = arguments.trainer_arguments(

@@ -1,5 +1,6 @@
 """JSONL and JSON files: strict reading with line numbers, atomic writing, appending that survives a kill."""
 
+import glob
 import hashlib
 import json
 import math
@@ -446,8 +447,14 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path to write to, for what writes by itself (a plot): it takes the place of `path` when the block ends well,
-    and leaves no trace when it does not. What a killed process left goes with the next run (common/runs.py).
+    and leaves no trace when it does not. What a killed process left goes here, or with the next run (common/runs.py).
     """
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        import psutil
+
+        process = old.name.rsplit(".", 2)[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            old.unlink(missing_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is not atomic
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

