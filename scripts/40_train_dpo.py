@@ -9,8 +9,9 @@ Writes  checkpoints/{task}/dpo: adapter, tokenizer, learning_curve.png, log_hist
 Run     python scripts/40_train_dpo.py --train-file processed_data/poems/pref_onpolicy_train.jsonl \\
             --val-file processed_data/poems/pref_onpolicy_val.jsonl
 
-Loss: Rafailov et al. 2023, arXiv 2305.18290, equation 7, and the variants that trl names. As in trl, what the template
-writes behind the eos (one newline in Qwen's) counts as part of both answers.
+Loss: Rafailov et al. 2023, arXiv 2305.18290, equation 7, the variants that trl names, and SimPO and ORPO, which need
+no reference (docs/TRAINING.md lists them). As in trl, what the template writes behind the eos (one newline in Qwen's)
+counts as part of both answers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, read_settings, settings_errors
+from common.settings import Limit, UserError, default_settings, read_settings, settings_errors
 from common.training.options import ChatSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
-LossType = Literal[*LOSSES.split(), "sigmoid_norm"]
+REFERENCE_FREE = ("simpo", "orpo")
+LossType = Literal[*LOSSES.split(), "sigmoid_norm", *REFERENCE_FREE]
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # the losses that read label_smoothing
 
 
@@ -33,8 +35,6 @@ PAIR = ("prompt", "chosen", "rejected")
 
 @dataclass
 class Settings(ChatSettings):
-    has_reference = True  # the base, the adapter switched off
-
     # --- what
     task: str = "poems"
     """writing job: names the folders below"""
@@ -55,13 +55,15 @@ class Settings(ChatSettings):
 
     # --- preference
     beta: Annotated[float, Limit(above=0)] = 0.1
-    """strength of the KL penalty: larger stays closer to the reference"""
+    """strength of the KL penalty: larger stays closer to the reference; 2 or more for simpo"""
     loss_types: tuple[LossType, ...] = ("sigmoid",)
-    """trl's names; several are added up"""
+    """trl's names, simpo or orpo; several are added up"""
     loss_weights: tuple[float, ...] = (1.0,)
     """one for each of loss_types"""
     label_smoothing: float = 0.0
     """share of pairs thought to be the wrong way round (exo_pair, robust, aot, aot_unpaired)"""
+    simpo_gamma: Annotated[float, Limit()] = 0.5
+    """target margin of simpo"""
 
     # --- LoRA (further settings: common/training/options.py)
     lora_r: Annotated[int, Limit()] = 32
@@ -109,6 +111,11 @@ class Settings(ChatSettings):
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
+    @property
+    def has_reference(self) -> bool:
+        """The base, the adapter switched off."""
+        return not set(self.loss_types) & set(REFERENCE_FREE)
+
 
 def check_losses(settings: Settings) -> None:
     """Raises UserError for losses and smoothing that do not go together: trl says so only once the model is loaded, or
@@ -122,6 +129,18 @@ def check_losses(settings: Settings) -> None:
     if share and not set(losses) & set(SMOOTHED):
         raise UserError(
             f"--label-smoothing {share}: not read by {', '.join(losses)}; fix: --loss-types {', '.join(SMOOTHED)}, or 0"
+        )
+    if (others := set(losses) - {*REFERENCE_FREE, "sft"}) and not settings.has_reference:
+        raise UserError(
+            f"--loss-types {' '.join(losses)}: {', '.join(sorted(others))} compares with the reference, "
+            "simpo and orpo have none; fix: simpo or orpo, alone or with sft"
+        )
+    defaults = default_settings(settings)
+    if settings.simpo_gamma != defaults["simpo_gamma"] and "simpo" not in losses:
+        raise UserError(f"--simpo-gamma {settings.simpo_gamma}: read by --loss-types simpo alone; fix: leave it out")
+    if "simpo" in losses and settings.beta == defaults["beta"]:
+        print(
+            f"notice: --beta {settings.beta} is meant for dpo; simpo's is usually 2 to 10, as it weighs means a token"
         )
     if "exo_pair" in losses and not share:
         raise UserError("--loss-types exo_pair takes a share above 0; fix: --label-smoothing 0.001")
@@ -146,7 +165,7 @@ def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
     if max(change.values()) < 0:
         print(
             "warning: chosen and rejected answers both became less likely; fix: a larger --beta, a lower --lr, "
-            "or --loss-types sigmoid sft --loss-weights 1 0.1"
+            f"or --loss-types {trainer.loss_types[0]} sft --loss-weights 1 0.1"
         )
     figures = {"accuracy": best["eval_rewards/accuracies"], "margin": best["eval_rewards/margins"]}
     return figures | {f"{side}_logps_change": nats for side, nats in change.items()}
@@ -177,21 +196,23 @@ def main(settings: Settings) -> None:
     )
     lora = arguments.lora_config(settings, model_path)
     with begin_run(settings.output_dir, settings, inputs, "40_train_dpo") as run:
-        from common.training.trl_cpu import LeanDPOTrainer
+        from common.training.trl_cpu import LeanDPOTrainer, ReferenceFreeTrainer
         from common.training.turn_tokens import train_token_rows
 
         set_seed(settings.seed)
         model = arguments.load_trained(settings, model_path, tokenizer)
         train_token_rows(lora, model, tokenizer, settings.train_tokens)
         print(f"{len(train)} training pairs, {len(val)} validation pairs, {model.dtype} on {model.device}")
+        kind = LeanDPOTrainer if settings.has_reference else ReferenceFreeTrainer
         with settings_errors(settings):
-            trainer = LeanDPOTrainer(
+            trainer = kind(
                 model=model,
                 args=config,
                 train_dataset=chat_dataset(train, PAIR, settings.enable_thinking),
                 eval_dataset=chat_dataset(val, PAIR, settings.enable_thinking) if val else None,
                 processing_class=tokenizer,
                 peft_config=lora,
+                **({} if settings.has_reference else {"gamma": settings.simpo_gamma}),
             )
         arguments.watch_stops(trainer, tokenizer, val, settings)
         log = arguments.fit(trainer, settings, run, long_rows=long)

@@ -124,6 +124,158 @@ def test_lora_plus_gives_b_its_own_rate(optim, tmp_path, monkeypatch):
     assert rates == {"lora_A": {1e-3}, "lora_B": {16e-3}}
 
 
+# --- DPO, SimPO, ORPO
+
+PAIRS = [
+    ("床前明月光，疑是地上霜。", "床前月。"),
+    ("白日依山尽。", "白日依山尽，河入海流。"),
+    ("千山鸟飞绝。", "千山鸟。"),
+]
+BETA, SMOOTHING, GAMMA = 2.0, 0.2, 0.4
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    """A trainer for losses with a reference and one for those without, and a batch of three pairs; the adapters have
+    moved away from the reference."""
+    from peft import LoraConfig
+    from trl import DPOConfig
+
+    from common.models import chat_dataset, load_model, load_tokenizer
+    from common.training.trl_cpu import LeanDPOTrainer, ReferenceFreeTrainer
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"写一句诗，第{number}首"}],
+            **{
+                side: [{"role": "assistant", "content": text}]
+                for side, text in zip(("chosen", "rejected"), pair, strict=True)
+            },
+            "meta": {},
+        }
+        for number, pair in enumerate(PAIRS)
+    ]
+    tokenizer, trainers = load_tokenizer(str(BASE)), []
+    words = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False, "beta": BETA}
+    for kind, more in ((LeanDPOTrainer, {}), (ReferenceFreeTrainer, {"gamma": GAMMA})):
+        trainer = kind(
+            model=load_model(str(BASE), tokenizer, "float32"),
+            args=DPOConfig(output_dir=str(tmp_path_factory.mktemp("dpo")), label_smoothing=SMOOTHING, **words),
+            train_dataset=chat_dataset(rows, ("prompt", "chosen", "rejected"), False),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+            **more,
+        )
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for name, value in trainer.model.named_parameters():
+                if "lora_B" in name:
+                    value += 0.05 * torch.randn_like(value)
+        trainers.append(trainer)
+    return *trainers, next(iter(trainers[0].get_train_dataloader()))
+
+
+def answer_figures(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probabilities, tokens) [answers]: the chosen ones, then the rejected ones."""
+    ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
+    logps = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1].float().log_softmax(-1)
+    return (logps.gather(2, ids[:, 1:, None])[..., 0] * mask).sum(1), mask.sum(1)
+
+
+def preference_loss(kind: str, logps, reference, tokens) -> torch.Tensor:
+    """The formula of each paper on log-probabilities of whole answers."""
+    log, sigmoid, b, e = torch.log, torch.sigmoid, BETA, SMOOTHING
+    (w, r), (n_w, n_r) = (logps - reference).chunk(2), tokens.chunk(2)  # log-ratios of chosen and rejected answers
+    (p_w, p_r), m = (logps / tokens).chunk(2), b * (w - r)
+    nll = -(p_w * n_w).sum() / n_w.sum()
+    odds_w, odds_r = (p.exp() / (1 - p.exp()) for p in (p_w, p_r))
+    sorted_m = b * ((logps[:3] - logps[3:]).sort()[0] - (reference[:3] - reference[3:]).sort()[0])
+    unpaired_m = b * (w.sort()[0] - r.sort()[0])
+    smoothed = {"aot": sorted_m, "aot_unpaired": unpaired_m}.get(kind, m)
+    right, wrong = -log(sigmoid(smoothed)), -log(sigmoid(-smoothed))
+    mixed = sigmoid(m / 0.05)
+    return {
+        "sigmoid": -log(sigmoid(m)),  # arXiv 2305.18290, equation 7
+        "sigmoid_norm": -log(sigmoid(b * (w / n_w - r / n_r))),  # the same of log-ratios a token
+        "hinge": (1 - m).clamp(min=0),  # arXiv 2309.06657, section 3.1
+        "ipo": (w / n_w - r / n_r - 1 / (2 * b)) ** 2,  # arXiv 2310.12036, equation 17, a token
+        "robust": ((1 - e) * right - e * wrong) / (1 - 2 * e),  # arXiv 2403.00409, equation 12
+        "exo_pair": sigmoid(m) * log(sigmoid(m) / (1 - e)) + sigmoid(-m) * log(sigmoid(-m) / e),  # 2402.00856, 16
+        "nca_pair": -log(sigmoid(b * w)) - 0.5 * (log(sigmoid(-b * w)) + log(sigmoid(-b * r))),  # arXiv 2402.05369
+        "bco_pair": -log(sigmoid(b * w)) - log(sigmoid(-b * r)),  # arXiv 2404.04656, without the shift
+        "sppo_hard": (w - 1 / (2 * b)) ** 2 + (r + 1 / (2 * b)) ** 2,  # arXiv 2405.00675, equation 4.7
+        "aot": (1 - e) * right + e * wrong,  # arXiv 2406.05882
+        "aot_unpaired": (1 - e) * right + e * wrong,
+        "apo_zero": 1 - sigmoid(b * w) + sigmoid(b * r),  # arXiv 2408.06266, equation 7
+        "apo_down": sigmoid(b * w) + 1 - sigmoid(m),  # the same, equation 8
+        "discopop": (1 - mixed) * -log(sigmoid(m)) + mixed * (-m).exp(),  # arXiv 2406.08414, equation 5
+        "sft": nll,
+        "simpo": -log(sigmoid(b * p_w - b * p_r - GAMMA)),  # arXiv 2405.14734, equation 6
+        "orpo": nll - b * log(sigmoid(log(odds_w / odds_r))),  # arXiv 2403.07691, equations 6 and 7; b is its lambda
+    }[kind].mean()
+
+
+DPO = ["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot"]
+DPO += ["aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "simpo", "orpo"]
+
+
+@pytest.mark.parametrize("kind", DPO)
+def test_the_loss_of_pairs_and_its_gradient_are_those_of_the_formula(kind, preferences):
+    with_reference, without, batch = preferences
+    trainer = without if kind in ("simpo", "orpo") else with_reference
+    trainer.loss_types, trainer.loss_weights = [kind], [1.0]
+    model = trainer.model
+    trained = [value for name, value in model.named_parameters() if "lora_B" in name]
+    passes, hook = [], model.register_forward_pre_hook(lambda *_: passes.append(1))
+    losses, gradients = [], []
+    for by_formula in (False, True):
+        model.zero_grad()
+        if by_formula:
+            with torch.no_grad(), model.disable_adapter():
+                reference = answer_figures(model, batch)[0]
+            logps, tokens = answer_figures(model, batch)
+            losses.append(preference_loss(kind, logps, reference, tokens))
+        else:
+            losses.append(trainer._compute_loss(model, dict(batch), False))
+            assert len(passes) == (1 if trainer is without else 2), "the reference is a pass of its own"
+        losses[-1].backward()
+        gradients.append(torch.cat([value.grad.flatten().clone() for value in trained]))
+    hook.remove()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4, abs=1e-4)
+    assert gradients[1].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 2e-3 * gradients[1].norm()
+
+
+def test_every_loss_of_stage_40_is_tested_against_its_formula():
+    from typing import get_args
+
+    assert set(get_args(stage("40_train_dpo").LossType)) == set(DPO)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"loss_types": ("simpo", "ipo"), "loss_weights": (1.0, 1.0)}, "ipo compares with the reference.*fix: simpo"),
+        ({"simpo_gamma": 1.0}, "--simpo-gamma 1.0: read by --loss-types simpo alone"),
+        ({"loss_types": ("orpo",), "label_smoothing": 0.1}, "--label-smoothing 0.1: not read by orpo"),
+    ],
+)
+def test_losses_of_pairs_that_make_no_sense_are_refused(settings, message):
+    from common.settings import UserError
+
+    module = stage("40_train_dpo")
+    with pytest.raises(UserError, match=message):
+        module.check_losses(module.Settings(**settings))
+
+
+def test_a_loss_without_reference_is_told_of_its_beta_and_may_have_pissa(capsys):
+    module = stage("40_train_dpo")
+    settings = module.Settings(loss_types=("simpo",), lora_variant="pissa")
+    settings.check()
+    module.check_losses(settings)
+    assert "--beta 0.1 is meant for dpo" in capsys.readouterr().out
+
+
 # --- GRPO
 
 

@@ -21,6 +21,7 @@ READ = {
     "SFTTrainer._get_train_sampler": "1580d7493244",
     "DPOTrainer._prepare_dataset": "35e349e8e826",
     "DPOTrainer._get_train_sampler": "1580d7493244",
+    "DPOTrainer._compute_loss": "5e58a1699e0d",
     "GRPOTrainer._get_per_token_logps_and_entropies": "ea73c3909275",
     "GRPOTrainer._generate_single_turn": "e0f02e4fc094",
     "GRPOTrainer._tokenize_prompts": "d2d27f7c9bfd",

@@ -15,6 +15,7 @@ import types
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn.functional import logsigmoid
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
@@ -102,6 +103,55 @@ class LeanDPOTrainer(LeanHead, DPOTrainer):
     def _get_train_sampler(self, train_dataset=None):
         # the data loader hands over a copy without the length column
         return _seeded(super()._get_train_sampler(self.train_dataset), self.args.seed)
+
+
+class ReferenceFreeTrainer(LeanDPOTrainer):
+    """SimPO (Meng et al. 2024, arXiv 2405.14734, equation 6) and ORPO (Hong et al. 2024, arXiv 2403.07691, equations 6
+    and 7) on the pairs of DPO, without a pass of the reference.
+
+    trl's own trainers for them are experimental and build the logits of every position (docs/TRAINING.md).
+    """
+
+    def __init__(self, *args, gamma: float, **kwargs):
+        """gamma: SimPO's target margin."""
+        super().__init__(*args, **kwargs)
+        self.gamma = gamma
+        self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
+        self.ref_model = None  # trl loads one where all weights are trained
+
+    def _compute_loss(self, model, inputs, return_outputs=False):
+        mask = inputs["completion_mask"]
+        words = {name: value for name, value in inputs.items() if name != "completion_mask"}
+        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+        outputs = model(**words, labels=labels, use_cache=False, fused_lm_head=True)
+        logps, lengths = outputs.log_probs.sum(1), mask[:, 1:].sum(1)  # [chosen answers, rejected ones]
+        (chosen, rejected), (tokens, _) = (logps / lengths).chunk(2), lengths.chunk(2)  # a token
+        nll = -(chosen * tokens).sum() / tokens.sum()
+        log_odds = chosen - rejected - log1mexp(chosen) + log1mexp(rejected)
+        losses = {
+            "simpo": -logsigmoid(self.beta * (chosen - rejected) - self.gamma).mean(),
+            "orpo": nll - self.beta * logsigmoid(log_odds).mean(),
+            "sft": nll,
+        }
+        loss = sum(weight * losses[name] for name, weight in zip(self.loss_types, self.loss_weights, strict=True))
+
+        figures = self._metrics["train" if self.model.training else "eval"]
+        if self.model.training:
+            self._total_train_tokens += self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
+        figures["num_tokens"] = [self._total_train_tokens]
+        rewards = {"chosen": self.beta * chosen.detach(), "rejected": self.beta * rejected.detach()}
+        rewards |= {"margins": rewards["chosen"] - rewards["rejected"]}
+        rewards |= {"accuracies": (rewards["margins"] > 0).float()}
+        named = {f"rewards/{name}": values for name, values in rewards.items()}
+        named |= dict(zip(("logps/chosen", "logps/rejected"), logps.detach().chunk(2), strict=True))
+        for name, values in named.items():
+            figures[name].append(self.accelerator.gather(values).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+
+def log1mexp(values: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(values)) for values below 0."""
+    return torch.log(-torch.expm1(values.clamp(max=-1e-6)))
 
 
 class LeanKTOTrainer(LeanHead, KTOTrainer):
