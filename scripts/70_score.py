@@ -4,9 +4,11 @@ The metrics are those of scripts/tasks/<task>, the same functions that stages 33
 them: whether the text stopped by itself, its characters, and its NLL per character under a frozen base model. A value
 that does not apply is null and never counts as 0. Metrics of a whole set (distinct-2) are taken over one text a prompt;
 their bounds are the least and greatest such set. The golden texts of the same prompts are scored too.
+general_nll is of general texts under the run's own model, in nats per character: a stage where it rises has forgotten.
 
 Reads   results/{task}/generations/*.jsonl (stage 60)
-Writes  results/{task}/scores/<run>.jsonl, <run>.reference.jsonl (golden texts), <run>.run.json with the table
+Writes  results/{task}/scores/<run>.jsonl, <run>.reference.jsonl (golden texts), <run>.general.jsonl (general texts),
+        <run>.run.json with the table
 Run     python scripts/70_score.py
         python scripts/70_score.py --generations results/poems/generations/sft.jsonl --nll-model ""
 """
@@ -35,6 +37,10 @@ class Settings:
     """padded tokens a batch"""
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
+
+    # --- what the run's own model knows beside its job
+    general_file: Path | None = Path("data/general/texts.jsonl")
+    """rows {"text"} that no stage trains on; None = off"""
 
     # --- table
     bootstrap: int = 2000
@@ -118,6 +124,38 @@ def score_table(task, rows: list[dict], columns: dict, bootstrap: int, seed: int
     return {**table, **measure_sets(task, rows)}
 
 
+def general_nll(path: Path, texts: list[str]) -> list[float] | None:
+    """Nats per character of each text under the model that wrote a generation file, as it wrote: its dtype, quantised
+    or not. None, with a notice, where the run's record names no model that is still there."""
+    from common.jsonl import read_json
+    from common.likelihood import document_nlls
+    from common.models import load_model, load_tokenizer
+    from common.runs import describe_input
+
+    record_path = path.with_suffix(".run.json")
+    record = read_json(record_path) if record_path.is_file() else {}
+    found = {"model": None, "adapter": None}
+    for name in found:
+        if known := record.get("inputs", {}).get(name):
+            found[name] = known.get("hub_id") or str(ROOT / known["path"])
+            if "path" in known and not Path(found[name]).exists():
+                print(f"notice: {path.stem}: {known['path']} is not there any more: no NLL of general texts")
+                return None
+            if describe_input(name, found[name]).get("sha256") != known.get("sha256"):
+                print(f"notice: {path.stem}: {known['path']} has changed since it wrote: no NLL of general texts")
+                return None
+    if not found["model"]:
+        print(f"notice: {path.stem}: no record of the model that wrote it: no NLL of general texts")
+        return None
+    used = record["settings"]
+    tokenizer = load_tokenizer(found["model"])
+    how = {name: used[name] for name in ("device_map", "force_base", "quantize", "attn_implementation") if name in used}
+    model = load_model(found["model"], tokenizer, used.get("dtype", "auto"), found["adapter"], **how)
+    context = getattr(model.config, "max_position_embeddings", None) or 512
+    losses = document_nlls(model, tokenizer, texts, min(context, 512))
+    return [loss / len(text) for loss, text in zip(losses, texts, strict=True)]
+
+
 def print_table(tables: dict[str, dict]) -> None:
     """Rows are metrics, columns runs: it fits a terminal."""
     from common.evaluation.tables import NONE, interval, markdown_table
@@ -130,6 +168,7 @@ def print_table(tables: dict[str, dict]) -> None:
 
 
 def main(settings: Settings) -> None:
+    from common.evaluation.statistics import bootstrap_mean
     from common.evaluation.tables import sampling_notes
     from common.jsonl import read_json, read_jsonl, write_jsonl
     from common.model_files import check_model
@@ -140,6 +179,8 @@ def main(settings: Settings) -> None:
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None
     if model_path:
         check_model(model_path)
+    general = read_jsonl(settings.general_file, "text") if settings.general_file else []
+    general = [row["text"] for row in general]
     runs = {path: read_jsonl(path, "generation") for path in find_generations(settings.generations)}
     loaded = []  # model and tokenizer, once a file needs them
 
@@ -159,10 +200,11 @@ def main(settings: Settings) -> None:
 
     tables, golden_scores = {}, {}  # the runs share their prompts: a golden text is scored once
     for path, rows in runs.items():
-        output, golden_output = settings.output_dir / path.name, settings.output_dir / f"{path.stem}.reference.jsonl"
-        inputs = {"generations": path, "nll_model": model_path, **task.sources}
+        output = settings.output_dir / path.name
+        golden_output, general_output = (output.with_suffix(f".{kind}.jsonl") for kind in ("reference", "general"))
+        inputs = {"generations": path, "nll_model": model_path, "general_file": settings.general_file, **task.sources}
         try:
-            files = dict(ignore=("generations", "output_dir", "token_budget"), also=(golden_output,))
+            files = dict(ignore=("generations", "output_dir", "token_budget"), also=(golden_output, general_output))
             run = begin_run(output, settings, inputs, "70_score", resumable=False, **files)
         except SystemExit:  # already done: the next file
             tables[path.stem] = read_json(output.with_suffix(".run.json"))["figures"]["table"]
@@ -180,6 +222,11 @@ def main(settings: Settings) -> None:
                 write_jsonl(golden_output, [golden_scores[row["id"], row["completion"]] for row in golden])
             write_jsonl(output, [score_row(row, i, columns) for i, row in enumerate(rows)])
             tables[path.stem] = score_table(task, rows, columns, settings.bootstrap, settings.seed)
+            if general and (known := general_nll(path, general)):
+                estimate = bootstrap_mean(known, range(len(known)), settings.bootstrap, settings.seed)
+                tables[path.stem]["general_nll"] = {**estimate._asdict(), "texts": len(known)}
+                pairs = zip(general, known, strict=True)
+                write_jsonl(general_output, [{"text": text, "general_nll": value} for text, value in pairs])
             run.figure("table", tables[path.stem])
             run.figure("texts", len(rows))
             run.figure("prompts", len({row["prompt_id"] for row in rows}))

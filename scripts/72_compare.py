@@ -4,8 +4,8 @@ Every figure is taken over the prompts that all runs share. The first row is the
 by the same metrics. A change is measured against the run that a stage starts from (PARENTS; for other names the run
 before it), on the same prompts, paired. Minutes and memory are those of the stage's own run.json.
 
-Reads   results/{task}/generations/<run>.jsonl (stage 60), results/{task}/scores/<run>.jsonl (stage 70),
-        checkpoints/{task}/<run>/run.json where there is one
+Reads   results/{task}/generations/<run>.jsonl (stage 60), results/{task}/scores/<run>.jsonl, <run>.general.jsonl
+        (stage 70), checkpoints/{task}/<run>/run.json where there is one
 Writes  results/{task}/compare.md, compare.html (one file, opens without a network), compare_*.png, compare.run.json
 Run     python scripts/72_compare.py
         python scripts/72_compare.py --runs base sft sft_merged dpo --examples 30 --overwrite
@@ -17,7 +17,8 @@ from pathlib import Path
 from common.settings import UserError, next_command, read_settings
 
 GOLDEN = "reference"
-LOWER = ("nll_per_character",)  # of stage 70's own columns: less is better
+GENERAL = "general_nll"  # stage 70's figure of a run's model, not of its texts
+LOWER = ("nll_per_character", GENERAL)  # of stage 70's own columns: less is better
 # The chain, and the run that each stage starts from (the nearest of its ancestors that is there).
 PARENTS = {
     "base": None,
@@ -72,6 +73,7 @@ class Entry:
     name: str
     rows: list[dict]
     scores: list[dict]
+    general: dict[str, float] = field(default_factory=dict)  # general text -> its NLL per character, where measured
     figures: dict = field(default_factory=dict)  # metric -> Estimate
 
     def column(self, metric: str) -> list[float | None]:
@@ -120,12 +122,18 @@ def load_run(settings: Settings, name: str) -> tuple[Entry, dict[str, dict], str
         raise UserError(f"{generations} has changed since it was scored; fix: {command} --overwrite")
     reference = scores.with_name(f"{name}.reference.jsonl")
     golden = {row["prompt_id"]: row["scores"] for row in read_jsonl(reference)} if reference.is_file() else {}
+    general = {row["text"]: row[GENERAL] for row in read_jsonl(path)} if (path := general_file(settings, name)) else {}
     nll_model = inputs.get("nll_model", {})
     return (
-        Entry(name, rows, [by_id[row["id"]] for row in rows]),
+        Entry(name, rows, [by_id[row["id"]] for row in rows], general),
         golden,
         nll_model.get("sha256") or nll_model.get("hub_id"),
     )
+
+
+def general_file(settings: Settings, name: str) -> Path | None:
+    path = settings.scores / f"{name}.general.jsonl"
+    return path if path.is_file() else None
 
 
 def keep_common(entries: list[Entry]) -> list[str]:
@@ -160,6 +168,9 @@ def measure(entry: Entry, task, settings: Settings, metrics: list[str], prompts:
 
     for name in metrics:
         entry.figures[name] = bootstrap_mean(entry.column(name), entry.prompts, settings.bootstrap, settings.seed)
+    if entry.general:
+        pair = list(entry.general.values()), list(entry.general)
+        entry.figures[GENERAL] = bootstrap_mean(*pair, settings.bootstrap, settings.seed)
     if len(set(entry.prompts)) == prompts:  # sets of another size say something else
         for name, figure in measure_sets(task, entry.rows).items():
             entry.figures[name] = Estimate(figure["mean"], figure["low"], figure["high"])
@@ -183,6 +194,9 @@ def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[st
     for name in metrics:
         pair = (parent.column(name), parent.prompts, entry.column(name), entry.prompts)
         changes[name] = bootstrap_difference(*pair, settings.bootstrap, settings.seed)
+    if parent.general and entry.general:
+        pair = [list(part) for run in (parent, entry) for part in (run.general.values(), run.general)]
+        changes[GENERAL] = bootstrap_difference(*pair, settings.bootstrap, settings.seed)
     for name in set_metrics:
         before, after = (run.figures.get(name, Estimate(None, None, None)).mean for run in (parent, entry))
         changes[name] = Estimate(None if None in (before, after) else after - before, None, None)
@@ -272,12 +286,15 @@ def main(settings: Settings) -> None:
     entries = [entry for entry, _, _ in loaded]
     if len({nll_model for _, _, nll_model in loaded if nll_model}) > 1:
         raise UserError(f"NLL under different models; fix: score all runs with one --nll-model ({settings.scores})")
+    if len({tuple(entry.general) for entry in entries if entry.general}) > 1:
+        raise UserError(f"NLL of different texts; fix: score all runs with one --general-file ({settings.scores})")
     notes = keep_common(entries)
     metrics = list(dict.fromkeys(name for entry in entries for scores in entry.scores for name in scores))
     set_metrics = list(task.SET_METRICS)
-    columns = [name for name in metrics + set_metrics if name in settings.metrics or not settings.metrics]
+    known = metrics + set_metrics + ([GENERAL] if any(entry.general for entry in entries) else [])
+    columns = [name for name in known if name in settings.metrics or not settings.metrics]
     if unknown := set(settings.metrics) - set(columns):
-        raise UserError(f"no metric {', '.join(sorted(unknown))}; fix: use {', '.join(metrics + set_metrics)}")
+        raise UserError(f"no metric {', '.join(sorted(unknown))}; fix: use {', '.join(known)}")
 
     stem = settings.output.name.removesuffix(".md").removesuffix(".html")
     report, page, bars, boxes = (
@@ -288,6 +305,7 @@ def main(settings: Settings) -> None:
     records = {name: path for name, path in records.items() if path.is_file()}
     inputs = {f"generations {name}": settings.generations / f"{name}.jsonl" for name in names}
     inputs |= {f"scores {name}": settings.scores / f"{name}.jsonl" for name in names}
+    inputs |= {f"general {name}": path for name in names if (path := general_file(settings, name))}
     inputs |= {f"cost {name}": path for name, path in records.items()}
     files = dict(ignore=("generations", "scores", "checkpoints", "output"), also=(page, bars, boxes, *data))
     with begin_run(report, settings, inputs, "72_compare", resumable=False, **files) as run:
@@ -308,7 +326,8 @@ def main(settings: Settings) -> None:
         costs = {name: read_json(path) for name, path in records.items()}
         lower = [name for name in columns if name in (*LOWER, *task.LOWER_IS_BETTER)]
         fell = falls(changes, (*LOWER, *task.LOWER_IS_BETTER))
-        first = [name for name in task.COLUMNS if name in columns] if not settings.metrics else []
+        first = [name for name in (*task.COLUMNS, GENERAL) if name in columns] if task.COLUMNS else []
+        first = [] if settings.metrics else first
         more = [name for name in columns if name not in first] if first else []
         tables = make_tables(everything, names, columns, changes, costs, more, lower)
 
@@ -326,6 +345,11 @@ def main(settings: Settings) -> None:
             notes.append(
                 f"{', '.join(set_metrics)}: over one text a prompt; bounds are the least and the greatest such set. "
                 "They fall as prompts are added: compare them within this table only."
+            )
+        if GENERAL in columns:
+            notes.append(
+                f"{GENERAL}: nats per character of general texts (data/general) under the run's model. Where it rises, "
+                "that stage has forgotten something; the interval is over those texts."
             )
         if changes:
             shown = [

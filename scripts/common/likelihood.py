@@ -81,14 +81,21 @@ def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False, 
 
 
 def document_nll(model, tokenizer, texts: list[str], max_length: int) -> float:
-    """Nats per character over all characters of some documents, read in pieces of max_length tokens. Every token is
-    counted once, given those before it in its piece; the first of a document is given the token that begins or ends
-    documents."""
-    prompts, answers = [], []
+    """Nats per character over all characters of some documents."""
+    return sum(document_nlls(model, tokenizer, texts, max_length)) / sum(map(len, texts))
+
+
+def document_nlls(model, tokenizer, texts: list[str], max_length: int) -> list[float]:
+    """Nats of each document, read in pieces of max_length tokens. Every token is counted once, given those before it
+    in its piece; the first of a document is given the token that begins or ends documents."""
+    prompts, answers, owners = [], [], []
     before = [tokenizer.eos_token_id, *tokenizer("")["input_ids"]][-1]  # a bos, where the tokenizer writes one
-    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+    for owner, ids in enumerate(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]):
         for start in range(0, len(ids), max_length - 1):
             prompts.append([ids[start - 1] if start else before])
             answers.append(ids[start : start + max_length - 1])
-    losses = nll_of_ids(model, prompts, answers)
-    return sum(loss for loss in losses if loss is not None) / sum(map(len, texts))
+            owners.append(owner)
+    losses = [0.0] * len(texts)
+    for owner, loss in zip(owners, nll_of_ids(model, prompts, answers), strict=True):
+        losses[owner] += loss or 0.0
+    return losses

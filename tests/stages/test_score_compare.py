@@ -336,6 +336,69 @@ def test_stages_70_and_72_report_that_nll_and_refuse_two_models(tmp_path, scored
     assert done.returncode == 2 and "NLL under different models" in done.stderr
 
 
+def test_what_a_stage_forgets_is_measured_on_general_texts(tmp_path, verse, tiny_model, capsys):
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    from common.runs import describe_input
+
+    folder, model, tokenizer = tiny_model
+    worn = Qwen3ForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for value in worn.parameters():
+            value += 0.3 * torch.randn_like(value)
+    worn.save_pretrained(tmp_path / "worn")
+    tokenizer.save_pretrained(tmp_path / "worn")
+    texts = [poem.text for poem in verse[:5]]
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    for name, path in (("base", folder), ("sft", tmp_path / "worn"), ("typed", None)):
+        rows = [row(verse[0], 0, 0, name, verse[0].text)]
+        write_jsonl(tmp_path / "generations" / f"{name}.jsonl", rows)
+        if path:
+            inputs = {"model": describe_input("model", path), "adapter": None}
+            record = {"status": "done", "settings": {"dtype": "float32"}, "inputs": inputs}
+            (tmp_path / "generations" / f"{name}.run.json").write_text(json.dumps(record), encoding="utf-8")
+    module = load_script("70_score.py")
+    given = {"generations": (tmp_path / "generations",), "nll_model": "", "output_dir": tmp_path / "scores"}
+    module.main(module.Settings(**given, general_file=tmp_path / "texts.jsonl"))
+    assert "typed: no record of the model that wrote it" in capsys.readouterr().out
+
+    known = [line["general_nll"] for line in read_jsonl(tmp_path / "scores" / "base.general.jsonl")]
+    for text, value in zip(texts, known, strict=True):
+        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+        with torch.no_grad():
+            naive = model(ids, labels=ids).loss * (ids.shape[1] - 1) / len(text)
+        assert value == pytest.approx(naive.item(), rel=1e-4)
+
+    compare(tmp_path, "--runs", "base", "sft", "typed")
+    figures = read_json(tmp_path / "compare.run.json")["figures"]
+    assert figures["table"]["base"]["general_nll"][0] == pytest.approx(sum(known) / 5)
+    assert "general_nll" not in figures["table"]["typed"]
+    assert figures["changes"]["sft"]["general_nll"][1] > 0, "the lower bound of the rise"
+    assert ["sft", "base", "general_nll"] in [
+        [fall[key] for key in ("run", "against", "metric")] for fall in figures["fell"]
+    ]
+
+    (tmp_path / "worn" / "config.json").write_text((folder / "config.json").read_text() + " ", encoding="utf-8")
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": texts[0]}])
+    module.main(module.Settings(**given, general_file=tmp_path / "texts.jsonl", overwrite=True))
+    assert "has changed since it wrote: no NLL of general texts" in capsys.readouterr().out
+    assert not (tmp_path / "scores" / "sft.general.jsonl").exists()
+
+
+def test_the_general_texts_are_not_among_what_is_trained():
+    shipped = read_jsonl(ROOT / "data" / "general" / "texts.jsonl", "text")
+    texts = [line["text"] for line in shipped]
+    assert len(set(texts)) == 40 and all(40 <= len(text) <= 80 for text in texts)
+    trained = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("chat", "copywriting", "styles", "weibo")
+        for path in (ROOT / "data" / folder).glob("*.json*")
+    )
+    assert not [text for text in texts if any(text[at : at + 12] in trained for at in range(0, len(text) - 12))]
+
+
 # --- stage 72
 
 
