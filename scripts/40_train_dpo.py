@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, default_settings, read_settings, settings_errors
+from common.settings import Limit, UserError, default_settings, read_settings, settings_errors, unused
 from common.training.options import ChatSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
@@ -116,6 +116,14 @@ class Settings(ChatSettings):
         """The base, the adapter switched off."""
         return not set(self.loss_types) & set(REFERENCE_FREE)
 
+    def clashes(self):
+        yield from super().clashes()
+        if "simpo" not in self.loss_types:
+            yield from unused(self, "without --loss-types simpo", "simpo_gamma")
+        if (others := set(self.loss_types) - {*REFERENCE_FREE, "sft"}) and not self.has_reference:
+            what = f"--loss-types {' '.join(self.loss_types)}: {', '.join(sorted(others))} compares with the reference"
+            yield f"{what}, simpo and orpo have none", "simpo or orpo, alone or with sft"
+
 
 def check_losses(settings: Settings) -> None:
     """Raises UserError for losses and smoothing that do not go together: trl says so only once the model is loaded, or
@@ -130,15 +138,7 @@ def check_losses(settings: Settings) -> None:
         raise UserError(
             f"--label-smoothing {share}: not read by {', '.join(losses)}; fix: --loss-types {', '.join(SMOOTHED)}, or 0"
         )
-    if (others := set(losses) - {*REFERENCE_FREE, "sft"}) and not settings.has_reference:
-        raise UserError(
-            f"--loss-types {' '.join(losses)}: {', '.join(sorted(others))} compares with the reference, "
-            "simpo and orpo have none; fix: simpo or orpo, alone or with sft"
-        )
-    defaults = default_settings(settings)
-    if settings.simpo_gamma != defaults["simpo_gamma"] and "simpo" not in losses:
-        raise UserError(f"--simpo-gamma {settings.simpo_gamma}: read by --loss-types simpo alone; fix: leave it out")
-    if "simpo" in losses and settings.beta == defaults["beta"]:
+    if "simpo" in losses and settings.beta == default_settings(settings)["beta"]:
         print(
             f"notice: --beta {settings.beta} is meant for dpo; simpo's is usually 2 to 10, as it weighs means a token"
         )

@@ -138,11 +138,9 @@ def general_nll(path: Path, texts: list[str]) -> list[float] | None:
     for name in found:
         if known := record.get("inputs", {}).get(name):
             found[name] = known.get("hub_id") or str(ROOT / known["path"])
-            if "path" in known and not Path(found[name]).exists():
-                print(f"notice: {path.stem}: {known['path']} is not there any more: no NLL of general texts")
-                return None
-            if describe_input(name, found[name]).get("sha256") != known.get("sha256"):
-                print(f"notice: {path.stem}: {known['path']} has changed since it wrote: no NLL of general texts")
+            is_there = "hub_id" in known or Path(found[name]).exists()
+            if not is_there or describe_input(name, found[name]).get("sha256") != known.get("sha256"):
+                print(f"notice: {path.stem}: {known['path']} is not what it was: no NLL of general texts")
                 return None
     if not found["model"]:
         print(f"notice: {path.stem}: no record of the model that wrote it: no NLL of general texts")

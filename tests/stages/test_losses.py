@@ -256,22 +256,25 @@ def test_every_loss_of_stage_40_is_tested_against_its_formula():
     "settings, message",
     [
         ({"loss_types": ("simpo", "ipo"), "loss_weights": (1.0, 1.0)}, "ipo compares with the reference.*fix: simpo"),
-        ({"simpo_gamma": 1.0}, "--simpo-gamma 1.0: read by --loss-types simpo alone"),
+        ({"simpo_gamma": 1.0}, "--simpo-gamma has no effect without --loss-types simpo"),
         ({"loss_types": ("orpo",), "label_smoothing": 0.1}, "--label-smoothing 0.1: not read by orpo"),
     ],
 )
 def test_losses_of_pairs_that_make_no_sense_are_refused(settings, message):
-    from common.settings import UserError
+    from common.settings import UserError, refuse_clashes
 
     module = stage("40_train_dpo")
     with pytest.raises(UserError, match=message):
+        refuse_clashes(module.Settings(**settings))
         module.check_losses(module.Settings(**settings))
 
 
 def test_a_loss_without_reference_is_told_of_its_beta_and_may_have_pissa(capsys):
+    from common.settings import refuse_clashes
+
     module = stage("40_train_dpo")
     settings = module.Settings(loss_types=("simpo",), lora_variant="pissa")
-    settings.check()
+    refuse_clashes(settings)
     module.check_losses(settings)
     assert "--beta 0.1 is meant for dpo" in capsys.readouterr().out
 
