@@ -149,8 +149,7 @@ def general_nll(path: Path, texts: list[str]) -> list[float] | None:
     tokenizer = load_tokenizer(found["model"])
     how = {name: used[name] for name in ("device_map", "force_base", "quantize", "attn_implementation") if name in used}
     model = load_model(found["model"], tokenizer, used.get("dtype", "auto"), found["adapter"], **how)
-    context = getattr(model.config, "max_position_embeddings", None) or 512
-    losses = document_nlls(model, tokenizer, texts, min(context, 512))
+    losses = document_nlls(model, tokenizer, texts, min(getattr(model.config, "max_position_embeddings", 512), 512))
     return [loss / len(text) for loss, text in zip(losses, texts, strict=True)]
 
 
