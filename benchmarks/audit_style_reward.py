@@ -1,4 +1,4 @@
-"""Did RL on a style classifier teach the style, or only what the classifier falls for?
+"""Did RL on a style classifier teach the style, or only what the classifier mistakes for it?
 
 Two generation files on the same prompts (stage 60), before and after RL. Beside the reward itself stand opinions that
 the training could not adapt to: the TF-IDF baseline's probability of the wanted style, the text's length, repetition,
@@ -6,12 +6,12 @@ copies of training answers; and how far the policy went from its reference: KL p
 own samples as log p(policy) - log p(reference) (needs both models). The reward rising while TF-IDF's opinion does not
 is what hacking the classifier looks like, and a warning says so.
 
-Reads:  --before, --after (stage 60), --classifier (stage 31), data/styles; --model and --adapter for the KL
-Writes: a Markdown table on standard output; --output FILE.json for every figure; --plot FILE.png, reward against length
+Reads   --before, --after (stage 60), --classifier (stage 31), data/styles; --model and --adapter for the KL
+Writes  a Markdown table on standard output; --output FILE.json for every figure; --plot FILE.png, reward against length
 and TF-IDF
-Run:    python benchmarks/audit_style_reward.py --before results/styles/generations/sft_merged.jsonl \
-            --after results/styles/generations/grpo.jsonl --model checkpoints/styles/sft_merged --adapter
-            checkpoints/styles/grpo
+Run     python benchmarks/audit_style_reward.py --before results/styles/generations/sft_merged.jsonl \
+            --after results/styles/generations/grpo.jsonl --model checkpoints/styles/sft_merged \
+            --adapter checkpoints/styles/grpo
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What did each stage of a chain cost? Read from the run records that the stages left.
 
-Reads:  run.json and *.run.json below processed_data/RUN, checkpoints/RUN, results/RUN
-Writes: a Markdown table on standard output: wall time, peak memory, the commit
-Run:    python benchmarks/chain.py --run poems
+Reads   run.json and *.run.json below processed_data/RUN, checkpoints/RUN, results/RUN
+Writes  a Markdown table on standard output: wall time, peak memory, the commit
+Run     python benchmarks/chain.py --run poems
 """
 
 import argparse

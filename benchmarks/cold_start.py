@@ -2,9 +2,9 @@
 
 Wall and CPU seconds, the median of several runs after one that warms the disk, with the lowest and the highest.
 
-Reads:  scripts/
-Writes: a Markdown table on standard output
-Run:    python benchmarks/cold_start.py
+Reads   scripts/
+Writes  a Markdown table on standard output
+Run     python benchmarks/cold_start.py
 """
 
 import argparse

@@ -5,9 +5,9 @@ several rounds. Everything else of trl is as it comes; its bfloat16 is turned of
 on a CPU. What was learned is measured by one function for both: the share of held-out pairs whose chosen answer gained
 more on the base than the rejected one.
 
-Reads:  first rows of processed_data/poems/pref_train.jsonl, pref_val.jsonl (stage 10)
-Writes: a Markdown table on standard output; adapters in a temporary folder
-Run:    python benchmarks/dpo_throughput.py
+Reads   first rows of processed_data/poems/pref_train.jsonl, pref_val.jsonl (stage 10)
+Writes  a Markdown table on standard output; adapters in a temporary folder
+Run     python benchmarks/dpo_throughput.py
 """
 
 import argparse

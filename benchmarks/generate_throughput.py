@@ -9,9 +9,9 @@ one run:
 Each way runs in a process of its own that loads its model once; a warm-up of 8 prompts goes before, and only generation
 is timed. Tokens are those of the answers, up to and with their end.
 
-Reads:  --model, first --prompts rows of processed_data/poems/prompts_test.jsonl (stage 10)
-Writes: a Markdown table and a line of JSON on standard output
-Run:    python benchmarks/generate_throughput.py --model checkpoints/poems/sft_merged
+Reads   --model, first --prompts rows of processed_data/poems/prompts_test.jsonl (stage 10)
+Writes  a Markdown table and a line of JSON on standard output
+Run     python benchmarks/generate_throughput.py --model checkpoints/poems/sft_merged
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     processes, speeds, counts = {}, {way: [] for way in options.ways}, {}
     try:
-        for way in options.ways:  # all are loaded and asleep while one works
+        for way in options.ways:  # all are loaded, one works at a time
             words = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--way", way]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             processes[way] = subprocess.Popen(words, env=environment, text=True, encoding="utf-8", **pipes)

@@ -5,9 +5,9 @@ else of trl is its default: 8 answers a micro-batch, gradient checkpointing, til
 off, because it refuses to start on a CPU. The rollout ends when rewards and reference log-probabilities are known; the
 update is forward and backward.
 
-Reads:  --model (a merged SFT model), processed_data/poems/prompts_train.jsonl (stage 10)
-Writes: a Markdown table on standard output; nothing else stays
-Run:    python benchmarks/grpo_step.py --model checkpoints/poems/sft_merged
+Reads   --model (a merged SFT model), processed_data/poems/prompts_train.jsonl (stage 10)
+Writes  a Markdown table on standard output; nothing else stays
+Run     python benchmarks/grpo_step.py --model checkpoints/poems/sft_merged
 """
 
 import argparse

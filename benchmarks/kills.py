@@ -5,10 +5,10 @@ after a random share of that time, and run again. Equal means: the same files by
 run.json, but for times and what a checkpoint holds beside its weights. The processes are forked from one that has
 imported the libraries, so that a run takes a second or two and the kill falls into the stage's own work.
 
-Reads:  data/poems, data/weibo, data/styles, data/copywriting, data/chat, data/tiny_qwen3
-Writes: a Markdown table on standard output; inputs, undisturbed outcomes and one line a kill in --work, from which the
+Reads   data/poems, data/weibo, data/styles, data/copywriting, data/chat, data/tiny_qwen3
+Writes  a Markdown table on standard output; inputs, undisturbed outcomes and one line a kill in --work, from which the
         same command goes on
-Run:    python benchmarks/kills.py --kills 20 --work results/kills
+Run     python benchmarks/kills.py --kills 20 --work results/kills
 """
 
 import argparse

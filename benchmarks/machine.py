@@ -1,6 +1,6 @@
 """The machine that figures come from: processor, units, memory, GPU, load, versions, commit. One line each.
 
-Run:    python benchmarks/machine.py
+Run     python benchmarks/machine.py
 """
 
 import os

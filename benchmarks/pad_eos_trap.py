@@ -4,9 +4,9 @@ The recipe is the one that most tutorials show: rows rendered by the chat templa
 DataCollatorForLanguageModeling and Trainer, all weights. That collator writes -100 wherever a label is the pad token;
 with pad = eos every eos goes with it. First stage 19 is asked what it thinks of the model folder.
 
-Reads:  the first quatrains of processed_data/poems/sft_train.jsonl, 64 of sft_val.jsonl (stage 10); data/tiny_qwen3
-Writes: a Markdown table on standard output; models in a temporary folder
-Run:    python benchmarks/pad_eos_trap.py
+Reads   the first quatrains of processed_data/poems/sft_train.jsonl, 64 of sft_val.jsonl (stage 10); data/tiny_qwen3
+Writes  a Markdown table on standard output; models in a temporary folder
+Run     python benchmarks/pad_eos_trap.py
 """
 
 import argparse

@@ -5,10 +5,10 @@ poem of the corpus is judged as it is and after three shuffles: its lines in ran
 form dealt anew, its characters in random order. What passes then passes by chance, or because some orders of a poem's
 lines are regulated too. docs/tasks/poems.md holds the table this prints.
 
-Reads:  --corpus, verse in chinese-poetry's JSON schema (.json, .json.xz or a folder of poet.*.json);
+Reads   --corpus, verse in chinese-poetry's JSON schema (.json, .json.xz or a folder of poet.*.json);
         data/poems/genres.json.xz, 唐诗三百首 and 千家诗 by genre
-Writes: Markdown tables on standard output: the rates, the meter in other readings, faults by name, genres
-Run:    python benchmarks/prosody_calibration.py
+Writes  Markdown tables on standard output: the rates, the meter in other readings, faults by name, genres
+Run     python benchmarks/prosody_calibration.py
 """
 
 import argparse

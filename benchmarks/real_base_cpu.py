@@ -6,9 +6,9 @@ because it refuses to start on a CPU. A run of one step and one of all steps are
 end is counted. The time is that of the processor, so that other work on the machine moves it little; the peak is that
 of the whole process, evaluation and probes of stage 20 included. The loss after training is computed by one function.
 
-Reads:  data/weibo/sample_comments.json; --model, such as stage 01 writes
-Writes: a Markdown table on standard output; adapters in a temporary folder
-Run:    python benchmarks/real_base_cpu.py --model checkpoints/bases/gemma3-270m
+Reads   data/weibo/sample_comments.json; --model, such as stage 01 writes
+Writes  a Markdown table on standard output; adapters in a temporary folder
+Run     python benchmarks/real_base_cpu.py --model checkpoints/bases/gemma3-270m
 """
 
 import argparse

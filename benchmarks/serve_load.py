@@ -6,9 +6,9 @@ HTTP, one text at a time. Then SIGTERM in the middle of the load: every request 
 answered, and the clients must have got as many answers as the server says it gave. Clients and server share the
 machine's cores.
 
-Reads:  --model (stage 31, or any classifier with its head), texts of data/styles/training_data.json
-Writes: a Markdown table on standard output; exit code 1 where a request failed or was lost
-Run:    python benchmarks/serve_load.py --seconds 60
+Reads   --model (stage 31, or any classifier with its head), texts of data/styles/training_data.json
+Writes  a Markdown table on standard output; exit code 1 where a request failed or was lost
+Run     python benchmarks/serve_load.py --seconds 60
 """
 
 import argparse

@@ -8,9 +8,9 @@ Validation loss is computed by one function for all, over the answer's character
 LLaMA-Factory and ms-swift pin other libraries than this project, so each has an environment of its own:
 `bash benchmarks/all.sh tools` makes them.
 
-Reads:  --rows first rows of processed_data/poems/sft_train.jsonl, sft_val.jsonl (stage 10)
-Writes: a Markdown table on standard output; adapters in a temporary folder
-Run:    python benchmarks/sft_throughput.py
+Reads   --rows first rows of processed_data/poems/sft_train.jsonl, sft_val.jsonl (stage 10)
+Writes  a Markdown table on standard output; adapters in a temporary folder
+Run     python benchmarks/sft_throughput.py
         python benchmarks/sft_throughput.py --tools trl llama-factory ms-swift
 """
 

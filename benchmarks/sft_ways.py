@@ -1,13 +1,14 @@
 """Four ways to SFT side by side: which tokens each trains, its loss curve, its text.
 
-tokens: what each way trains of one question and of one conversation, under the embedded template and Qwen's own, as trl
-carries them. count:  how many tokens each way trains of the same rows. train:  stage 20 with each --row-style and stage
-21 on the same rows, with the same settings and seed.
+- tokens: what each way trains of one question and of one conversation, under the embedded template and Qwen's own, as
+  trl carries them
+- count: how many tokens each way trains of the same rows
+- train: stage 20 with each --row-style and stage 21 on the same rows, with the same settings and seed
 
-Reads:  data/tiny_qwen3; for count and train: the first rows of processed_data/{data}/sft_train.jsonl, sft_val.jsonl
+Reads   data/tiny_qwen3; for count and train: the first rows of processed_data/{data}/sft_train.jsonl, sft_val.jsonl
 (stages 10, 17)
-Writes: Markdown tables on standard output; adapters in a temporary folder
-Run:    python benchmarks/sft_ways.py tokens
+Writes  Markdown tables on standard output; adapters in a temporary folder
+Run     python benchmarks/sft_ways.py tokens
         python benchmarks/sft_ways.py count --data chat
         python benchmarks/sft_ways.py train --data poems
         python benchmarks/sft_ways.py train --data chat

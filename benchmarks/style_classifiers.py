@@ -5,9 +5,9 @@ logistic regression on the frozen base's hidden states, and the classifiers of s
 one question, with 95 % intervals over questions. What the frozen base's regression uses (layer, strength) is chosen by
 5-fold cross-validation over training questions, so neither validation nor test rows decide anything about it.
 
-Reads:  --data (stage 12), --base, --classifiers (stage 31)
-Writes: --output, a Markdown table, and the same on standard output
-Run:    python benchmarks/style_classifiers.py
+Reads   --data (stage 12), --base, --classifiers (stage 31)
+Writes  --output, a Markdown table, and the same on standard output
+Run     python benchmarks/style_classifiers.py
 """
 
 import argparse

@@ -216,7 +216,7 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
                 **row,
                 "copy": passed[row["id"]][0],
                 "round": (n := passed[row["id"]][1]),
-                "mended_by": (names[n] if n < 2 else settings.model) or None,
+                "fixed_by": (names[n] if n < 2 else settings.model) or None,
             }
             for row in rows
             if row["id"] in passed

@@ -164,7 +164,7 @@ def test_rules_fix_marks_and_leave_out_what_needs_a_writer(run_stage, tmp_path):
     marks = {"tag", "markdown", "exclamation"}
     for row in planted:
         if row["id"] in passed:
-            assert set(row["defects"]) <= marks and passed[row["id"]]["mended_by"] == "rules"
+            assert set(row["defects"]) <= marks and passed[row["id"]]["fixed_by"] == "rules"
             assert task.problems(passed[row["id"]]["copy"], row) == []
         else:
             last = [reject for reject in rejects if reject["id"] == row["id"]][-1]
@@ -200,9 +200,9 @@ def test_a_model_rewrites_only_what_fails_until_it_passes(with_api, tmp_path, go
     passed = {row["id"]: row for row in read_jsonl(tmp_path / "clean.jsonl")}
     assert len(passed) == 11, done.stdout
     assert (
-        passed["fine"]["round"] == 0 and passed["fine"]["mended_by"] is None and passed["fine"]["copy"] == golden[clean]
+        passed["fine"]["round"] == 0 and passed["fine"]["fixed_by"] is None and passed["fine"]["copy"] == golden[clean]
     )
-    rewritten = [row for row in passed.values() if row["mended_by"] == "m"]
+    rewritten = [row for row in passed.values() if row["fixed_by"] == "m"]
     assert {row["round"] for row in rewritten} == {3} and clean not in seen
     assert len(server.requests) == 2 * len(rewritten)
     rejects = read_jsonl(tmp_path / "clean_rejects.jsonl")

@@ -110,7 +110,7 @@ def test_a_run_that_blows_up_stops_at_once_and_keeps_what_was_good(tmp_path):
 
 
 def test_a_run_whose_rewards_are_all_alike_is_told_that_nothing_was_learned(tmp_path):
-    """GRPO pulls nowhere where a group's answers earn the same, and at the start the KL is 0."""
+    """Answers get advantage 0 where a group earns the same, and at the start the KL is 0."""
     with pytest.raises(UserError, match="nothing was learned: .*fix: rewards that tell answers apart"):
         train(tmp_path, tmp_path / "grpo", rewards=["all_three"], max_steps=1)
     assert not (tmp_path / "grpo/adapter_model.safetensors").exists()

@@ -152,7 +152,7 @@ def test_lean_grpo_has_trls_log_probabilities_whatever_the_padding(tmp_path):
     assert results[1][0].requires_grad
 
 
-def test_an_unjudged_completion_pulls_nowhere_and_is_counted(tmp_path):
+def test_an_unjudged_completion_gets_advantage_0_and_is_counted(tmp_path):
     from common.settings import UserError
     from common.training.trl_cpu import LeanGRPOTrainer
 

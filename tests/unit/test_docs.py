@@ -66,15 +66,48 @@ def test_every_command_of_a_page_could_be_typed(page):
     assert not faults(commands(page))
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("[0-9]*.py")), ids=lambda script: script.name)
+SCRIPTS_WITH_COMMANDS = [
+    *sorted(SCRIPTS.glob("[0-9]*.py")),
+    *(path for place in ("benchmarks", "runs") for path in sorted((ROOT / place).glob("*.py"))),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS_WITH_COMMANDS, ids=lambda script: script.name)
 def test_the_commands_that_open_a_script_could_be_typed(script):
     told = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
     block = re.search(r"(?ms)^Run     (.*?)(?:\n\n|\Z)", told)[1]
     lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
-    begins = re.compile(r"(export |[A-Z_]+=|python scripts/|accelerate launch |ollama )")
+    begins = re.compile(r"(export |[A-Z_]+=|python (scripts|benchmarks|runs)/|accelerate launch |ollama )")
     assert lines and not [line for line in lines if not begins.match(line)], "a command is broken over two lines"
     ours = [re.sub(r"^(?:[A-Z_]+=(?:\$\([^)]*\)|\S+) +)+", "", line) for line in lines]
-    assert not faults([line for line in ours if "scripts/" in line])
+    assert not faults([line for line in ours if re.search("(scripts|benchmarks|runs)/", line)])
+
+
+# images and private words, and what to write instead
+NOT_PLAIN = {
+    "mend": "fix",
+    "pulls nowhere": "gets advantage 0",
+    "said aloud": "a notice is printed",
+    "what stood there": "position bias",
+    "shares to climb by": "dense rewards",
+    "a price on": "a penalty",
+    "the dear part": "the slowest part",
+    "costs nothing of": "never destroys",
+}
+
+
+def test_words_are_plain():
+    places = ("scripts", "benchmarks", "runs", "tests", "docs")
+    files = [path for place in places for path in (ROOT / place).rglob("*") if path.suffix in (".py", ".sh", ".md")]
+    found = [
+        f"{path.relative_to(ROOT)}: {word} (write: {instead})"
+        for path in files
+        if path.name != "test_docs.py"
+        for text in [path.read_text(encoding="utf-8")]
+        for word, instead in NOT_PLAIN.items()
+        if re.search(rf"(?<![a-z]){word}(?![a-z])", text)
+    ]
+    assert not found
 
 
 def test_the_commands_of_the_benchmarks_could_be_typed():

@@ -51,7 +51,7 @@ def test_embedded_base_keeps_the_stop_contract(capsys):
     assert capsys.readouterr().out == "", "nothing to fix"
 
 
-def test_pad_that_is_eos_is_mended_aloud(tokenizer, tmp_path, capsys):
+def test_pad_that_is_eos_is_replaced_with_a_notice(tokenizer, tmp_path, capsys):
     tokenizer.eos_token = tokenizer.pad_token = PAD  # as Qwen3's base models ship
     tokenizer.save_pretrained(tmp_path)
     fixed = load_tokenizer(str(tmp_path))

@@ -32,7 +32,7 @@ def test_rules(text, form, rhyme, meter, all_three):
     assert [one(measure, text) for measure in measures] == [form, rhyme, meter, all_three]
 
 
-def test_shares_climb_towards_a_pass():
+def test_shares_rise_towards_a_pass():
     lost = "白日依山尽，黄河入海东。欲穷千里目，更上一层楼。"
     assert one(poems.rhyme, lost) < one(poems.rhyme, GUAN_QUE) == 1.0
     assert one(poems.meter, "日白依山尽，黄河入海流。欲穷里千目，更上一层楼。") < one(poems.meter, GUAN_QUE) == 1.0
