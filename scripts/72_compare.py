@@ -9,10 +9,16 @@ Reads   results/{task}/generations/<run>.jsonl (stage 60), results/{task}/scores
 Writes  results/{task}/compare.md, compare.html (one file, opens without a network), compare_*.png, compare.run.json
 Run     python scripts/72_compare.py
         python scripts/72_compare.py --runs base sft sft_merged dpo --examples 30 --overwrite
+        python scripts/72_compare.py --watch
 """
 
-from dataclasses import dataclass
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
 
 from common.evaluation.comparison import (
     GENERAL,
@@ -26,8 +32,9 @@ from common.evaluation.comparison import (
     keep_common,
     load_run,
     measure,
+    training_now,
 )
-from common.settings import UserError, read_settings
+from common.settings import Limit, UserError, read_settings, unused
 
 # The chain, and the run that each stage starts from (the nearest of its ancestors that is there).
 PARENTS = {
@@ -74,6 +81,14 @@ class Settings:
     """of the resampling and of the choice of examples"""
     overwrite: bool = False
     """replace what an earlier run left at output"""
+    watch: bool = False
+    """replace the report whenever a run, its scores or a training has gone on, until Ctrl-C; needs no overwrite"""
+    watch_seconds: Annotated[float, Limit(above=0)] = 5.0
+    """between two looks at the files"""
+
+    def clashes(self):
+        if not self.watch:
+            yield from unused(self, "without --watch", "watch_seconds")
 
 
 def choose_runs(settings: Settings) -> list[str]:
@@ -158,20 +173,43 @@ def make_tables(
     return tables
 
 
-def main(settings: Settings) -> None:
+def load_runs(settings: Settings, names: list[str]) -> tuple[list[tuple], list[str]]:
+    """(what load_run gives of each run, what to tell of the others). While watching, a run that is not scored yet is
+    left out; else it is an error."""
+    loaded, notes = [], []
+    for name in names:
+        try:
+            loaded.append(load_run(settings, name))
+        except UserError as error:
+            if not settings.watch:
+                raise
+            notes.append(f"Not shown yet: {error}")
+    if not loaded:
+        raise UserError(notes[0].removeprefix("Not shown yet: "))
+    return loaded, notes
+
+
+def paths_of(output: Path) -> list[Path]:
+    """Report, page and plots."""
+    stem = output.name.removesuffix(".md").removesuffix(".html")
+    return [output.with_name(stem + ending) for ending in (".md", ".html", "_metrics.png", "_nll.png")]
+
+
+def write_report(settings: Settings) -> str:
+    """The report and all that goes with it; what the terminal shows of it."""
     from common.jsonl import read_json
     from common.runs import begin_run
     from tasks.base import load_task
 
     task = load_task(settings.task)
-    names = choose_runs(settings)
-    loaded = [load_run(settings, name) for name in names]
+    loaded, left_out = load_runs(settings, choose_runs(settings))
     entries = [entry for entry, _, _ in loaded]
+    names = [entry.name for entry in entries]
     if len({nll_model for _, _, nll_model in loaded if nll_model}) > 1:
         raise UserError(f"NLL under different models; fix: score all runs with one --nll-model ({settings.scores})")
     if len({tuple(entry.general) for entry in entries if entry.general}) > 1:
         raise UserError(f"NLL of different texts; fix: score all runs with one --general-file ({settings.scores})")
-    notes = keep_common(entries)
+    notes = left_out + keep_common(entries)
     metrics = list(dict.fromkeys(name for entry in entries for scores in entry.scores for name in scores))
     set_metrics = list(task.SET_METRICS)
     known = metrics + set_metrics + ([GENERAL] if any(entry.general for entry in entries) else [])
@@ -179,10 +217,7 @@ def main(settings: Settings) -> None:
     if unknown := set(settings.metrics) - set(columns):
         raise UserError(f"no metric {', '.join(sorted(unknown))}; fix: use {', '.join(known)}")
 
-    stem = settings.output.name.removesuffix(".md").removesuffix(".html")
-    report, page, bars, boxes = (
-        settings.output.with_name(stem + ending) for ending in (".md", ".html", "_metrics.png", "_nll.png")
-    )
+    report, page, bars, boxes = paths_of(settings.output)
     data = [plot.with_suffix(".csv") for plot in (bars, boxes)]
     records = {name: settings.checkpoints / name / "run.json" for name in names}
     records = {name: path for name, path in records.items() if path.is_file()}
@@ -190,9 +225,10 @@ def main(settings: Settings) -> None:
     inputs |= {f"scores {name}": settings.scores / f"{name}.jsonl" for name in names}
     inputs |= {f"general {name}": path for name in names if (path := general_file(settings, name))}
     inputs |= {f"cost {name}": path for name, path in records.items()}
-    files = dict(ignore=("generations", "scores", "checkpoints", "output"), also=(page, bars, boxes, *data))
+    ignored = ("generations", "scores", "checkpoints", "output", "watch", "watch_seconds")
+    files = dict(ignore=ignored, also=(page, bars, boxes, *data))
     with begin_run(report, settings, inputs, "72_compare", resumable=False, **files) as run:
-        from common.evaluation.compare_page import write_markdown, write_page
+        from common.evaluation.compare_page import Table, write_markdown, write_page
         from common.evaluation.plots import plot_bars, plot_boxes
         from common.evaluation.tables import interval, sampling_notes
 
@@ -213,6 +249,9 @@ def main(settings: Settings) -> None:
         first = [] if settings.metrics else first
         more = [name for name in columns if name not in first] if first else []
         tables = make_tables(everything, names, columns, changes, costs, more, lower)
+        if settings.watch and (rows := training_now(settings.checkpoints)):
+            header = ["run", "stage", "step", "loss", "validation loss", "reward"]
+            tables.append(Table("Trainings that have begun and not ended, as of their newest checkpoint", header, rows))
 
         texts = ", ".join(f"{entry.name} {len(entry.rows)}" for entry in entries)
         notes = [
@@ -262,8 +301,51 @@ def main(settings: Settings) -> None:
         run.figure("fell", [dict(zip(("run", "against", "metric", "change"), row, strict=True)) for row in fell])
         run.figure("prompts", prompts)
         run.finish()
-        print("\n\n".join([*notes, *(table.markdown(narrow=True) for table in tables)]))
-        print(f"report: {page}")
+    return "\n\n".join([*notes, *(table.markdown(narrow=True) for table in tables)])
+
+
+def stamps(settings: Settings) -> dict[Path, tuple[int, int]]:
+    """When the files that a report is made of were written, and their sizes."""
+    checkpoints, found = settings.checkpoints, {}
+    files = [*settings.generations.glob("*.jsonl"), *settings.scores.glob("*.json*"), *checkpoints.glob("*/run.json")]
+    for file in [*files, *checkpoints.glob("*/checkpoint-*/trainer_state.json")]:
+        with suppress(FileNotFoundError):  # a checkpoint that was deleted just now
+            found[file] = (file.stat().st_mtime_ns, file.stat().st_size)
+    return found
+
+
+def watch(settings: Settings) -> None:
+    """Make the report anew whenever its files change, until Ctrl-C. It is made in a folder of its own and put into
+    place file by file: the page is there, and whole, at all times."""
+    from common.runs import check_output
+    from tasks.base import load_task
+
+    load_task(settings.task)
+    report, page, *plots = paths_of(settings.output)
+    check_output(report, "72_compare", (page, *plots, *(plot.with_suffix(".csv") for plot in plots)))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    print(f"watching {settings.generations}, {settings.scores} and {settings.checkpoints}; Ctrl-C ends it", flush=True)
+    seen = None
+    with suppress(KeyboardInterrupt), TemporaryDirectory(prefix=".compare-", dir=page.parent) as folder:
+        while True:
+            if (now := stamps(settings)) != seen:
+                seen = now
+                try:
+                    write_report(replace(settings, output=Path(folder) / settings.output.name))
+                    for file in Path(folder).glob("[!.]*"):
+                        os.replace(file, page.parent / file.name)
+                    print(f"{time.strftime('%H:%M:%S')} renewed, reload it: {page}", flush=True)
+                except UserError as error:
+                    print(f"not yet: {error}", flush=True)
+            time.sleep(settings.watch_seconds)
+
+
+def main(settings: Settings) -> None:
+    if settings.watch:
+        watch(settings)
+    else:
+        print(write_report(settings))
+        print(f"report: {paths_of(settings.output)[1]}")
 
 
 if __name__ == "__main__":

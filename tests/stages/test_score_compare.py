@@ -5,8 +5,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
@@ -494,6 +497,63 @@ def test_tables_show_the_columns_of_the_job_first(compared):
 def test_comparing_again_is_already_done(scored, compared):
     done = compare(scored[0], "--runs", "base", "sft")
     assert "already done" in done.stdout
+
+
+def test_watching_renews_the_page_until_ctrl_c(scored, tmp_path):
+    def bring(*names: str) -> None:
+        for folder in ("generations", "scores"):  # what is written last starts the renewal: the scores
+            (tmp_path / folder).mkdir(exist_ok=True)
+            for name in names:
+                for file in (scored[0] / folder).glob(f"{name}.*"):
+                    shutil.copy(file, tmp_path / folder / file.name)
+
+    def renewals(count: int) -> str:
+        for _ in range(600):
+            if (text := log.read_text(encoding="utf-8")).count("renewed, reload it") >= count or ended():
+                return text
+            time.sleep(0.2)
+        raise AssertionError(text)
+
+    def ended() -> bool:
+        return process.poll() is not None
+
+    training = tmp_path / "checkpoints" / "grpo"
+    (training / "checkpoint-3").mkdir(parents=True)
+    (training / "run.json").write_text(json.dumps({"stage": "50_train_grpo", "status": "running"}), encoding="utf-8")
+    state = {"global_step": 3, "max_steps": 9, "log_history": [{"loss": 0.5, "reward": 0.25, "step": 3}]}
+    (training / "checkpoint-3" / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    bring("base")
+    where = ("--generations", "generations", "--scores", "scores", "--checkpoints", "checkpoints")
+    command = [SCRIPTS / "72_compare.py", *where, "--output", "compare", "--watch", "--watch-seconds", 0.1]
+    log = tmp_path / "log.txt"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command), "--bootstrap", "50"], cwd=tmp_path, stdout=output, stderr=output
+        )
+    try:
+        renewals(1)
+        page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+        assert {run for _, run, _ in page_texts(page)} == {"reference", "base"}
+        assert "Trainings that have begun" in page and "3 of 9" in page and "0.25" in page
+        shutil.copy(scored[0] / "generations" / "other.jsonl", tmp_path / "generations" / "other.jsonl")
+        renewals(2)
+        assert "Not shown yet: the run other has no scores" in (tmp_path / "compare.md").read_text(encoding="utf-8")
+        (tmp_path / "generations" / "other.jsonl").unlink()
+        bring("sft")
+        for _ in range(300):
+            page = (tmp_path / "compare.html").read_text(encoding="utf-8")  # there at every moment
+            if "sft" in {run for _, run, _ in page_texts(page)} or ended():
+                break
+            time.sleep(0.2)
+        assert "sft" in {run for _, run, _ in page_texts(page)}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text(encoding="utf-8")
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+    assert not list(tmp_path.glob(".compare-*"))
+    assert read_json(tmp_path / "compare.run.json")["status"] == "done"
 
 
 def test_runs_over_different_prompts_are_compared_on_the_common_ones(scored):

@@ -126,3 +126,23 @@ def falls(changes: dict, lower: tuple[str, ...]) -> list[list]:
             if estimate.low is not None and min(worse_is * estimate.low, worse_is * estimate.high) > 0:
                 found.append([name, parent, metric, estimate])
     return found
+
+
+def training_now(checkpoints: Path) -> list[list[str]]:
+    """[run, stage, step, loss, validation loss, reward] of every training whose record says that it goes on, as of its
+    newest checkpoint."""
+    from common.evaluation.tables import NONE
+    from common.jsonl import read_json
+
+    rows = []
+    for path in sorted(checkpoints.glob("*/run.json")):
+        record = read_json(path)
+        if record.get("status") == "running":
+            states = sorted(path.parent.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+            state = read_json(states[-1]) if states else {"log_history": []}
+            step = f"{state['global_step']} of {state['max_steps']}" if "max_steps" in state else NONE
+            last = {name: value for entry in state["log_history"] for name, value in entry.items()}
+            figures = [last.get(name) for name in ("loss", "eval_loss", "reward")]
+            figures = [f"{value:.4g}" if isinstance(value, int | float) else NONE for value in figures]
+            rows.append([path.parent.name, str(record.get("stage")), step, *figures])
+    return rows
