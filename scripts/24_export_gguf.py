@@ -59,6 +59,10 @@ class Settings:
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
+    def clashes(self):
+        if not self.questions:
+            yield "--questions: none is named, and llama.cpp answers one at least", "name one"
+
 
 def main(settings: Settings) -> None:
     from common.generation import render_prompt

@@ -199,6 +199,8 @@ def check_settings(settings) -> None:
             continue
         if name == "task" and not value:
             raise UserError(f"--task: nothing is named; fix: e.g. --task {default}")
+        if name in ("task", "name") and re.search(r"[/\\]", value):  # a part of the names of folders and files
+            raise UserError(f"{_flag(name)} {value}: a path, not a name; fix: without a slash")
         if name == "dtype" and str(value) not in DTYPES:
             raise UserError(f"--dtype {value}: unknown; fix: {', '.join(DTYPES)}")
         for number in value if isinstance(value, tuple | list) else (value,):

@@ -232,7 +232,8 @@ def test_what_has_no_meaning_for_documents_is_refused(corpus, tmp_path):
     sft.write_text(json.dumps(turns), encoding="utf-8")
     for words, message in (
         ({"long_rows": "drop"}, "documents are split"),
-        ({"row_style": "messages"}, "documents are trained whole"),
+        ({"row_style": "messages"}, "--row-style has no effect on documents"),
+        ({"enable_thinking": True}, "--enable-thinking has no effect on documents"),
         ({"val_file": sft}, "these are sft rows, not text rows"),
     ):
         with pytest.raises(UserError, match=message):

@@ -27,6 +27,7 @@ class Grpo(Dpo):
 @dataclass
 class Generate(options.ModelSettings):
     backend: str = "hf"
+    device_map: str = ""
 
 
 CANNOT_BE = [
@@ -46,6 +47,7 @@ CANNOT_BE = [
     (Sft, {"lora_plus_ratio": 0.5}, "--lora-plus-ratio 0.5: B learns faster"),
     (Sft, {"attn_implementation": "flash_attention_2"}, "flash_attention_2 needs a GPU"),
     (Generate, {"quantize": "4bit", "backend": "vllm"}, "--quantize 4bit: vLLM.*fix: --backend hf"),
+    (Generate, {"device_map": "cpu9"}, "--device-map cpu9: unknown; fix: one of auto"),
     (Grpo, {"quantize": "8bit", "rollout": "vllm"}, "--quantize 8bit: vLLM.*fix: --rollout hf"),
 ]
 

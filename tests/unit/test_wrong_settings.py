@@ -71,7 +71,12 @@ def test_an_empty_path_is_no_folder(number, name):
 @pytest.mark.parametrize("number, name", [pair for pair in settings_of(str) if pair[1] in ("task", "dtype")])
 def test_an_empty_task_and_an_unknown_dtype_are_refused(number, name):
     assert refusal(number, f"--{name}=").startswith(f"--{name}")
+    assert name != "task" or "a path, not a name" in refusal(number, "--task", "../x")
     assert name != "dtype" or "fix: auto, float32" in refusal(number, "--dtype", "fp16")
+
+
+def test_an_export_is_asked_something():
+    assert refusal("24", "--questions").startswith("--questions: none is named")
 
 
 # stage: flags of a mode, and flags that nothing reads in it, each with a value that is not its default

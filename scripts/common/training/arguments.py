@@ -24,6 +24,7 @@ from common.settings import (
     next_command,
     resolve_model,
     settings_errors,
+    unused,
 )
 
 MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
@@ -110,8 +111,8 @@ def rows_of_sft(settings) -> str:
 
     if detect_schema(settings.train_file) != "text":
         return "sft"
-    if settings.row_style != default_settings(settings)["row_style"]:
-        raise UserError(f"--row-style {settings.row_style}: documents are trained whole; fix: leave it out")
+    for what, fix in unused(settings, "on documents: no template", "row_style", "enable_thinking", "train_tokens"):
+        raise UserError(f"{what}; fix: {fix}")
     return "text"
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from common.settings import unused
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 UNREAD = {
     "--rollout hf": ("vllm_mode", "vllm_memory_share", "vllm_server_url"),
     "--vllm-mode colocate": ("vllm_server_url",),
@@ -41,6 +42,8 @@ class ModelSettings:
                 yield f"{flag}: vLLM would load the whole base beside the quantised one", f"--{what} hf"
             if os.environ.get("ACCELERATE_USE_FSDP") == "true":
                 yield f"{flag}: FSDP cannot share out quantised weights", "a launch file with DDP or ZeRO-2"
+        if (placed := getattr(self, "device_map", "")) not in ("", *DEVICE_MAPS):
+            yield f"--device-map {placed}: unknown", f"one of {', '.join(DEVICE_MAPS)}, or leave it out"
         if hasattr(self, "rollout"):  # stage 50
             mode = "--rollout hf" if self.rollout == "hf" else f"--vllm-mode {self.vllm_mode}"
             yield from unused(self, f"with {mode}", *UNREAD[mode])
