@@ -61,28 +61,28 @@ def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -
     return kept
 
 
-def decode(choose, ids, seen, cache, stops, max_new_tokens: int):
+def decode(predict, choose, ids, seen, cache, stops, max_new_tokens: int):
     """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended
-    leave the batch at once: transformers' own loop computes them until the longest has ended.
+    leave the batch at once, and equal prompts are read once: transformers' own loop computes both until the longest has
+    ended.
 
-    ids, seen: prompts and their mask, padded on the left. choose(rows, texts, inputs) picks the tokens; texts [rows, so
-    far] is what they follow, inputs what the model takes.
+    ids, seen: prompts and their mask, padded on the left. predict(inputs) is what the model makes of the last place,
+    [rows, ...]. choose(rows, texts, predicted) picks the tokens; texts [rows, so far] is what they follow.
     """
     import torch
 
-    rows, texts, places = torch.arange(len(ids), device=ids.device), ids, (seen.cumsum(1) - 1).clamp(min=0)
-    for _ in range(max_new_tokens):
-        tokens = choose(
-            rows,
-            texts,
-            {
-                "input_ids": ids,
-                "attention_mask": seen,
-                "position_ids": places,
-                "past_key_values": cache,
-                "use_cache": True,
-            },
-        )
+    make_room(cache)
+    rows, texts = torch.arange(len(ids), device=ids.device), ids
+    both, copies = torch.unique(torch.cat([ids, seen], 1), dim=0, return_inverse=True)
+    ids, kept = both.chunk(2, 1)
+    places = (kept.cumsum(1) - 1).clamp(min=0)
+    for step in range(max_new_tokens):
+        inputs = {"input_ids": ids, "attention_mask": kept, "position_ids": places}
+        predicted = predict({**inputs, "past_key_values": cache, "use_cache": True})
+        if step == 0 and len(ids) < len(rows):
+            cache.batch_select_indices(copies)
+            predicted, kept, places = predicted[copies], kept[copies], places[copies]
+        tokens = choose(rows, texts, predicted)
         yield rows, tokens
         going = (~torch.isin(tokens[:, 0], stops)).nonzero()[:, 0]
         if not len(going):
@@ -90,7 +90,41 @@ def decode(choose, ids, seen, cache, stops, max_new_tokens: int):
         if len(going) < len(rows):
             cache.batch_select_indices(going)
         rows, ids, places = rows[going], tokens[going], places[going, -1:] + 1
-        texts, seen = torch.cat([texts[going], ids], 1), torch.cat([seen[going], seen.new_ones(len(going), 1)], 1)
+        texts, kept = torch.cat([texts[going], ids], 1), torch.cat([kept[going], kept.new_ones(len(going), 1)], 1)
+
+
+def make_room(cache) -> None:
+    """Let a DynamicCache keep room for the tokens that come: its own layers copy all they hold for each token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        ROOM = 64  # tokens
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.rooms = {}
+            start = self.get_seq_length()
+            end = start + key_states.shape[-2]
+            for name, new in (("keys", key_states), ("values", value_states)):
+                if end > getattr(self.rooms.get(name), "shape", (0, 0))[-2]:
+                    room = new.new_empty(*new.shape[:2], end + self.ROOM, new.shape[-1])
+                    if start:
+                        room[..., :start, :] = getattr(self, name)
+                    self.rooms[name] = room
+                self.rooms[name][..., start:end, :] = new
+                setattr(self, name, self.rooms[name][..., :end, :])
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices):
+            length = self.get_seq_length()
+            for name, room in self.rooms.items():
+                self.rooms[name] = room[indices]
+                setattr(self, name, self.rooms[name][..., :length, :])
+
+    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = RoomyLayer
 
 
 def draw(probs, rows, count: int):
@@ -112,18 +146,18 @@ def write_on_cpu(model, input_ids, logits_processor, stopping_criteria, generati
     width = input_ids.shape[1]
     answers = input_ids.new_full((len(input_ids), generation_config.max_length - width), generation_config.pad_token_id)
 
-    def choose(rows, texts, inputs):
-        scores = logits_processor(texts, model(**inputs, logits_to_keep=1).logits[:, -1].float())
-        return (
-            draw(scores.softmax(-1), rows, len(input_ids))
-            if generation_config.do_sample
-            else scores.argmax(-1, keepdim=True)
-        )
+    def predict(inputs):
+        return model(**inputs, logits_to_keep=1).logits[:, -1].float()
+
+    def choose(rows, texts, logits):
+        scores = logits_processor(texts, logits)
+        if not generation_config.do_sample:
+            return scores.argmax(-1, keepdim=True)
+        return draw(scores.softmax(-1), rows, len(input_ids))
 
     stops = torch.tensor(generation_config.eos_token_id)
-    steps = decode(
-        choose, input_ids, model_kwargs["attention_mask"], model_kwargs["past_key_values"], stops, answers.shape[1]
-    )
+    prompts = input_ids, model_kwargs["attention_mask"], model_kwargs["past_key_values"]
+    steps = decode(predict, choose, *prompts, stops, answers.shape[1])
     for place, (rows, tokens) in enumerate(steps):
         answers[rows, place] = tokens[:, 0]
     return torch.cat([input_ids, answers[:, : place + 1]], 1)

@@ -39,6 +39,8 @@ def nll_of_ids(
     from common.fused_head import output_head, token_figures
 
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # FSDP puts weights together for a call of the whole model, not for one of its parts
+    is_shared_out = any(hasattr(weight, "full_tensor") for weight in model.parameters())
     context = getattr(model.config, "max_position_embeddings", None) or float("inf")
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     kept = [i for i, length in enumerate(lengths) if answers[i] and length <= context]
@@ -59,11 +61,16 @@ def nll_of_ids(
                 labels[row, len(prompts[i]) - 1 : lengths[i] - 1] = torch.tensor(answers[i])
             ids, mask, labels = (tensor.to(model.device) for tensor in (ids, mask, labels))
             with torch.no_grad():
-                states = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                words = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
                 wanted = labels != -100
-                # parts keep the logits of a small vocabulary small: those of a large one are never there at once
-                parts = zip(states[wanted].split(1024), labels[wanted].split(1024), strict=True)
-                losses = torch.cat([-token_figures(output_head(whole), *part).logprobs for part in parts])
+                if is_shared_out:
+                    logits = model(**words).logits[wanted].float()
+                    losses = torch.nn.functional.cross_entropy(logits, labels[wanted], reduction="none")
+                else:
+                    states = whole.base_model(**words).last_hidden_state[wanted]
+                    # parts keep the logits of a small vocabulary small: those of a large one are never there at once
+                    parts = zip(states.split(1024), labels[wanted].split(1024), strict=True)
+                    losses = torch.cat([-token_figures(output_head(whole), *part).logprobs for part in parts])
             for i, loss in zip(indices, losses.split(wanted.sum(1).tolist()), strict=True):
                 values[i] = loss.sum().item()
     finally:

@@ -205,14 +205,17 @@ class ActorCritic:
         logprobs, values = torch.zeros(2, count, max_new_tokens, device=device)
         mask, stops = torch.zeros_like(tokens, dtype=torch.bool), torch.tensor(self.stop_ids, device=device)
 
-        def choose(rows, texts, inputs):
+        def predict(inputs):
+            return self.body(**inputs).last_hidden_state[:, -1]
+
+        def choose(rows, texts, states):
             nonlocal hidden, probs
-            hidden = self.body(**inputs).last_hidden_state[:, -1]
+            hidden = states
             probs = self.logits(hidden).softmax(-1)  # [rows still writing, vocabulary]
             return draw(probs, rows, len(prompts))
 
         hidden = probs = None
-        for t, (rows, drawn) in enumerate(decode(choose, ids, seen, DynamicCache(), stops, max_new_tokens)):
+        for t, (rows, drawn) in enumerate(decode(predict, choose, ids, seen, DynamicCache(), stops, max_new_tokens)):
             tokens[rows, t], mask[rows, t] = drawn[:, 0], True
             logprobs[rows, t] = probs.gather(1, drawn)[:, 0].log()
             if not self.own:

@@ -50,9 +50,11 @@ class Writer:
         device = self.model.device
         generator = torch.Generator(device).manual_seed(sampling["seed"])
 
-        def choose(rows, texts, inputs):
+        def predict(inputs):
             with torch.inference_mode():
-                logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+                return self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+
+        def choose(rows, texts, logits):
             if greedy:
                 return logits.argmax(-1, keepdim=True)
             return torch.multinomial(warpers(texts, logits).softmax(-1), 1, generator=generator)
@@ -60,7 +62,8 @@ class Writer:
         prompt, stops = torch.tensor([ids], device=device), torch.tensor(sorted(self.stops), device=device)
         cache, tokens = DynamicCache(config=self.model.config), []
         with self.busy:
-            steps = decode(choose, prompt, torch.ones_like(prompt), cache, stops, sampling["max_new_tokens"])
+            prompts = prompt, torch.ones_like(prompt), cache
+            steps = decode(predict, choose, *prompts, stops, sampling["max_new_tokens"])
             for _, token in steps:
                 tokens.append(int(token))
                 yield tokens, tokens[-1] in self.stops
