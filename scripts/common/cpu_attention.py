@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "grouped"
-LARGEST = 512 * 512  # new tokens x tokens seen, above which the scores of a row take more memory than they save time
+LARGEST = 384 * 384  # new tokens x tokens seen; the scores of longer rows would take much memory
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models add to the scores
 
 
@@ -40,3 +40,9 @@ def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, sc
 
 AttentionInterface.register(NAME, grouped_attention)
 AttentionMaskInterface.register(NAME, eager_mask)
+
+
+def use_grouped_attention(model) -> None:
+    """Where transformers has chosen scaled_dot_product_attention; a model that cannot take that stays as it is."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)

@@ -260,6 +260,10 @@ def load_strictly(kind, model: str, dtype, heads: str = "", **words):
             module.support_avx512bf16_for_cpu = False
     if fresh and heads == "new":
         print(f"notice: {', '.join(fresh)} is a new head, drawn at random, to be trained")
+    if "attn_implementation" not in words and pick_device() == "cpu":
+        from common.cpu_attention import use_grouped_attention
+
+        use_grouped_attention(loaded)
     return loaded
 
 

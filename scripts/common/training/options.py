@@ -29,7 +29,7 @@ class ModelSettings:
     quantize: Literal["none", "4bit", "8bit"] = "none"
     """linear layers of the base in bitsandbytes' nf4 or int8; a quarter or half the memory, slower"""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """attention of transformers; auto = its own choice"""
+    """attention of transformers; auto = its own choice, on a CPU products over groups of heads"""
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """(what cannot be, how to fix it)"""
