@@ -78,7 +78,7 @@ LIMITS = {
 }
 
 # Beyond these a number makes sense nowhere, and a library would fail on it in its own words (logits / 1e-40).
-LEAST, MOST = 1e-12, 10**12
+LEAST, MOST = 1e-12, {float: 1e30, int: 10**12, bool: 1}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # Where a run may report to, and the package that this needs.
@@ -208,7 +208,7 @@ def check_settings(settings) -> None:
                 raise UserError(f"{_flag(name)} {ascii(str(number))}: not UTF-8; fix: rename it, or name another")
             if isinstance(number, int | float) and not isinstance(number, bool) and not limit.holds(number):
                 raise UserError(f"{_flag(name)} {number}: has to be {limit}; fix: e.g. {_flag(name)} {_words(default)}")
-            if isinstance(number, int | float) and number and not LEAST <= abs(number) <= MOST:
+            if isinstance(number, int | float) and number and not LEAST <= abs(number) <= MOST[type(number)]:
                 size = "large" if abs(number) > 1 else "small"
                 raise UserError(f"{_flag(name)} {number}: too {size}; fix: e.g. {_flag(name)} {_words(default)}")
     reporter = getattr(settings, "report_to", "none")
