@@ -75,9 +75,12 @@ def score_texts(tokenizer, rows: list[dict]) -> list[str]:
     answer."""
     if all("input" in row for row in rows):
         return [row["input"] for row in rows]
+    from common.conversations import render
+
     parts = ("chosen", "rejected", "completion")
-    sides = [row["prompt"] + row[key] for row in rows for key in parts if key in row] or [row["prompt"] for row in rows]
-    return [tokenizer.apply_chat_template(turns, tokenize=False) for turns in sides]
+    sides = [(row["prompt"] + row[key], row) for row in rows for key in parts if key in row]
+    sides = sides or [(row["prompt"], row) for row in rows]
+    return [render(tokenizer, turns, tools=row.get("tools")) for turns, row in sides]
 
 
 def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict], dtype: str, compare: str) -> dict:

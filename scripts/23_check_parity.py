@@ -23,7 +23,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.evaluation.parity import begins_with_answer, best_gap, chain, difference, greedy, render_ids, served_answer
+from common.evaluation.parity import (
+    begins_with_answer,
+    best_gap,
+    chain,
+    difference,
+    greedy,
+    prompt_ids,
+    question,
+    served_answer,
+)
 from common.settings import UserError, next_command, read_settings, resolve_model
 from common.training.loss_masks import RowStyle
 
@@ -74,32 +83,37 @@ class Settings:
 
 def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
     """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's
-    tokenizer."""
+    tokenizer. Rows with reasoning are trained with thinking on only."""
+    from common.conversations import thinks, written_answer
     from common.preflight.mask_preview import sft_sequence
     from common.vllm_engine import post
 
     found = []
     for thinking in (False, True):
         faults = []
-        for number, row in enumerate(rows):
-            asked = render_ids(tokenizer, row["prompt"], thinking)
+        compared = [(number, row) for number, row in enumerate(rows) if thinking or not thinks(row["completion"][-1])]
+        for number, row in compared:
+            asked = prompt_ids(tokenizer, row, thinking)
             trained = sft_sequence(row, trained_with, 1 << 20, settings.row_style, thinking).ids
-            rest, answer = trained[len(asked) :], row["completion"][-1]["content"]
+            turns = row["prompt"] + row["completion"]
+            rest, answer = trained[len(asked) :], written_answer(tokenizer, turns, thinking, row.get("tools"))
             pairs = {}
             if trained[: len(asked)] != asked:
                 pairs["training and hf: prompt"] = trained[: len(asked)], asked
             elif not begins_with_answer(trained_with, rest, answer):
                 pairs["training and answer"] = rest, trained_with(answer, add_special_tokens=False)["input_ids"]
             if url:
-                body = {"model": name, "messages": row["prompt"], "add_generation_prompt": True}
-                served = post(url, "tokenize", body | {"chat_template_kwargs": {"enable_thinking": thinking}})["tokens"]
+                body = question(name, row, thinking) | {"add_generation_prompt": True}
+                served = post(url, "tokenize", body)["tokens"]
                 if served != asked:
                     pairs["hf and vllm: prompt"] = asked, served
             place = {"row": number, "turns": kind, "thinking": thinking}
             faults += [{"what": what, **place, **difference(tokenizer, *pair)} for what, pair in pairs.items()]
         bad = len({fault["row"] for fault in faults})
         who = "training = hf = vllm" if url else "training = hf"
-        print(f"tokens, {kind}, thinking {'on' if thinking else 'off'}: {who} in {len(rows) - bad} of {len(rows)} rows")
+        if compared:
+            same = f"{len(compared) - bad} of {len(compared)} rows"
+            print(f"tokens, {kind}, thinking {'on' if thinking else 'off'}: {who} in {same}")
         found += faults
     return found
 
@@ -127,11 +141,11 @@ def compare_texts(
     """(differences, near-ties) of the greedy answers of adapter, merged model and vLLM."""
     found, ties = [], []
     for number, row in enumerate(rows):
-        ids = render_ids(tokenizer, row["prompt"], False)
+        ids = prompt_ids(tokenizer, row, False)
         texts = {"adapter": greedy(adapted, ids, settings.max_new_tokens)}
         texts["merged"] = greedy(merged, ids, settings.max_new_tokens)
         if url:
-            texts["vllm"] = served_answer(url, name, row["prompt"], settings.max_new_tokens)
+            texts["vllm"] = served_answer(url, name, row, settings.max_new_tokens)
         for other in list(texts)[1:]:
             if texts[other] != texts["adapter"]:
                 shown = {"what": f"adapter and {other}: text", "row": number}
@@ -182,7 +196,7 @@ def main(settings: Settings) -> None:
         whole = load_model(merged, tokenizer, settings.dtype)
         stored = str(model_config(merged).dtype).removeprefix("torch.")
         found = []
-        longest = max(len(render_ids(tokenizer, row["prompt"], True)) for row in [*rows, *groups.get("chained", [])])
+        longest = max(len(prompt_ids(tokenizer, row, True)) for row in [*rows, *groups.get("chained", [])])
         room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
         servers = {"none": nullcontext(), "start": serve(merged, settings.dtype, room)}
         with servers.get(settings.server, nullcontext(settings.server)) as url:

@@ -114,23 +114,23 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
 def judge_pairs(
     model, tokenizer, train: list[dict], val: list[dict], samples: list[dict], settings: Settings
 ) -> Judged:
+    from common.conversations import turn_text
     from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline
     from common.training.classifiers import render_conversation
 
-    def render(prompt: list[dict], turns: list[dict]) -> str:
-        whole = [*prompt, *turns[:-1]]
-        return render_conversation(tokenizer, whole, turns[-1]["content"], settings.enable_thinking)
+    def render(row: dict, answer: dict | str) -> str:
+        return render_conversation(tokenizer, row["prompt"], answer, settings.enable_thinking, row.get("tools"))
 
     def answers(rows: list[dict]) -> list[tuple[str, str]]:
-        return [tuple("\n".join(t["content"] for t in row[side]) for side in ("chosen", "rejected")) for row in rows]
+        return [tuple("\n".join(map(turn_text, row[side])) for side in ("chosen", "rejected")) for row in rows]
 
     notes = []
     usable = [row for row in samples if row["reference"] and row["reference"] != row["completion"]]
     if len(usable) < len(samples):
         notes.append(f"{len(samples) - len(usable)} samples have no golden text, or equal it: not in the ranking.")
-    texts = {side: [render(row["prompt"], row[side]) for row in val] for side in ("chosen", "rejected")}
+    texts = {side: [render(row, row[side][0]) for row in val] for side in ("chosen", "rejected")}
     for side, key in (("real", "reference"), ("sampled", "completion")):
-        texts[side] = [render(row["prompt"], [{"role": "assistant", "content": row[key]}]) for row in usable]
+        texts[side] = [render(row, row[key]) for row in usable]
     logits = logits_by_text(model, tokenizer, [text for side in texts.values() for text in side], settings, notes)
     scores = {side: [logits[text][0] for text in side_texts] for side, side_texts in texts.items() if side_texts}
     margins = [chosen - rejected for chosen, rejected in zip(scores["chosen"], scores["rejected"], strict=True)]

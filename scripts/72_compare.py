@@ -46,6 +46,8 @@ PARENTS = {
     "dpo_round2": "dpo_merged",
     "dpo_round2_merged": "dpo_round2",
     "rft": "sft_merged",
+    "kto": "sft_merged",
+    "kto_merged": "kto",
     "grpo": "sft_merged",
     "dpo_grpo": "dpo_round2_merged",
     "ppo": "sft_merged",

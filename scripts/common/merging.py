@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from common.conversations import render
+
 # allowed difference of a logit, largest and mean, and the least share of places with the same best token, where no
 # noise is measured
 TOLERANCES = {"float32": (2e-3, 1e-4, 0.999), "bfloat16": (2.0, 0.1, 0.95), "float16": (0.25, 0.02, 0.98)}
@@ -74,7 +76,7 @@ def compared_in(model: str, dtype: str) -> str:
 def probe_texts(tokenizer, rows: list[dict]) -> list[str]:
     if "text" in rows[0]:  # a document need not be read to its end
         return [row["text"][:1000] for row in rows]
-    return [tokenizer.apply_chat_template(row["prompt"] + row.get("completion", []), tokenize=False) for row in rows]
+    return [render(tokenizer, row["prompt"] + row.get("completion", []), tools=row.get("tools")) for row in rows]
 
 
 def text_logits(model, tokenizer, text: str):

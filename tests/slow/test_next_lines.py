@@ -1,12 +1,15 @@
-"""The "next:" line of every stage of a chain, pasted into bash as it is, in a clone with a user's own small files."""
+"""The "next:" line of every stage of a chain, run as bash reads it, in a clone with a user's own small files.
+
+One process runs all stages of this file, each as `python scripts/NN_....py` would: importing torch takes seconds.
+"""
 
 import json
+import lzma
 import os
 import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -22,57 +25,115 @@ def answer(number: int) -> str:
 
 ROWS = [{"instruction": f"第{n}题：续写", "output": answer(n)} for n in range(40)]
 PAIRS = [{"prompt": f"第{n}题", "chosen": answer(n), "rejected": answer(n + 50)} for n in range(40)]
-LABELS = [row | {"label": n % 2 == 0} for n, row in enumerate(ROWS)]
 TEXTS = [{"text": f"第{n}回\n{answer(n)}{answer(n + 90)}"} for n in range(40)]
-SMALL = "--max-length 96 --batch-size 8 --max-steps 2 --probe-count 2 --probe-tokens 8 --report-to none --lora-r 4"
-PREPARE = "python scripts/17_prepare_chat.py --task mine --files"
-CHAINS = {  # name -> (rows, the first command, the stages that follow; --task names folders only)
-    "chat": (ROWS, f"{PREPARE} my\\ rows/chat.jsonl", ["19", "20", "22", "60", "70", "72"]),
-    "text": (TEXTS, "python scripts/18_prepare_text.py --files my\\ rows/text.jsonl", ["19", "20", "22", "60"]),
-    "pairs": (PAIRS, f"{PREPARE} my\\ rows/pairs.jsonl --output-dir my\\ rows/out", ["19", "40", "22"]),
+LABELS = [row | {"label": n % 2 == 0} for n, row in enumerate(ROWS)]
+POEMS = json.loads(lzma.decompress((ROOT / "data/poems/tang.json.xz").read_bytes()))[:400]
+# what tests add, to make a line shorter: a training stage of its own accord runs for an epoch
+TRAIN = "--batch-size 4 --max-steps 2 --report-to none --lora-r 4 --dtype float32"
+PROBED = f"{TRAIN} --eval-steps 2 --eval-rows 4 --probe-count 2 --probe-tokens 8"
+SHORT = {
+    "20": PROBED,
+    "22": "--probe-rows 2 --greedy-rows 1 --greedy-tokens 4 --dtype float32",
+    "30": f"{TRAIN} --eval-steps 2",
+    "31": "--max_steps 2 --per_device_train_batch_size 2 --report_to none --dtype float32",
+    "32": "--bootstrap 20 --dtype float32",
+    "40": PROBED,
+    "41": PROBED,
+    "60": "--max-prompts 4 --max-new-tokens 8 --dtype float32",
+    "61": "--dtype float32",
+    "70": "--bootstrap 20 --dtype float32",
+    "72": "--bootstrap 20",
+}
+AFTER_20 = ["20", "22", "60", "70", "72"]
+# name -> (the user's file, the first command, the stages that follow); --task mine only names folders
+CHAINS = {
+    "chat": (ROWS, "17_prepare_chat.py --task mine --files {file}", ["19", *AFTER_20]),
+    "text": (TEXTS, "18_prepare_text.py --task corpus --files {file}", ["19", "20", "22", "60"]),
+    "pairs": (
+        PAIRS,
+        "17_prepare_chat.py --task mine --files {file} --output-dir my\\ rows/out",
+        ["19", "40", "22", "60"],
+    ),
     "labels": (
         LABELS,
-        "python scripts/19_check_data.py --task mine --train-file kto.jsonl --val-file None",
-        ["41", "22"],
+        "17_prepare_chat.py --task labels --files {file} --rename output=answer",
+        ["19", "20", "22", "60"],
     ),
+    "poems": (POEMS, "10_prepare_poems.py --corpus {file} --min-character-poems 1", ["19", *AFTER_20]),
+    "rewards": (None, "30_train_reward.py --task poems", ["32", "40", "22", "60"]),
+    "samples": (
+        None,
+        "33_rank_samples.py --task poems --generations results/poems/generations/sft_merged.jsonl",
+        ["40"],
+    ),
+    "weibo": (None, "11_prepare_weibo.py", ["19", *AFTER_20]),
+    "styles": (None, "12_prepare_styles.py", ["31", "61"]),
+    "copywriting": (None, "13_write_copy.py --max-products 12", ["14", "15", "16", "19", *AFTER_20]),
 }
+WORKER = """
+import contextlib, io, json, runpy, sys, traceback
+answers = sys.stdout
+for line in sys.stdin:
+    sys.argv, said, code = json.loads(line), io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, said.getvalue()]), file=answers, flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """The repo's files that these stages read; outputs go to its default folders."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "data" / "tiny_qwen3", folder / "data" / "tiny_qwen3")
-    return folder
+def paste(tmp_path_factory):
+    """A function: a command, read by bash -> what it printed. It runs in a clone, whose default folders it fills."""
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "scripts", clone / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "data").symlink_to(ROOT / "data")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(clone / "scripts")}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=clone,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+    def run(line: str) -> str:
+        read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], cwd=clone, capture_output=True, check=True)
+        program, *words = read.stdout.decode().split("\0")[:-1]
+        assert program == "python"
+        print(json.dumps(words), file=worker.stdin, flush=True)
+        code, said = json.loads(worker.stdout.readline())
+        assert code == 0, f"{line}\n{said[-3000:]}"
+        return said
+
+    run.folder = clone
+    yield run
+    worker.stdin.close()
+    assert worker.wait(60) == 0
 
 
-def paste(line: str, clone: Path) -> tuple[str, str]:
-    """(the next line, what was printed) of a command as bash runs it in the repo's root."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(["bash", "-c", line], cwd=clone, env=env, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    lines = [text for text in done.stdout.splitlines() if text.startswith("next: ")]
-    return lines[-1].removeprefix("next: ") if lines else "", done.stdout
+def next_of(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("next: ")]
+    return lines[-1].removeprefix("next: ") if lines else ""
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_every_next_line_runs_as_it_is_pasted(name, clone):
-    rows, line, stages = CHAINS[name]
-    merged = clone / "checkpoints" / "mine" / "sft_merged"
-    if name in ("pairs", "labels") and not merged.exists():  # what these two begin with
-        shutil.copytree(clone / "data" / "tiny_qwen3", merged)
-    if name == "labels":
-        turns = [([{"role": "user", "content": r["instruction"]}], r["output"], r["label"]) for r in rows]
-        rows = [{"prompt": p, "completion": [{"role": "assistant", "content": a}], "label": b} for p, a, b in turns]
-    file = clone / ("kto.jsonl" if name == "labels" else f"my rows/{name}.jsonl")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    line, _ = paste(line, clone)
+def test_every_next_line_runs_as_it_is_pasted(name, paste):
+    rows, first, stages = CHAINS[name]
+    file = paste.folder / "my rows" / f"{name}.json"
+    if rows:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    start = first.format(file=f"my\\ rows/{name}.json")
+    line = next_of(paste(f"python scripts/{start} {SHORT.get(first[:2], '')}"))
     for number in stages:
         assert line.startswith(f"python scripts/{number}_"), line
-        # tests only make it shorter: a training stage of its own accord runs for an epoch
-        short = f" {SMALL} --dtype float32 --eval-steps 2" if number in ("20", "40", "41") else ""
-        line, _ = paste(line + short, clone)
-    assert line == "" or name in ("pairs", "labels")
+        line = next_of(paste(f"{line} {SHORT.get(number, '')}"))
+    assert stages[-1] != "72" or line == ""

@@ -216,8 +216,8 @@ FAULTS = {
     ),
     "no format": (
         "a.csv",
-        "问题,答案\n甲,乙\n".encode(),
-        "no format is known by the columns 问题, 答案; fix: --rename",
+        "题面,说法\n甲,乙\n".encode(),
+        "no format is known by the columns 题面, 说法; fix: --rename",
     ),
     "gbk JSONL": ("a.jsonl", lines(GOOD).decode().encode("gbk"), "a.jsonl:1: not UTF-8, probably gbk; fix: iconv"),
     "gbk array": (
@@ -435,9 +435,9 @@ def test_unknown_keys_of_messages_and_labels_that_judge_nothing_are_listed():
 
 # what a column holds, row by row -> what is read: g(ood), b(ad), n(either), - no label, ! refused
 LABELS = {
-    ("label", "true/false"): ([True, False, None, "", True], "gb--g"),
+    ("label", "true/false"): ([True, False, None, "", "True"], "gbnng"),
     ("label", "numbers"): ([1, 0, 1.0, "0", "-1"], "gbgbb"),
-    ("label", "words"): (["good", "Bad", "好", "差", "👎"], "gbgbb"),
+    ("label", "words"): (["good", "Bad", "好", "差", "👎", "neutral"], "gbgbbn"),
     ("label", "something else"): (["诚实", "诙谐"], "--"),
     ("label", "one that says nothing"): (["good", "bad", "perhaps"], "gb!"),
     ("label", "classes"): ([0, 1, 2], "bg!"),
@@ -445,6 +445,8 @@ LABELS = {
     ("kto_tag", "of LLaMA-Factory"): ([True, False, "true"], "gbg"),
     ("feedback", "words"): (["赞", "踩", "yes", "no"], "gbgb"),
     ("rating", "five stars"): ([5, 4, 3, 2, 1, "5", 3.5, 4.5], "ggnbbgng"),
+    ("rating", "drawn stars"): (["★★★★☆", "⭐", "3/5", "2 stars", "5星"], "gbnbg"),
+    ("thumbs", "drawn"): (["👍", "👎", "👍🏻", "👎🏿", "👍️"], "gbgbg"),
     ("rating", "two thumbs"): ([1, 0, 1], "gbg"),
     ("rating", "ones"): ([1, 1], "!!"),
     ("rating", "of ten"): ([1, 9, 10], "!!!"),

@@ -199,6 +199,25 @@ def test_reasoning_and_tools_go_through_every_stage(qwen3, tmp_path, capsys):  #
     rows = read_jsonl(written, "generation")
     assert len(rows) == 8 and all(row["tools"] == [WEATHER] for row in rows)
 
+    capsys.readouterr()
+    few_texts = ["--probe-rows", 4, "--greedy-rows", 1, "--greedy-tokens", 4, "--dtype", "float32"]
+    merged = ["--adapter", tmp_path / "sft", "--probe-file", files["sft"], "--output-dir", tmp_path / "merged"]
+    run("22_merge_adapter", "--task", "chat", *merged, *few_texts)
+    parity = ["--adapter", tmp_path / "sft", "--merged", tmp_path / "merged", "--rows-file", files["sft"]]
+    parity += ["--max-prompts", 1, "--max-new-tokens", 4, "--output-file", tmp_path / "parity.json"]
+    run("23_check_parity", "--task", "chat", "--server", "none", *parity)
+    said = capsys.readouterr().out
+    assert "tokens, rows, thinking on: training = hf in 8 of 8 rows" in said and "thinking off: training" not in said
+    other = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "上海"}}}
+    calls = {key: [assistant("", tool_calls=[call])] for key, call in (("chosen", CALL), ("rejected", other))}
+    (tmp_path / "pref_val.jsonl").write_bytes(
+        lines(*({"prompt": row["prompt"][:1], "tools": [WEATHER], **calls} for row in tool_rows(4)["pref"]))
+    )
+    card = ["--model", tmp_path / "reward", "--bootstrap", 20, "--output", tmp_path / "card", "--dtype", "float32"]
+    card += ["--train-file", files["pref"], "--val-file", tmp_path / "pref_val.jsonl", "--max-length", 900]
+    run("32_evaluate_reward", "--task", "chat", "--enable-thinking", *card)
+    assert "equal scores" not in (tmp_path / "card.md").read_text(encoding="utf-8")  # the calls are read
+
     for name, kind in (
         ("20_train_sft", "sft"),
         ("40_train_dpo", "pref"),

@@ -198,6 +198,10 @@ WRONG = {
         {"messages": [user("问"), assistant("<think>想</think>答", reasoning="想")]},
         "holds reasoning twice",
     ),
+    "reasoning that never ends": (
+        {"messages": [user("问"), assistant("<think>想")]},
+        "opens <think> and never closes it",
+    ),
     "reasoning of a user": (
         {"messages": [{**user("问"), "reasoning": "想"}, assistant("答")]},
         "messages[0] is user and holds reasoning",
@@ -343,3 +347,23 @@ def test_trl_gets_tools_and_calls_without_keys_that_are_null(qwen3):
         assert [label != -100 for label in trained["labels"]] == [kind == "trained" for kind in shown.kinds]
     text = tokenizer.decode(trainer.train_dataset[0]["input_ids"])
     assert '"name": "get_weather"' in text and "<tool_response>\n晴，28度\n</tool_response>" in text
+
+
+def test_stages_22_and_23_read_a_row_with_its_tools(qwen3):
+    """What they render is what was trained: each text begins with the tools, and ends with the calls of the answer."""
+    from common.evaluation.parity import chain, prompt_ids, question
+    from common.merging import probe_texts
+
+    tokenizer = load_tokenizer(str(qwen3))
+    row = {"prompt": [ASK], "completion": [TOOL_TALK[1]], "tools": [WEATHER]}
+    pair = {"prompt": [ASK], "chosen": [TOOL_TALK[1]], "rejected": [assistant("不知道。")], "tools": [WEATHER]}
+    (trained,) = trained_texts(row, "template", tokenizer)
+    score_texts = stage("22_merge_adapter").score_texts
+    for text in (*probe_texts(tokenizer, [row]), score_texts(tokenizer, [pair])[0]):
+        assert text.startswith("<|im_start|>system\n# Tools") and text.endswith(f"{trained}\n")
+    asked = tokenizer.decode(prompt_ids(tokenizer, row, True))
+    assert asked.startswith("<|im_start|>system\n# Tools") and question("m", row)["tools"] == [WEATHER]
+    other = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+    plain = {"prompt": [user("问")], "completion": [assistant("答")]}
+    assert chain(row, plain)["tools"] == [WEATHER] and "tools" not in chain(plain, plain)
+    assert chain(row, row | {"tools": [WEATHER, other]})["tools"] == [WEATHER, other]

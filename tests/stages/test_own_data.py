@@ -2,12 +2,15 @@
 of docs/DATA.md."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 from tasks.chat.files import read_file
 from test_chat import assistant, lines, prepare, rows_of, user  # noqa: F401 (prepare is a fixture)
+from test_messages import CONVERTED
 
 SYSTEM = {"role": "system", "content": "简短。"}
 A_PAIR = {"query": "再问", "response": "再答", "history": [["先问", "先答"]], "system": "简短。"}
@@ -72,11 +75,65 @@ DIALECTS = {
         assistant("答"),
     ),
     "pairs": ({"question": "问", "chosen": "答", "rejected": "否"}, [user("问")], (assistant("答"), assistant("否"))),
+    "pairs (implicit prompt)": (
+        {"chosen": [user("问"), assistant("答")], "rejected": [user("问"), assistant("否")]},
+        [user("问")],
+        (assistant("答"), assistant("否")),
+    ),
     "prompt": (
         {"prompt": "再问", "history": [{"user": "先问", "assistant": "先答"}]},
         [user("先问"), assistant("先答"), user("再问")],
         None,
     ),
+    "question + context/answer": (
+        {"question": "他是谁？", "context": "李白，诗人。", "answer": "诗人"},
+        [user("他是谁？\n李白，诗人。")],
+        assistant("诗人"),
+    ),
+    "ultrachat": (
+        {"data": ["先问", "先答", "再问", "再答"]},
+        [user("先问"), assistant("先答"), user("再问")],
+        assistant("再答"),
+    ),
+    "transcript": (
+        {"instruction": "Human:先问\nAssistant:先答\nHuman:再问\nAssistant:", "input": "", "output": "再答"},
+        [user("先问"), assistant("先答"), user("再问")],
+        assistant("再答"),
+    ),
+    "transcript pairs": (
+        {"chosen": "\n\nHuman: 问\n\nAssistant: 答", "rejected": "\n\nHuman: 问\n\nAssistant: 否"},
+        [user("问")],
+        (assistant("答"), assistant("否")),
+    ),
+}
+# name -> (the key that is left out, or holds a number; what a row with an odd order of turns holds instead)
+BROKEN = {
+    "alpaca": ("output", {}),
+    "prompt/completion": ("completion", {}),
+    "messages": ("messages", {"messages": [user("问"), user("再"), assistant("答")]}),
+    "sharegpt": (
+        "conversations",
+        {"conversations": [{"from": "gpt", "value": "答"}, {"from": "human", "value": "问"}]},
+    ),
+    "firefly": ("conversation", {"conversation": [{"human": "问"}, {"assistant": "答"}]}),
+    "xtuner": ("conversation", {"conversation": [{"input": "问", "output": "答"}, {"system": "x", "input": "问"}]}),
+    "conversation": ("conversation", {"conversation": [assistant("答"), user("问")]}),
+    "ms-swift": ("response", {}),
+    "ms-swift pairs": ("response", {}),
+    "ms-swift pairs of conversations": ("messages", {"messages": [assistant("答"), user("问")]}),
+    "OpenAI preference": ("non_preferred_output", {"input": {"messages": [user("问"), assistant("答")]}}),
+    "question/answer": ("answer", {}),
+    "instruction/response": ("response", {}),
+    "input/output": ("output", {}),
+    "input/target": ("target", {}),
+    "question/response": ("response", {}),
+    "pairs": ("rejected", {}),
+    "pairs (implicit prompt)": ("chosen", {"chosen": [user("问"), assistant("答"), user("再")]}),
+    "prompt": ("prompt", {}),
+    "question + context/answer": ("answer", {}),
+    "ultrachat": ("data", {"data": ["先问", "先答", "再问"]}),
+    "transcript": ("output", {"instruction": "Human:先问\nHuman:再问\nAssistant:"}),
+    "transcript pairs": ("rejected", {"rejected": "\n\nHuman: 另问\n\nAssistant: 否"}),
 }
 
 
@@ -124,6 +181,71 @@ def test_history_is_read_with_every_prompt(name, row):
     assert convert({**row, "history": HISTORIES[name]}).row["prompt"] == [user("先问"), assistant("先答"), user("再问")]
 
 
+def write_broken(folder) -> list[Path]:
+    """A file for each dialect: a good row, one without a key, one with a number for it, one with an odd order."""
+    found = []
+    for number, (name, (key, odd)) in enumerate(BROKEN.items()):
+        row = DIALECTS[name][0]
+        wrong = [{k: v for k, v in row.items() if k != key}, row | {key: 3}, row | (odd or {"history": [assistant()]})]
+        found.append(folder / f"{number}.jsonl")
+        found[-1].write_bytes(lines(row, *wrong))
+    return found
+
+
+def test_a_missing_key_a_wrong_type_and_an_odd_order_of_every_dialect(tmp_path, run_stage):
+    assert BROKEN.keys() == DIALECTS.keys()
+    files = write_broken(tmp_path)
+    for file, name in zip(files, BROKEN, strict=True):
+        rows, problems, _ = read_file(file, {}, ())
+        assert [(row.line, row.format) for row in rows] == [(1, name)], name
+        assert [problem.line for problem in problems] == [2, 3, 4] and all(p.fix for p in problems), name
+    words = ["--files", *files, "--output-dir", tmp_path / "out"]
+    done = run_stage("17_prepare_chat.py", *words, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    assert f"{3 * len(files)} problems" in done.stderr and re.search(r"0.jsonl:2: .+; fix: .+", done.stderr)
+
+
+def test_parquet_gives_what_jsonl_gives(tmp_path):
+    """In parquet every row has every column and every turn every key, null where there is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for number, (name, (row, _, _)) in enumerate(DIALECTS.items()):
+        if "history" in row:  # a list of lists and a list of objects: both are types that parquet has
+            assert isinstance(row["history"], list)
+        table = pyarrow.Table.from_pylist([row, row | {"category": "诗"}, row])
+        pyarrow.parquet.write_table(table.append_column("x", [[None] * 3]), tmp_path / f"{number}.parquet")
+        rows, problems, _ = read_file(tmp_path / f"{number}.parquet", {}, ("category",))
+        assert problems == [] and [found.line for found in rows] == [1, 2, 3], name
+        expected = convert(row).row
+        for found in rows:
+            assert found.format == name and found.row | {"meta": 0} == expected | {"meta": 0}
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "gb18030", "gbk", "big5", "big5hkscs")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_table_in_any_common_encoding(encoding, tmp_path, capsys):
+    text = "問題,答案\n如何評價李白？,「詩仙」，名不虛傳，讀他的詩要慢一些。\n怎樣學習？,多讀多寫。\n"
+    if encoding not in ("big5", "big5hkscs"):
+        text = "问题,答案\n如何评价李白？,“诗仙”，名不虚传，读他的诗要慢一些。\n怎样学习？,多读多写。\n"
+    (tmp_path / "a.csv").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    rows, problems, _ = read_file(tmp_path / "a.csv", {}, ())
+    assert problems == []
+    cells = [line.split(",") for line in text.splitlines()[1:]]
+    assert [[row.row["prompt"][0]["content"], row.row["completion"][0]["content"]] for row in rows] == cells
+    said = capsys.readouterr().out
+    assert ("is read as" in said.split("read as question")[0].split("a.csv:")[0]) == (not encoding.startswith("utf-8"))
+
+
+@pytest.mark.parametrize("text", ["question,answer\nWas ist müde?,schläfrig – très\n", "question,answer\nqué,año\n"])
+def test_a_table_in_an_encoding_that_is_not_read_is_refused(text, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode("cp1252"))
+    rows, (problem,), _ = read_file(tmp_path / "a.csv", {}, ())
+    assert rows == [] and "UTF-8" in problem.reason and "save" in problem.fix
+
+
 WRONG = {
     "firefly: a missing answer": ({"conversation": [{"human": "问"}]}, "conversation[0].assistant is missing"),
     "firefly: a number": (
@@ -148,6 +270,23 @@ WRONG = {
         {"query": "问", "response": "答", "rejected_response": "答"},
         "chosen and rejected are equal",
     ),
+    "a tree": (
+        {"prompt": {"text": "问", "role": "prompter", "replies": []}},
+        "messages of a tree",
+    ),
+    "a message of a tree": (
+        {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "答"},
+        "messages of a tree",
+    ),
+    "a part of another type": (
+        {"messages": [user("问"), {"role": "assistant", "content": [{"type": "tool_use", "name": "f"}]}]},
+        "a part of the type tool_use",
+    ),
+    "a label of a turn": (
+        {"messages": [user("问"), {**assistant("答"), "label": False}]},
+        "messages[1].label is a label of one turn",
+    ),
+    "a row of weight 0": ({"instruction": "问", "output": "答", "weight": 0}, "weight is 0"),
     "question: no answer": ({"question": "问"}, "question without an answer"),
     "answer: no question": ({"answer": "答"}, "answer without a question"),
     "history: a text": (
@@ -231,8 +370,23 @@ def data_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_table_of_formats_is_that_of_the_code():
-    assert data_table() in (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
+# what a row may hold beside texts; what comes out is checked in test_messages.py and test_chat.py
+HELD = [CONVERTED[name][0] for name in ("a column of reasoning", "a block in the content", "ShareGPT's roles")]
+HELD += [CONVERTED["OpenAI's functions of old"][0], {"messages": CONVERTED["weights"][0]["messages"][:4]}]
+HELD += [{"instruction": "问", "output": "答", "label": False}]
+
+
+def held_table() -> str:
+    rows = ["| a row | what comes out |", "|---|---|"]
+    for row in HELD:
+        out = {key: value for key, value in convert(row).row.items() if key != "meta"}
+        rows.append(f"| `{json.dumps(row, ensure_ascii=False)}` | `{json.dumps(out, ensure_ascii=False)}` |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("table", [data_table, held_table])
+def test_the_tables_of_formats_are_those_of_the_code(table):
+    assert table() in (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
 
 
 def talk(count: int, size: int = 1) -> list[dict]:

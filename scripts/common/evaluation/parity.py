@@ -7,16 +7,18 @@ import re
 SHOWN = 12  # tokens shown on both sides of a difference
 
 
-def render_ids(tokenizer, messages: list[dict], thinking: bool) -> list[int]:
+def prompt_ids(tokenizer, row: dict, thinking: bool) -> list[int]:
     from common.generation import render_prompt
 
-    return tokenizer(render_prompt(tokenizer, messages, thinking), add_special_tokens=False)["input_ids"]
+    text = render_prompt(tokenizer, row["prompt"], thinking, row.get("tools"))
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def chain(one: dict, two: dict) -> dict:
-    """A conversation of two turns."""
+    """A conversation of two turns, with the tools of both."""
     second = [message for message in two["prompt"] if message["role"] != "system"]
-    return {**two, "prompt": one["prompt"] + one["completion"] + second}
+    tools = [*one.get("tools", ()), *(tool for tool in two.get("tools", ()) if tool not in one.get("tools", ()))]
+    return {**two, "prompt": one["prompt"] + one["completion"] + second} | ({"tools": tools} if tools else {})
 
 
 def difference(tokenizer, one: list[int], other: list[int]) -> dict:
@@ -30,7 +32,6 @@ def difference(tokenizer, one: list[int], other: list[int]) -> dict:
 
 def begins_with_answer(tokenizer, ids: list[int], answer: str) -> bool:
     """Nothing but a thinking block, then the answer as it is tokenized alone, then the token that ends a turn?"""
-    answer = answer.split("</think>")[-1].lstrip("\n")  # Qwen3's template writes a block anew
     wanted = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     places = (i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
     return any(re.fullmatch(r"(<think>.*</think>\s*)?", tokenizer.decode(ids[:i]), re.DOTALL) for i in places)
@@ -49,12 +50,18 @@ def greedy(model, ids: list[int], max_new_tokens: int) -> list[int]:
     return output[0, len(ids) :].tolist()
 
 
-def served_answer(url: str, name: str, messages: list[dict], max_new_tokens: int) -> list[int]:
+def question(name: str, row: dict, thinking: bool = False) -> dict:
+    """A row's prompt as a chat endpoint is asked."""
+    tools = {"tools": row["tools"], "tool_choice": "none"} if row.get("tools") else {}
+    return {"model": name, "messages": row["prompt"], "chat_template_kwargs": {"enable_thinking": thinking}} | tools
+
+
+def served_answer(url: str, name: str, row: dict, max_new_tokens: int) -> list[int]:
     """The chat endpoint's greedy answer as tokens."""
     from common.vllm_engine import post
 
-    body = {"model": name, "messages": messages, "max_tokens": max_new_tokens, "return_token_ids": True}
-    body |= {"temperature": 0, "repetition_penalty": 1.0, "chat_template_kwargs": {"enable_thinking": False}}
+    body = question(name, row) | {"max_tokens": max_new_tokens, "return_token_ids": True}
+    body |= {"temperature": 0, "repetition_penalty": 1.0}
     return post(url, "v1/chat/completions", body)["choices"][0]["token_ids"]
 
 

@@ -5,6 +5,7 @@ A dialect is found by the columns of a row. MAPPINGS says for every format what 
 
 import json
 import re
+from collections.abc import Iterable
 
 from common.preflight.finding import Refused
 
@@ -24,15 +25,26 @@ MAPPINGS = {
     "ms-swift pairs of conversations": "what both share -> prompt; messages -> chosen; rejected_messages -> rejected",
     "OpenAI preference": "input.messages -> prompt; preferred_output -> chosen; non_preferred_output -> rejected",
     "message list": "the list of turns: all but the last -> prompt, the last -> completion",
+    "ultrachat": "data: user and assistant take turns; all but the last turn -> prompt, the last -> completion",
+    "transcript": "Human: and Assistant: in the prompt -> turns of prompt; the answer -> completion",
+    "transcript pairs": "Human: and Assistant: -> turns; what both share -> prompt; the last -> chosen, rejected",
 } | {
-    f"{asked}/{answered}": f"{asked} -> prompt; {answered} -> completion"
+    f"{asked}{more}/{answered}": f"{asked}{more} -> prompt; {answered} -> completion"
     for asked in ("question", "query", "instruction", "prompt", "input")
-    for answered in ("answer", "response", "output", "target")
+    for more in ("", " + context")
+    for answered in ("answer", "response", "output", "target", "content")
+}
+CHINESE = {
+    **dict.fromkeys(("问题", "問題", "提问", "提問", "问", "問"), "question"),
+    **dict.fromkeys(("回答", "答案", "答"), "answer"),
+    **{"指令": "instruction", "输入": "input", "輸入": "input", "输出": "output", "輸出": "output"},
+    **{"系统": "system", "系統": "system", "历史": "history", "歷史": "history"},
 }
 BARE = "message list"  # the column under which the reader puts a line that is a list of turns
 QUESTIONS, ANSWERS = ("question", "query", "instruction", "prompt"), ("answer", "response")
 KNOWN = ("messages", "conversations", "completion")  # with one of these a row is no dialect
 TURN_COLUMNS = {"firefly": ("human", "assistant"), "xtuner": ("input", "output")}
+TURN_MORE = {"firefly": (), "xtuner": ("system", "output_with_loss")}
 HISTORY = (
     ("user", "assistant"),
     ("human", "assistant"),
@@ -46,6 +58,7 @@ PLACEHOLDER = re.compile(
     r"<image>|<\|(?:image|audio|video|vision)\w*\|>|^\s*<(?:audio|video)>\s*$|<(audio|video)>(?!.*</\1>)", re.M
 )
 PARTS = ("image_url", "image", "video", "video_url", "audio", "input_audio", "audio_url")
+TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
 def expand(row: dict) -> list[dict]:
@@ -65,6 +78,13 @@ def normalise(row: dict) -> tuple[str | None, dict]:
     given = {key for key, value in row.items() if value is not None}
     if BARE in given:
         return BARE, _renamed(row, {BARE: "messages"})
+    if {"parent_id", "role"} <= row.keys() or (isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]):
+        fix = "write each path from the first question to an answer as a row of its own, with messages"
+        raise Refused("messages of a tree, not a conversation", fix)
+    if found := _transcripts(row, given):
+        return found
+    if "data" in given and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected", "conversation")):
+        return "ultrachat", _renamed(row, {"data": "messages"}) | {"messages": _by_turns(row["data"])}
     if "conversation" in given and given.isdisjoint(KNOWN):
         return _conversation(row)
     if "preferred_output" in given:
@@ -82,6 +102,12 @@ def normalise(row: dict) -> tuple[str | None, dict]:
         if asked == "prompt" and answered == "answer":
             return None, row  # a prompt for RL with the answer that a reward reads
         if answered and asked:
+            if {"A", "B", "C", "D"} <= given:
+                fix = "write the options into the question; --rename A=other leaves them out"
+                raise Refused("a question whose options A, B, C, D stand in columns of their own", fix)
+            if isinstance(row.get("context"), str) and row["context"] and not row.get("input"):
+                names = {asked: "instruction", "context": "input", answered: "output"}
+                return f"{asked} + context/{answered}", _renamed(row, names)
             to = "output" if asked == "instruction" else "completion"
             names = {asked: "instruction" if asked == "instruction" else "prompt", answered: to}
             return f"{asked}/{answered}", _renamed(row, names)
@@ -91,8 +117,9 @@ def normalise(row: dict) -> tuple[str | None, dict]:
             raise Refused(
                 f"{asked} without an answer", "add the column answer; prompts for RL stand under the name prompt"
             )
-    if given >= {"input", "target"} and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected")):
-        return "input/target", _renamed(row, {"input": "prompt", "target": "completion"})
+    target = next((key for key in ("target", "content") if key in given), None)
+    if target and "input" in given and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected")):
+        return f"input/{target}", _renamed(row, {"input": "prompt", target: "completion"})
     if "output" in given and "instruction" not in row and given.isdisjoint((*KNOWN, "chosen", "rejected")):
         asked = next((key for key in ("question", "query", "prompt", "input") if key in given), None)
         if asked:
@@ -107,10 +134,53 @@ def normalise(row: dict) -> tuple[str | None, dict]:
 def _aliased(row: dict) -> dict:
     """Columns under the usual name where that is not there: system_prompt as system, Dolly's context as input."""
     names = {"system_prompt": "system"} if row.get("system") is None else {}
-    if row.get("context") and not row.get("input") and "instruction" in row:
+    if row.get("context") and not row.get("input") and "instruction" in row and "output" in row:
         names["context"] = "input"
     names = {old: new for old, new in names.items() if isinstance(row.get(old), str)}
     return _renamed(row, names) if names else row
+
+
+def chinese_names(columns: Iterable[str]) -> dict[str, str]:
+    """Chinese names of columns -> the usual ones, where those are not there."""
+    names: dict[str, str] = {}
+    for column in columns:
+        if (usual := CHINESE.get(column)) and usual not in columns and usual not in names.values():
+            names[column] = usual
+    return names
+
+
+def _transcripts(row: dict, given: set[str]) -> tuple[str, dict] | None:
+    """A row whose prompt, or both sides of a pair, are conversations written as one text; None for any other."""
+    if {"chosen", "rejected"} <= given and given.isdisjoint(("prompt", "instruction", "messages", "conversations")):
+        sides = {key: _transcript(row[key]) for key in ("chosen", "rejected")}
+        return ("transcript pairs", row | sides) if all(sides.values()) else None
+    asked = next((key for key in ("prompt", "instruction") if key in given), None)
+    turns = _transcript(row.get(asked)) if asked and not {"input", "history"} & {k for k in given if row[k]} else None
+    if not turns or turns[-1] != {"role": "assistant", "content": ""}:
+        return None
+    answered = next((key for key in ("completion", "output", "response") if key in given), None)
+    if asked == "instruction" and not answered and "chosen" not in given:
+        return None
+    names = {asked: "prompt"} | ({answered: "completion"} if answered and "chosen" not in given else {})
+    row = {key: value for key, value in row.items() if key not in ("input", "history")}  # both are empty
+    return "transcript", _renamed(row, names) | {"prompt": turns[:-1]}
+
+
+def _transcript(text) -> list[dict] | None:
+    """The turns of "Human: ... Assistant: ...", each on lines of its own (HH-RLHF, BELLE); None for any other text."""
+    if not isinstance(text, str) or not (start := re.match(r"(\n*)Human:", text)):
+        return None
+    gap = "\n\n" if start[1] == "\n\n" else "\n"
+    _, *parts = re.split(rf"{gap}(Human|Assistant):", gap + text.lstrip("\n"))
+    roles = [{"Human": "user", "Assistant": "assistant"}[name] for name in parts[::2]]
+    turns = [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
+    return turns if "assistant" in roles else None
+
+
+def _by_turns(texts) -> list[dict]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Refused("data is not a list of texts", 'write ["question", "answer", ...], or messages')
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
 
 
 def _openai_pair(row: dict) -> dict:
@@ -141,12 +211,14 @@ def _conversation(row: dict) -> tuple[str, dict]:
             if number:
                 raise Refused(f"{place}.system: a system text in the middle", "move it to the first turn")
             messages.append({"role": "system", "content": _text(turn["system"], f"{place}.system")})
-        if more := [key for key in turn if key not in (*columns, *(("system",) if name == "xtuner" else ()))]:
+        if more := [key for key in turn if key not in (*columns, *TURN_MORE[name])]:
             raise Refused(f"{place} holds {', '.join(map(str, more))}, which is not read here", "take the key out")
         for role, key in zip(("user", "assistant"), columns, strict=True):
             if key not in turn:
                 raise Refused(f"{place}.{key} is missing", "write both the question and the answer of every turn")
             messages.append({"role": role, "content": _text(turn[key], f"{place}.{key}")})
+        if "output_with_loss" in turn:
+            messages[-1]["weight"] = turn["output_with_loss"]
     return name, _renamed(row, {"conversation": "messages"}) | {"messages": messages}
 
 
@@ -202,6 +274,8 @@ def text_of_parts(parts: list, place: str) -> str | None:
             fix = "leave the row out (--skip-bad does): only text is trained here"
             raise Refused(f"{place} holds a part of the type {media}, which is no text", fix)
         text = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if isinstance(part, dict) and part.get("type") not in TEXT_PARTS:
+            raise Refused(f"{place} holds a part of the type {part['type']}", "write text and reasoning only")
         if not isinstance(text, str):
             return None
         texts.append(text)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.preflight.finding import Finding, Refused
-from tasks.chat.dialects import expand
+from tasks.chat.dialects import chinese_names, expand
 from tasks.chat.labels import scales
-from tasks.chat.rows import convert, read_cells, read_rows, without_empty
+from tasks.chat.rows import TABLES, convert, read_cells, read_rows, without_empty
 
 
 def read_file(path: Path, renames: dict[str, str], kept: tuple[str, ...]) -> tuple[list, list, dict]:
@@ -18,10 +18,13 @@ def read_file(path: Path, renames: dict[str, str], kept: tuple[str, ...]) -> tup
     renames: column -> the name it is read by. kept: columns that go into meta.
     """
     found, problems = read_rows(path)
-    is_table = path.suffix in (".csv", ".tsv")
-    rows, named, unknown = [], [], defaultdict(list)
+    is_table = path.suffix.lower() in TABLES
+    rows, named, unknown, aliases = [], [], defaultdict(list), {}
     for line, raw in found:
-        row = {renames.get(key, key): value for key, value in raw.items()}
+        names = chinese_names([renames.get(key, key) for key in raw if key not in kept])
+        aliases |= names
+        names = names | renames
+        row = {names.get(key, key): value for key, value in raw.items()}
         if len(row) < len(raw):
             problems.append(Finding(path, line, "--rename gives two columns one name", "rename the other one too"))
             continue
@@ -54,6 +57,8 @@ def read_file(path: Path, renames: dict[str, str], kept: tuple[str, ...]) -> tup
         problems.append(Finding(path, 0, "the file holds no rows", "name another file"))
     for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
         print(f"notice: {path.name} has no column {name!r} that --rename names")
+    if aliases:
+        print(f"notice: {path.name}: " + ", ".join(f"{old} is read as {new}" for old, new in aliases.items()))
     read = {line for line, _ in found}
     facts = {
         "rows": len(found) + sum(problem.line > 0 for problem in problems if problem.line not in read),

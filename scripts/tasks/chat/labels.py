@@ -2,7 +2,8 @@
 a row.
 
 Words and 1/0 are read by one table. Whole or half stars of five: 4 and 5 are good, 1 and 2 bad, what lies between is
-left out. A scale belongs to the file, not to the row: 1 is good where the others are 0, and bad where the others are 5.
+left out, and so is an empty label among others. A scale belongs to the file, not to the row: 1 is good where the others
+are 0, and bad where the others are 5.
 """
 
 import re
@@ -21,14 +22,20 @@ GOOD = {
     *("true", "1", "good", "yes", "y", "up", "thumbs_up", "thumbsup", "like", "liked", "upvote"),
     *("desirable", "chosen", "positive", "👍", "好", "好评", "是", "对", "赞", "点赞", "满意"),
 }
+HOW_DRAWN = re.compile("[\ufe00-\ufe0f\U0001f3fb-\U0001f3ff]")  # of an emoji: its style, its skin
+NEITHER = {"neutral", "none", "null", "nan", "unrated", "中立", "中评", "一般"}
 MOST_STARS, GOOD_FROM, BAD_UP_TO = 5, 4, 2
 
 
 def word_of(value) -> str:
-    """A value as it is looked up: True -> "true", 1.0 -> "1", "Thumbs Up" -> "thumbs_up"."""
+    """A value as it is looked up: True -> "true", 1.0 -> "1", "Thumbs Up" -> "thumbs_up", ★★★☆☆ and 3/5 -> "3"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    word = re.sub(r"(?<=\w)[ -](?=\w)", "_", str(value).strip().lower())
+    word = HOW_DRAWN.sub("", str(value)).strip().lower()
+    if stars := re.fullmatch("([★⭐]{1,5})☆*", word):
+        return str(len(stars[1]))
+    word = re.sub(r"^([0-9.]+) ?(?:/ ?5|stars?|颗?星)$", r"\1", word)
+    word = re.sub(r"(?<=\w)[ -](?=\w)", "_", word)
     return re.sub(r"(?<=[0-9])\.0+$", "", word)
 
 
@@ -63,6 +70,7 @@ def judge(row: dict, columns: dict[str, str]) -> tuple[str | None, set[str]]:
     """(good, bad, neither, or None where the row is not labelled; the columns read). Raises Refused where a label
     cannot be read."""
     verdicts = {}
+    there = {key for key in columns if key in row}
     for key, scale in columns.items():
         word = word_of(row[key]) if row.get(key) is not None else ""
         if not word:
@@ -74,11 +82,11 @@ def judge(row: dict, columns: dict[str, str]) -> tuple[str | None, set[str]]:
         if scale == "stars":
             stars = _number(word)
             verdicts[key] = "good" if stars >= GOOD_FROM else "bad" if stars <= BAD_UP_TO else "neither"
-        elif word in GOOD | BAD:
-            verdicts[key] = "good" if word in GOOD else "bad"
+        elif word in GOOD | BAD | NEITHER:
+            verdicts[key] = "good" if word in GOOD else "bad" if word in BAD else "neither"
         else:
             raise Refused(f"{key} is {row[key]!r}, which says neither good nor bad", other)
     if len(set(verdicts.values())) > 1:
         said = " and ".join(f"{key} {row[key]!r}" for key in verdicts)
         raise Refused(f"the labels contradict each other: {said}", "correct one, or rename one to leave it unread")
-    return next(iter(verdicts.values()), None), set(verdicts)
+    return next(iter(verdicts.values()), "neither" if there else None), there

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from tasks import chat
 from tasks.chat.dialects import BARE, QUESTIONS, history_of, normalise, refuse_media
-from tasks.chat.labels import judge, scales
+from tasks.chat.labels import WORDS, judge, scales
 from tasks.chat.turns import REASONING, TURN_KEYS, reasoning_of, tools_of, turns_of
 
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
@@ -47,7 +48,11 @@ COLUMNS = (  # by format; a pair takes its prompt from any
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,15})?")  # 007 is a name
 # file name -> schema of common/schemas.py
 SCHEMAS = {"sft": "sft", "pref": "preference", "prompts": "prompts", "kto": "kto"}
+TABLES = (".csv", ".tsv")
 OTHER_FILES = (".xlsx", ".xls", ".docx")
+# name -> codec, the table whose order has the common characters first, the last first byte of those
+LEGACY = {"GB18030": ("gb18030", "gb2312", b"\xd7"), "Big5": ("big5hkscs", "big5", b"\xc6")}
+FEWEST_COMMON = 0.4  # of the characters; in the wrong encoding it is less
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,15 @@ Rows = tuple[list[tuple[int, dict]], list[Finding]]
 
 def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
     """The rows of a file, whatever it is. Parquet counts rows instead of lines. max_line_bytes: of a line of JSONL."""
-    if path.suffix == ".txt" and path.is_file():
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and path.is_file():
         return [], [Finding(path, 0, "a text file holds no rows", "scripts/18_prepare_text.py reads plain text")]
-    if path.suffix in OTHER_FILES and path.is_file():
-        return [], [Finding(path, 0, f"{path.suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
-    is_table = path.suffix in (".csv", ".tsv")
+    if suffix in OTHER_FILES and path.is_file():
+        return [], [Finding(path, 0, f"{suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
+    is_table = suffix in TABLES
     if (problem := unreadable(path)) and not (is_table and "UTF-16" in problem.reason):
         return [], [problem]
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return _parquet(path)
     if is_table:
         try:
@@ -89,7 +95,7 @@ def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
         return read_array(path, wrap=BARE)
     if start == b"{" and (raw := _instances(path)):
         return read_array(path, raw)
-    if start == b"{" and path.suffix == ".json" and (problem := _one_object(path)):
+    if start == b"{" and suffix == ".json" and (problem := _one_object(path)):
         return [], [problem]
     rows, problems = [], []
     for line, row, findings in scan_jsonl(path, max_line_bytes=max_line_bytes, wrap=BARE):
@@ -128,7 +134,7 @@ def _instances(path: Path) -> bytes | None:
 
 
 def decode_any(path: Path, raw: bytes) -> str:
-    """UTF-8, UTF-16 with its mark, or GB18030, as spreadsheets write them. Raises DataError."""
+    """UTF-8, UTF-16 with its mark, GB18030 or Big5, as spreadsheets write them. Raises DataError."""
     if raw.startswith(UTF16):
         try:
             text = raw.decode("utf-16")
@@ -139,14 +145,26 @@ def decode_any(path: Path, raw: bytes) -> str:
     try:
         return decode_text(path, raw)
     except DataError as error:
-        if "probably gbk" not in error.findings[0].reason:
+        if not error.findings[0].reason.startswith("not UTF-8"):
             raise
-        try:
-            text = raw.decode("gb18030")
-        except UnicodeDecodeError:
-            raise error from None
-    print(f"notice: {path.name} is read as GB18030")
+    found = [(share, name, text) for name in LEGACY for share, text in _as_legacy(raw, name)]
+    if not found or max(found)[0] < FEWEST_COMMON:
+        raise DataError([Finding(path, 0, "neither UTF-8 nor GB18030 nor Big5", "save the file as UTF-8")])
+    _, name, text = max(found)
+    print(f"notice: {path.name} is read as {name}")
     return text
+
+
+def _as_legacy(raw: bytes, name: str) -> list[tuple[float, str]]:
+    """[(share of its characters that are common ones by that encoding's own order, the text)], [] where it is none."""
+    codec, ordered, last = LEGACY[name]
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return []
+    chars = [char for char in text[:20_000] if char > "\x7f" and unicodedata.category(char)[0] not in "PZ"]
+    codes = [char.encode(ordered, "ignore") for char in chars]
+    return [(sum(code[:1] <= last for code in codes if code) / max(len(chars), 1) if chars else 1.0, text)]
 
 
 def _one_object(path: Path) -> Finding | None:
@@ -172,7 +190,7 @@ def _table(path: Path, text: str) -> Rows:
     text."""
     csv.field_size_limit(1 << 30)
     head = text.lstrip().partition("\n")[0]
-    delimiter = "\t" if path.suffix == ".tsv" or ("\t" in head and "," not in head) else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head) else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, problems, header, line = [], [], None, 1
     try:
@@ -288,15 +306,19 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
         raise Refused(f"no format is known by the columns {columns}", fix)
 
-    if name in ("alpaca", "prompt/completion") and (more := reasoning_of(given)):
+    more = reasoning_of(given) if name in ("alpaca", "prompt/completion") else {}
+    if more:
         parts["completion"][-1] = {**parts["completion"][-1], **more}
-        used = used | set(REASONING)
     if tools := tools_of(given):
         parts["tools"] = tools
-    used = used | {"tools", "functions"}
+    for key in ("weight", "loss_weight"):
+        if isinstance(given.get(key), int | float) and given[key] == 0:
+            fix = f"leave the row out (--skip-bad does); --rename {key}=other leaves the column unread"
+            raise Refused(f"{key} is 0: nothing of the row is to be trained", fix)
+    used = used | {"tools", "functions"} | {key for key in REASONING if more or not given.get(key)}
     label = None
     if kind == "sft":
-        label, read = judge(given, scales([given]) if labels is None else labels)
+        label, read = judge(row, scales([given]) if labels is None else labels)
         used = used | read
     if label:
         if name in ("messages", "sharegpt") and turns[-1].get("weight", 1) == 0:
@@ -317,6 +339,10 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         turns = given.get(key) if isinstance(given.get(key), list) else []
         if key == "history":  # objects of question and answer are read whole
             turns = [turn for turn in turns if isinstance(turn, dict) and {"role", "from"} & turn.keys()]
+        if judged := next(
+            (f"{key}[{n}].{name}" for n, turn in enumerate(turns) for name in WORDS if _is_set(turn, name)), None
+        ):
+            raise Refused(f"{judged} is a label of one turn", "write a row for each labelled answer, label as a column")
         unused += dict.fromkeys(
             f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
         )
@@ -352,6 +378,10 @@ def _alpaca(given: dict) -> list[dict]:
     _needed(given, "instruction")
     system = _system(given)
     return _begin(given, chat.messages(given | {"history": []})[len(system) :])
+
+
+def _is_set(turn, key: str) -> bool:
+    return isinstance(turn, dict) and turn.get(key) is not None
 
 
 def _answer(value, key: str) -> list[dict]:

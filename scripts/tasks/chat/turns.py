@@ -6,7 +6,7 @@ tool_calls and function_call, ShareGPT's roles function_call and observation, ms
 
 import json
 
-from common.conversations import CLOSES
+from common.conversations import CLOSES, OPENS
 from common.preflight.finding import Refused
 from tasks.chat.dialects import text_of_parts
 
@@ -19,9 +19,10 @@ ROLES = {
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
+THOUGHTS = ("reasoning", "thinking")  # types of parts
 MEDIA = ("images", "audio", "audios", "videos")
-WEIGHTS = ("weight", "loss", "train", "loss_weight")  # 0 or false: the turn is not to be trained
-TURN_KEYS = ("role", "content", "from", "value", *REASONING, *CALLS, "tool_call_id", "name", *WEIGHTS)
+WEIGHTS = ("weight", "loss", "train", "trainable", "loss_weight")  # 0 or false: the turn is not to be trained
+TURN_KEYS = ("role", "content", "from", "value", "text", *REASONING, *CALLS, "tool_call_id", "name", *WEIGHTS)
 CALL = 'write {"name": "...", "arguments": {...}}'
 
 
@@ -39,7 +40,8 @@ def turns_of(value, key: str) -> list[dict]:
         place = f"{key}[{number}]"
         if not isinstance(turn, dict):
             raise Refused(f"{place} is not an object", 'write {"role": ..., "content": ...}')
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        role = turn.get("role", turn.get("from"))
+        content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
         known = ROLES.get(role.lower()) if isinstance(role, str) else None
         if known is None:
             what = "has no role" if role is None else f"has the unknown role {role!r}"
@@ -53,13 +55,21 @@ def turns_of(value, key: str) -> list[dict]:
                 more = _weight(turn, place, "assistant")
                 turns.append({"role": "assistant", "content": "", "tool_calls": calls, **more})
             continue
-        more = _more(turn, place, known)
         if isinstance(content, list):
-            content = text_of_parts(content, place)
+            thoughts = [part for part in content if isinstance(part, dict) and part.get("type") in THOUGHTS]
+            content = text_of_parts([part for part in content if part not in thoughts], place)
+            if thoughts:
+                said = (part.get(part["type"], part.get("text")) for part in thoughts)
+                turn = {"reasoning": "\n".join(text for text in said if isinstance(text, str))} | turn
+        elif isinstance(content, dict) and known == "tool":  # what a function gave back
+            content = json.dumps(content, ensure_ascii=False)
+        more = _more(turn, place, known)
         if content is None and "tool_calls" in more:
             content = ""
         if not isinstance(content, str):
             raise Refused(f"{place} has no text", "write the text as a string")
+        if known == "assistant" and content.lstrip().startswith(OPENS) and CLOSES not in content:
+            raise Refused(f"{place} opens {OPENS} and never closes it", f"add {CLOSES} and the answer, or leave it out")
         if "reasoning_content" in more and CLOSES in content:
             raise Refused(f"{place} holds reasoning twice: in a key of its own and in <think>", "keep one of them")
         turns.append({"role": known, "content": content} | more)
@@ -81,7 +91,7 @@ def tools_of(row: dict) -> list[dict]:
 
 def reasoning_of(row: dict) -> dict:
     """The reasoning of a row's only answer, where it stands in a column of its own."""
-    key = next((key for key in REASONING[:2] if isinstance(row.get(key), str) and row[key].strip()), None)
+    key = next((key for key in REASONING if isinstance(row.get(key), str) and row[key].strip()), None)
     return {"reasoning_content": row[key]} if key else {}
 
 
