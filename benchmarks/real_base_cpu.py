@@ -2,9 +2,10 @@
 
 Both train the same LoRA on the same rows, of about --length tokens, half of them answer, with the same batch, rate and
 steps, in turn, several rounds. Everything else of trl is as it comes; its bfloat16 mixed precision is turned off,
-because it refuses to start on a CPU. A run of one step and one of all steps are subtracted, so that neither start nor
-end is counted. The time is that of the processor, so that other work on the machine moves it little; the peak is that
-of the whole process, evaluation and probes of stage 20 included. The loss after training is computed by one function.
+because it refuses to start on a CPU. What counts is the processor time between the end of the first step and that of
+the last one, as the progress bars show them: neither start nor end is in it, and other work on the machine moves it
+little. The peak is that of the whole process, evaluation and probes of stage 20 included. The loss after training is
+computed by one function.
 
 Reads   data/weibo/sample_comments.json; --model, such as stage 01 writes
 Writes  a Markdown table on standard output; adapters in a temporary folder
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -46,17 +49,21 @@ def made_rows(tokenizer, length: int, count: int) -> list[dict]:
     return rows
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """(processor seconds, GiB at the peak) of a command."""
+def measured(command: list[str], steps: int) -> tuple[float, float]:
+    """(processor seconds from the end of the first step to that of the last, GiB at the peak) of a command."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            log.seek(0)
-            raise SystemExit(f"{' '.join(command)}\n{log.read()[-4000:]}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log, ended = b"", {}  # step -> processor seconds of the process when its end was shown
+    while part := os.read(child.stdout.fileno(), 1 << 16):
+        log += part
+        for step in re.findall(rb"(\d+)/%d \[" % steps, log[-1000:]):
+            used = psutil.Process(child.pid).cpu_times()
+            ended.setdefault(int(step), used.user + used.system)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode or not {1, steps} <= ended.keys():
+        raise SystemExit(f"{' '.join(command)}\n{log.decode(errors='replace')[-4000:]}")
+    return ended[steps] - ended[1], used.ru_maxrss / 2**20
 
 
 def stage_20(options, folder: Path, output: Path, steps: int) -> list[str]:
@@ -89,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "checkpoints/bases/gemma3-270m"), help="base model folder")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of 8 rows")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of 8 rows, 2 or more")
     parser.add_argument("--rounds", type=int, default=3, help="how often both are run, in turn")
     parser.add_argument("--dtype", default="auto", help="of stage 20 and of the loss")
     options = parser.parse_args()
@@ -110,10 +117,9 @@ def main() -> None:
         write_jsonl(folder / "trl/train.jsonl", [{key: row[key] for key in ("prompt", "completion")} for row in train])
         for number in range(options.rounds):
             for label, command in (("stage 20", stage_20), ("trl sft", trl_sft)):
-                short = measured(command(options, folder, folder / f"{label}_{number}_short", 1))
                 output = folder / re.sub(r"\W", "_", f"{label}_{number}")
-                whole, peak = measured(command(options, folder, output, options.steps))
-                speed = tokens * (options.steps - 1) / (whole - short[0])
+                seconds, peak = measured(command(options, folder, output, options.steps), options.steps)
+                speed = tokens * (options.steps - 1) / seconds
                 results.setdefault(label, []).append((speed, peak, answer_loss(options, output, val)))
                 print(
                     f"round {number + 1}: {label}: {speed:.0f} tokens a processor second, {peak:.1f} GiB, NLL per "

@@ -25,12 +25,13 @@ case "$profile" in
     grpo="--max-steps 40 --batch-size 64 --eval-steps 10 --probe-count 32" weight=0.2 ;;
   small)
     gemma_base
-    sft="$lora --epochs 3 --lr 3e-4 --batch-size 8 --accumulation 2 --eval-steps 40 --eval-rows 64 --probe-count 8
+    sft="$lora --epochs 2 --lr 3e-4 --batch-size 8 --accumulation 2 --eval-steps 27 --eval-rows 64 --probe-count 16
       --probe-tokens 64"
     reward="$lora --epochs 2 --lr 1e-4 --batch-size 8 --eval-steps 10"
     dpo="$lora --epochs 2 --lr 5e-5 --batch-size 8 --eval-steps 10 --probe-count 8 --probe-tokens 64"
     kto=$dpo
-    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 32 --eval-steps 10 --probe-count 16" weight=0.2 ;;
+    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 16 --accumulation 2 --eval-steps 10 --probe-count 16
+      --max-new-tokens 64" weight=0.2 ;;
   4b)
     needs_vllm
     model=Qwen/Qwen3-4B length=1024 prompts=512
@@ -87,4 +88,6 @@ generate grpo --model $models/sft_merged --adapter $models/grpo
 stage 70_score --generations $texts $nll --output-dir $results/scores
 run_python runs/weibo_results.py --generations $texts --scores $results/scores --reward $models/reward \
   --dtype "$dtype" --output $results/inference_comparison_results.jsonl
+run_python runs/weibo_distances.py --generations $texts --output $results/distances.md --train $data/sft_train.jsonl \
+  --people $data/sft_val.jsonl $data/sft_test.jsonl
 compare

@@ -154,10 +154,9 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_dir, settings, inputs, "21_train_sft_plain") as run:
         from functools import partial
 
-        from transformers import Trainer
-
         from common.likelihood import mean_nll
         from common.training.loss_masks import count_trained, trained_sentence
+        from common.training.trl_cpu import LeanTrainer
         from common.training.turn_tokens import train_token_rows
 
         examples, held_out = (
@@ -172,7 +171,7 @@ def main(settings: Settings) -> None:
 
         set_seed(settings.seed)  # here, because the adapter starts from random numbers
         with settings_errors(settings):
-            trainer = Trainer(
+            trainer = LeanTrainer(
                 model=arguments.with_adapter(model, lora, settings),
                 args=config,
                 data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),

@@ -50,6 +50,8 @@ class Settings:
     """of Ollama's answers"""
     top_p: float = 0.95
     """probability mass to draw from"""
+    min_p: float = 0.0
+    """tokens with less than this share of the likeliest one's probability are not drawn"""
 
     # --- run
     output_dir: Path = Path("checkpoints/{task}/gguf")
@@ -83,7 +85,7 @@ def main(settings: Settings) -> None:
         name = Path(model_path).name
         path = settings.output_dir / f"{name}-{settings.type.lower()}.gguf"
         write_gguf(model, tokenizer, path, name, settings.type)
-        text = modelfile(tokenizer, path.name, settings.temperature, settings.top_p)
+        text = modelfile(tokenizer, path.name, settings.temperature, settings.top_p, settings.min_p)
         write_bytes(settings.output_dir / "Modelfile", text.encode())
         print(f"{show_path(path)}: {path.stat().st_size / 1e6:.1f} MB")
 
@@ -129,10 +131,8 @@ def _is_greedy(model, prompt: list[int], answer: list[int]) -> bool:
     import torch
 
     with torch.inference_mode():
-        logits = (
-            model(input_ids=torch.tensor([prompt + answer], device=model.device), use_cache=False).logits[0].float()
-        )
-    logits = logits[len(prompt) - 1 : -1]  # what predicts the answer
+        ids = torch.tensor([prompt + answer], device=model.device)
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
     chosen = logits.gather(-1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
     return bool((logits.amax(-1) - chosen <= TIE).all())
 

@@ -75,6 +75,8 @@ class Settings(ModelSettings):
     """most likely tokens to draw from, 0 = all"""
     top_p: float = 1.0
     """probability mass to draw from"""
+    min_p: float = 0.0
+    """tokens with less than this share of the likeliest one's probability are not drawn, 0 = none"""
     max_new_tokens: int = 96
     """an answer that is longer ends with finish_reason length"""
     batch_tokens: int = 32768
@@ -114,7 +116,7 @@ def run_name(settings: Settings) -> str:
 def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int, done: int = 0):
     """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a
     prompt; done: rows of an earlier run, whose draws a resumed engine must not repeat."""
-    names = ["max_new_tokens", "temperature", "top_k", "top_p"]
+    names = ["max_new_tokens", "temperature", "top_k", "top_p", "min_p"]
     if settings.backend == "hf":
         from common.generation import sample
         from common.models import load_model

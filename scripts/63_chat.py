@@ -50,6 +50,8 @@ class Settings:
     """probability mass to draw from; .9 helps a real base that has seen few chats"""
     top_k: int = 0
     """most likely tokens to draw from, 0 = all"""
+    min_p: float = 0.0
+    """tokens with less than this share of the likeliest one's probability are not drawn, 0 = none"""
     max_new_tokens: int = 128
     """an answer that is longer is cut"""
     seed: int = 42
@@ -135,6 +137,7 @@ def build_app(settings: Settings, task, writers: list):
         temperature: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = settings.temperature
         top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = settings.top_p
         top_k: Annotated[int, Field(ge=0, le=1_000_000)] = settings.top_k
+        min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = settings.min_p
         max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = settings.max_new_tokens
         seed: Annotated[int, Field(ge=0, lt=2**63)] = settings.seed
 
@@ -147,7 +150,7 @@ def build_app(settings: Settings, task, writers: list):
 
     @app.get("/about")
     def about() -> dict:
-        names = ("temperature", "top_p", "top_k", "max_new_tokens", "seed")
+        names = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "seed")
         fields = {name: asdict(field) for name, field in task.FIELDS.items()}
         start = {name: getattr(settings, name) for name in names}
         return {"task": task.name, "models": [writer.name for writer in writers], "fields": fields, "sampling": start}

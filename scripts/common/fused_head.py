@@ -57,8 +57,8 @@ def token_figures(
 ) -> TokenFigures:
     """TokenFigures of `targets` [tokens] after the hidden states [tokens, width], logits divided by `temperature`.
 
-    head: as output_head gives it. A small one, one with a bias, and one that is trained itself are projected as a
-    whole, and autograd does the rest; so is a layer of another kind, such as a quantised one. entropy_learns: the
+    head: as output_head gives it. A small one, one with a bias, and one that a gradient is wanted of are projected as
+    a whole, and autograd does the rest; so is a layer of another kind, such as a quantised one. entropy_learns: the
     entropy has a gradient too, and all is projected.
     """
     weight, rows, indices = _frozen_weight(head)
@@ -90,8 +90,11 @@ def _frozen_weight(head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if isinstance(layer, TrainableTokensLayer):
         rows, indices = trained_rows(layer)
         layer = layer.get_base_layer()
-    is_plain = type(layer) is torch.nn.Linear and layer.bias is None and not layer.weight.requires_grad
-    return (layer.weight if is_plain else None), rows, indices
+    # a base that is only read has weights with requires_grad as well: no gradient is wanted of them then
+    is_plain = type(layer) is torch.nn.Linear and layer.bias is None
+    if not is_plain or (layer.weight.requires_grad and torch.is_grad_enabled()):
+        return None, rows, indices
+    return layer.weight, rows, indices
 
 
 def trained_rows(layer: TrainableTokensLayer) -> tuple[Tensor | None, Tensor | None]:

@@ -173,6 +173,7 @@ def sample(
     top_k: int,
     top_p: float,
     seed: int,
+    min_p: float = 0.0,
     batch_tokens: int = 32768,
     skip=lambda indices: False,
 ) -> Iterator[tuple[int, str, str, int]]:
@@ -189,9 +190,9 @@ def sample(
     order = sorted(range(len(texts)), key=lambda index: len(encoded[index]))
     stops = set(model.generation_config.eos_token_id)
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p or None}
         if temperature > 0
-        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        else {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
     )
     # a model's own defaults, such as Qwen2.5's repetition penalty, would change every figure taken from samples
     sampling |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}

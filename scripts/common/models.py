@@ -304,9 +304,16 @@ def load_model(
     words = how_to_load(dtype, quantize, attn_implementation) | ({"device_map": device_map} if device_map else {})
     loaded = load_strictly(AutoModelForCausalLM, model, dtype, **words)
     align_stop_tokens(loaded, tokenizer)
+    loaded.get_output_embeddings().register_forward_pre_hook(contiguous_input)
     if adapter:
         loaded = attach_adapter(loaded, adapter)
     return loaded if device_map else loaded.to(pick_device())
+
+
+def contiguous_input(module, inputs: tuple) -> tuple:
+    """A hook for the head: torch 2.13 on a CPU copies a frozen weight once for each row of an input [rows, places,
+    width] that is a slice, such as the last places of prompts: 10 GiB for 32 rows of Gemma 3 270M."""
+    return inputs[0].contiguous(), *inputs[1:]
 
 
 def how_to_load(dtype, quantize: str, attn_implementation: str) -> dict:

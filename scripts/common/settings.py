@@ -66,6 +66,7 @@ LIMITS = {
     **dict.fromkeys(("chatml_share", "decay_share", "gamma", "lam", "max_overlap", "teacher_share"), _SHARE),
     **dict.fromkeys(("label_smoothing", "lora_dropout", "test_share", "val_share", "warmup_share"), Limit(below=1)),
     "min_margin": Limit(low=-math.inf),
+    "min_p": Limit(high=1),
     "num_generations": Limit(2),
     "num_samples": Limit(1, 100_000),
     "port": Limit(high=65535),

@@ -138,7 +138,7 @@ def vllm_sample(
 
     All prompts are in the engine at once, which batches them as they come and go, and draws with the seed it was opened
     with: a seed for each prompt costs a third of the speed. `seed` only names the requests. `skip([index])` says that a
-    row need not be run. sampling: temperature, top_k, top_p.
+    row need not be run. sampling: temperature, top_k, top_p, min_p.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest

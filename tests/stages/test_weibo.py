@@ -843,10 +843,50 @@ def test_people_score_high_on_every_reward():
 def test_distances_are_small_for_people_and_large_for_the_bot(sample):
     people = list(weibo.human_comments(held_out=False))
     bots = [clean(comment["content"]) for comment in sample["comments"] if is_bot(comment)]
-    for name in ("length_distance", "punctuation_distance"):
+    for name in weibo.CLASSES:
         measure = weibo.SET_METRICS[name]
         assert measure(list(weibo.human_comments(held_out=True))) == 0
         assert measure(people) < 0.7 * measure(bots), name
+
+
+def test_the_report_of_distances_divides_by_the_base_with_intervals(prepared, sample, tmp_path):
+    """Texts of people come nearer to held-out people than those of the bot, and the interval says so."""
+    people = list(weibo.human_comments(held_out=False))
+    bots = [clean(comment["content"]) for comment in sample["comments"] if is_bot(comment)]
+    (tmp_path / "texts").mkdir()
+    for name, texts in (("base", bots), ("sft", people)):
+        rows = [
+            {"id": f"{i}#0", "prompt_id": f"{i}", "sample": 0, "seed": 0, "prompt": [{"role": "user", "content": "问"}]}
+            | {"completion": text, "reference": None, "model": name, "finish_reason": "stop", "tokens": 1, "meta": {}}
+            for i, text in enumerate(texts[:200])
+        ]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / "texts" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    files = [
+        "--people",
+        prepared / "sft_val.jsonl",
+        prepared / "sft_test.jsonl",
+        "--train",
+        prepared / "sft_train.jsonl",
+    ]
+    output = tmp_path / "distances.md"
+    stage(ROOT / "runs" / "weibo_distances.py", "--generations", tmp_path / "texts", "--output", output, *files)
+    table = output.read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in table.splitlines()}
+    assert len(rows["base"]) == 2 + 2 * len(weibo.CLASSES) and "people, training rows" in rows
+    for place, name in enumerate(weibo.CLASSES):
+        base, times = (
+            re.findall(r"\d+\.\d+", rows[run][2 + 2 * place + shift]) for run, shift in (("base", 0), ("sft", 1))
+        )
+        assert float(base[1]) <= float(base[0]) <= float(base[2]), name
+        assert float(times[2]) < 1, f"{name}: the interval lies below the base's distance"
+
+
+def test_a_comment_of_the_training_split_is_a_near_copy():
+    long = next(text for text in weibo.human_comments(held_out=False) if len(weibo.words(text)) > 30)
+    texts = [long, f"嗯嗯{weibo.words(long)[5:20]}！", "哈" * 30, "[doge]" * 5, "这家的面我还没吃过呢，改天去"]
+    values = weibo.METRICS["near_copy"]([PROMPT] * len(texts), texts, [{}] * len(texts))
+    assert values == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_marks_do_not_overlap_and_lie_in_the_text():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.generation import draw, render_prompt, write_on_cpu
+from common.generation import draw, render_prompt, sample, write_on_cpu
 from common.models import load_model, load_tokenizer
 from conftest import ROOT
 
@@ -45,3 +45,15 @@ def test_a_row_draws_the_same_whether_others_have_ended_or_not():
     every = draw(probs, torch.arange(64), 64)
     torch.manual_seed(1)
     assert torch.equal(draw(probs[rows], rows, 64), every[rows])
+
+
+def test_min_p_cuts_off_the_tail(base):
+    """At 1 only the likeliest token is left, at .3 only tokens with .3 of its probability."""
+    model, tokenizer = base
+    texts = [render_prompt(tokenizer, [{"role": "user", "content": text}]) for text in ("你好", "写一首[五言绝句]")]
+    words = {"max_new_tokens": 12, "top_k": 0, "top_p": 1.0, "seed": 3}
+    greedy, narrow, wide = (
+        sorted(sample(model, tokenizer, texts, temperature=temperature, min_p=min_p, **words))
+        for temperature, min_p in ((0.0, 0.0), (1.0, 1.0), (1.0, 0.0))
+    )
+    assert narrow == greedy != wide

@@ -10,7 +10,14 @@ from peft import LoraConfig, get_peft_model
 from common.merging import compare_weights
 from common.models import load_model, load_tokenizer
 from common.settings import UserError
-from common.training.turn_tokens import check_tokens, look_untrained, train_token_rows, turn_tokens, why_no_stop
+from common.training.turn_tokens import (
+    check_tokens,
+    ends_answers,
+    look_untrained,
+    train_token_rows,
+    turn_tokens,
+    why_no_stop,
+)
 
 BASE = str(Path(__file__).resolve().parents[2] / "data" / "tiny_qwen3")
 TURNS = ["<|im_start|>", "<|im_end|>"]
@@ -44,6 +51,16 @@ def test_auto_trains_the_turn_tokens_that_look_untrained(base, capsys):
     assert lora.trainable_token_indices == [tokenizer.eos_token_id] and "<|im_end|>" in capsys.readouterr().out
     trained = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[2]))
     assert tokenizer.eos_token_id == 2 and why_no_stop(trained, tokenizer) == ""
+
+
+def test_auto_trains_no_row_of_a_model_that_ends_its_answers(base):
+    """Training moves a row less than it lies apart from others, so that it goes on looking untrained."""
+    model, tokenizer = base
+    forget(model, tokenizer, "<|im_start|>")
+    assert look_untrained(model, tokenizer, TURNS) == ["<|im_start|>"] and ends_answers(model, tokenizer)
+    lora = LoraConfig(task_type="CAUSAL_LM")
+    train_token_rows(lora, model, tokenizer, ("auto",))
+    assert lora.trainable_token_indices is None and why_no_stop(model, tokenizer) == ""
 
 
 @pytest.mark.parametrize("words", [("<|im_ende|>",), ("auto", "<|im_end|>"), ("none", "auto")])

@@ -26,7 +26,8 @@ def sampling_notes(generations: Sequence[Path]) -> list[str]:
         if (temperature := drawn.get("temperature")) is None:
             continue
         way = f"temperature {temperature:g}" if temperature else "the likeliest token each time"
-        kept = {"top-p": drawn.get("top_p", 1.0) < 1 and drawn["top_p"], "top-k": drawn.get("top_k", 0)}
+        kept = {"top-p": drawn.get("top_p", 1.0) < 1 and drawn["top_p"], "min-p": drawn.get("min_p", 0)}
+        kept |= {"top-k": drawn.get("top_k", 0)}
         parts = [way, *(f"{name} {value:g}" for name, value in kept.items() if value and temperature)]
         ways.setdefault(", ".join(parts), []).append(file.stem)
     return [f"Sampling: {way}: {', '.join(names)}." for way, names in ways.items()]

@@ -155,7 +155,7 @@ def _cutting_rule(core: dict) -> str:
     raise UserError(f"llama.cpp's name for the patterns {patterns} is not known here; fix: report this tokenizer")
 
 
-def modelfile(tokenizer, file: str, temperature: float, top_p: float) -> str:
+def modelfile(tokenizer, file: str, temperature: float, top_p: float, min_p: float) -> str:
     """An Ollama Modelfile for `file`: the template as rendered turns, the stop token, sampling."""
     system, question, answer = "SYSTEM-TEXT", "USER-TEXT", "ANSWER-TEXT"
 
@@ -177,5 +177,5 @@ def modelfile(tokenizer, file: str, temperature: float, top_p: float) -> str:
     template = "".join(lines) + "{{ .Response }}" + end
     return (
         f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{tokenizer.eos_token}"\n'
-        f"PARAMETER temperature {temperature}\nPARAMETER top_p {top_p}\n"
+        f"PARAMETER temperature {temperature}\nPARAMETER top_p {top_p}\nPARAMETER min_p {min_p}\n"
     )

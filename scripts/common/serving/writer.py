@@ -32,6 +32,7 @@ class Writer:
         from transformers import (
             DynamicCache,
             LogitsProcessorList,
+            MinPLogitsWarper,
             TemperatureLogitsWarper,
             TopKLogitsWarper,
             TopPLogitsWarper,
@@ -47,6 +48,8 @@ class Writer:
             warpers.append(TopKLogitsWarper(sampling["top_k"]))
         if not greedy and sampling["top_p"] < 1:
             warpers.append(TopPLogitsWarper(sampling["top_p"]))
+        if not greedy and sampling["min_p"]:
+            warpers.append(MinPLogitsWarper(sampling["min_p"]))
         device = self.model.device
         generator = torch.Generator(device).manual_seed(sampling["seed"])
 

@@ -20,6 +20,8 @@ from common.training.arguments import require_finite
 from common.training.rewards import check_meta, check_order, load_rewards, score, total
 from common.training.turn_tokens import check_tokens, why_no_stop
 
+KL_NUMBERS = 1 << 24  # logits of each model held at once: 64 tokens of a vocabulary of 262,144
+
 
 def stop_rate(
     model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
@@ -62,12 +64,13 @@ def kl_to_reference(
             prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             ids = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             ids = torch.tensor([ids[: getattr(model.config, "max_position_embeddings", len(ids))]], device=model.device)
-            # what predicts the answer's tokens
-            kept = torch.arange(len(prompt) - 1, ids.size(1) - 1, device=model.device)
-            policy = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
-            with reference_of(model, reference) as start:
-                before = start(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().log_softmax(-1)
-            total += (policy.exp() * (policy - before)).sum().item()
+            places = torch.arange(len(prompt) - 1, ids.size(1) - 1, device=model.device)  # predict the answer's tokens
+            for kept in places.split(max(1, KL_NUMBERS // model.config.get_text_config().vocab_size)):
+                words = {"input_ids": ids[:, : kept[-1] + 1], "use_cache": False, "logits_to_keep": kept}
+                policy = model(**words).logits[0].float().log_softmax(-1)
+                with reference_of(model, reference) as start:
+                    before = start(**words).logits[0].float().log_softmax(-1)
+                total += (policy.exp() * policy.sub(before)).sum().item()
     model.train(was_training)
     return total / max(1, len(answers))
 

@@ -1,6 +1,7 @@
 """Everything of this project that reaches into trl's private methods, written for trl 1.16.0.
 
-On a CPU the trainers of stages 20, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's own.
+On a CPU the trainers of stages 20, 21, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's
+own, that of stage 21 transformers'.
 GRPO also gets batches without padding columns, a rollout that leaves the base's weights as they are, and an order of
 prompts that a resumed run repeats. tests/unit/test_trl_cpu.py fails where another trl is installed or one of the
 methods below has changed.
@@ -16,6 +17,7 @@ import types
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import logsigmoid
+from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
@@ -24,19 +26,23 @@ from common.generation import write_on_cpu
 from common.models import chat_dataset
 from common.settings import UserError
 
+ACTIVATIONS = 1 << 29  # bytes that a pass on a CPU may keep for its backward pass
 
-def use_lean_head(model, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False) -> None:
+
+def use_lean_head(
+    model, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False, always: bool = False
+) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by the project's own.
 
     On a CPU trl's tiles score every position, prompts and padding included, and compute the logits twice. Here only
     positions with a label are projected, once: a small vocabulary as a whole, a large one in slices
     (common/fused_head.py). The loss is the same. Entropy, where only the log would show it, is left at 0;
-    entropy_learns: the loss holds it.
+    entropy_learns: the loss holds it. always: every call with labels is meant, not only trl's.
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
     def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
-        if not fused_lm_head:
+        if not (fused_lm_head or (always and labels is not None)):
             return type(self).forward(self, *args, **({} if labels is None else {"labels": labels}), **kwargs)
         kwargs["use_cache"] = False
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # [rows, longest - 1, hidden]
@@ -82,7 +88,50 @@ class LeanHead:
         super().log(logs, start_time)
 
 
-class LeanSFTTrainer(LeanHead, SFTTrainer):
+def activation_bytes(model) -> int:
+    """About what one token leaves behind for the backward pass, with LoRA on every layer in bfloat16 (docs/SCALING.md);
+    of Gemma 3 270M .7 MiB, measured."""
+    config = model.config.get_text_config()
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return config.num_hidden_layers * (30 * width + 10 * inner)
+
+
+def in_parts(inputs: dict, tokens: int) -> list[dict]:
+    """The rows of a batch in parts of at most `tokens` tokens, padding included, without columns that only pad."""
+    mask, parts = inputs["attention_mask"], []
+    for rows in torch.arange(len(mask)).split(max(1, tokens // mask.size(1))):
+        width = int(mask[rows].any(0).nonzero().max()) + 1
+        parts.append({name: value[rows, :width] for name, value in inputs.items()})
+    return parts
+
+
+class InParts:
+    """Stands before a Trainer whose loss is divided by the labelled tokens of the whole optimizer step. On a CPU the
+    rows of a micro-batch go through the model in parts, so that few activations are kept: the gradients add up to the
+    same, and larger products are no faster there."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        step = super().training_step
+        mask = inputs.get("attention_mask")
+        is_one = self.args.device.type == "cpu" and self.accelerator.num_processes == 1
+        is_sum = num_items_in_batch is not None and not getattr(self, "aux_loss_enabled", False)
+        if not (is_one and is_sum and mask is not None and all(v.shape == mask.shape for v in inputs.values())):
+            return step(model, inputs, num_items_in_batch)
+        parts = in_parts(inputs, ACTIVATIONS // activation_bytes(self.accelerator.unwrap_model(model)))
+        return sum(step(model, part, num_items_in_batch) for part in parts)
+
+
+class LeanTrainer(InParts, Trainer):
+    """transformers' own, for stage 21; on a CPU with the loss of use_lean_head."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            model = self.accelerator.unwrap_model(self.model)
+            use_lean_head(model.get_base_model() if hasattr(model, "get_base_model") else model, always=True)
+
+
+class LeanSFTTrainer(InParts, LeanHead, SFTTrainer):
     def _get_train_sampler(self, train_dataset=None):
         return _seeded(super()._get_train_sampler(train_dataset), self.args.seed)
 

@@ -3,17 +3,26 @@
 A base that never saw a chat has turn tokens that were never trained: their rows lie where those of all unused tokens
 lie, and LoRA on the layers does not move them. Such a model is not able to stop (docs/LOG.md, 2026-11-26). peft's
 trainable_token_indices trains these few rows and nothing else of the embeddings; of a head that shares them, the same.
+
+Training moves such a row less than it lies apart from others: it goes on looking untrained. So a model that ends its
+answers has been trained on turns, however its rows look.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from common.fused_head import row_layers
+from common.generation import render_prompt
+from common.likelihood import nll_of_ids
 from common.models import render
 from common.settings import UserError
 
 ALIKE = 0.95  # cosine to another row from which on a row looks untrained: words reach .85, unused tokens .96 to 1
+ENDS = 0.01  # chance of the turn's end behind an answer, from which on a model has learned it (docs/LOG.md)
+EXCHANGES = (("中国的首都是哪里？", "北京。"), ("说一句话。", "今天天气真好。"), ("What is 1 + 1?", "It is 2."))
 
 
 def turn_tokens(tokenizer) -> list[str]:
@@ -46,6 +55,22 @@ def look_untrained(model, tokenizer, tokens: list[str]) -> list[str]:
     return [token for token, value in zip(tokens, nearest.tolist(), strict=True) if value > ALIKE]
 
 
+def ends_answers(model, tokenizer) -> bool:
+    """Does the model end one of some short answers by itself, with a chance of ENDS or more?"""
+    prompts, ends = [], []
+    for question, answer in EXCHANGES:
+        text = render_prompt(tokenizer, [{"role": "user", "content": question}]) + answer
+        prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ends.append([tokenizer.eos_token_id])
+    return math.exp(-min(nll_of_ids(model, prompts, ends))) > ENDS
+
+
+def untrained_turns(model, tokenizer, tokens: list[str]) -> list[str]:
+    """Those of `tokens` that look untrained, of a model that does not end its answers."""
+    found = look_untrained(model, tokenizer, tokens)
+    return [] if found and ends_answers(model, tokenizer) else found
+
+
 def _embeddings(model):
     layer = model.get_input_embeddings()
     layer = getattr(layer, "token_adapter", layer)
@@ -65,14 +90,14 @@ def check_tokens(words: tuple[str, ...], tokenizer) -> None:
 
 def train_token_rows(lora, model, tokenizer, words: tuple[str, ...]) -> None:
     """Write into `lora` which rows it trains: none, those of `words`, or for auto those of turn tokens that look
-    untrained."""
+    untrained, unless the model ends its answers."""
     if lora is None or words in (("none",), ()):
         return
     if "embed_tokens" in (lora.modules_to_save or []):
         return  # all rows are trained
     if lora.init_lora_weights == "pissa":
         return  # what is saved of it is a difference of two adapters, without rows
-    tokens = look_untrained(model, tokenizer, turn_tokens(tokenizer)) if words == ("auto",) else list(words)
+    tokens = untrained_turns(model, tokenizer, turn_tokens(tokenizer)) if words == ("auto",) else list(words)
     if tokens:
         print(f"trained beside the layers: the embeddings of {' '.join(tokens)}")
         lora.trainable_token_indices = sorted(tokenizer.convert_tokens_to_ids(tokens))
@@ -83,7 +108,7 @@ def why_no_stop(model, tokenizer) -> str:
     there are none."""
     trained = {number for layer in row_layers(model) for rows in layer.token_indices.values() for number in rows}
     tokens = [token for token in turn_tokens(tokenizer) if tokenizer.convert_tokens_to_ids(token) not in trained]
-    if not (tokens := look_untrained(model, tokenizer, tokens)):
+    if not (tokens := untrained_turns(model, tokenizer, tokens)):
         return ""
     return (
         f"notice: the base was never trained on {' '.join(tokens)}, so answers do not end; "

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from common.settings import ROOT
 from tasks.base import Field, RewardExample
-from tasks.text_metrics import distinct, distinct_share, mean_of, named, per_text, ratio_to_range
+from tasks.text_metrics import distinct, distinct_share, mean_of, named, near_copy, per_text, ratio_to_range
 from tasks.weibo import cleaning as weibo_text
 
 DATA = ROOT / "data" / "weibo"
 # what the figures of this module depend on, besides this file: a change of one makes earlier scores stale
 FILES = (DATA / "sample_posts.json", DATA / "sample_comments.json", Path(__file__).with_name("cleaning.py"))
 COPIED_RUN = 8  # characters in a row that a comment shares with the prompt: from here on it is copying
+SHARED_RUN = 10  # the same with a comment of the training split: one of 72 held-out comments of people does
 
 
 # --- from a row to a prompt
@@ -122,6 +123,11 @@ def emoji(text: str, meta: dict) -> float:
     return float(weibo_text.has_emoji(text))
 
 
+def words(text: str) -> str:
+    """Letters, digits and Han characters without emoticons; of a stretch of one character three."""
+    return STRETCH.sub(r"\1\1\1", weibo_text.key(weibo_text.BRACKET_EMOJI.sub("", text)))
+
+
 def overall(prompts, completions, meta, **known) -> list[float]:
     """The mean of length, no_copy and no_repeat; 0 where no_personal, no_assistant or clean fails."""
     parts = (mean_of(length, no_copy, no_repeat), *GATES)
@@ -132,47 +138,53 @@ def overall(prompts, completions, meta, **known) -> list[float]:
 GATES = (no_personal, no_assistant, clean)
 REWARDS = named(length, no_copy, no_repeat, *GATES, overall)
 DEFAULT_REWARDS = ("length", "no_copy", "no_repeat", "clean", "no_assistant", "no_personal")
-METRICS = REWARDS | {"emoji": emoji}
+METRICS = REWARDS | {
+    "emoji": emoji,
+    "near_copy": near_copy(lambda: human_comments(held_out=False), SHARED_RUN, words),
+}
 
 
 # --- of a whole set of texts
-
-
-def _distance(first: Iterable, second: Iterable) -> float:
-    """Total variation distance of two samples of classes: 0 the same shares, 1 nothing in common."""
-    a, b = Counter(first), Counter(second)
-    return sum(abs(a[name] / max(1, a.total()) - b[name] / max(1, b.total())) for name in a.keys() | b.keys()) / 2
 
 
 LENGTH_CLASSES = (2, 5, 10, 20, 40, 80, 140)  # upper ends, in characters
 MARK = re.compile(r"[，。！？；：、～…,.!?;:~\n]|\s")
 
 
-def _length_classes(texts: Iterable[str]) -> list[int]:
-    return [sum(weibo_text.characters(text.strip()) > end for end in LENGTH_CLASSES) for text in texts]
+def length_classes(text: str) -> list[int]:
+    return [sum(weibo_text.characters(text.strip()) > end for end in LENGTH_CLASSES)]
 
 
-def _marks(texts: Iterable[str]) -> list[str]:
+def marks(text: str) -> list[str]:
     """Every punctuation mark; a text without any counts as one mark of its own kind."""
-    return [mark for text in texts for mark in (MARK.findall(text.strip()) or ["none"])]
+    return MARK.findall(text.strip()) or ["none"]
 
 
-def length_distance(completions: list[str]) -> float:
-    """Total variation distance of the lengths (eight classes) from those of held-out human comments."""
-    return _distance(_length_classes(completions), _length_classes(human_comments(held_out=True)))
+def emoticons(text: str) -> list[int]:
+    """How many emoticons and emoji, three for more."""
+    return [min(3, len(weibo_text.BRACKET_EMOJI.findall(text)) + len(weibo_text.PICTURE_EMOJI.findall(text)))]
 
 
-def punctuation_distance(completions: list[str]) -> float:
-    """Total variation distance of the punctuation marks from those of held-out human comments."""
-    return _distance(_marks(completions), _marks(human_comments(held_out=True)))
+# name of a distance -> f(text) -> the classes that are counted of it
+CLASSES = {"length_distance": length_classes, "punctuation_distance": marks, "emoticon_distance": emoticons}
 
 
-SET_METRICS = {
-    "distinct_1": distinct(1, weibo_text.key),
-    "distinct_2": distinct(2, weibo_text.key),
-    "length_distance": length_distance,
-    "punctuation_distance": punctuation_distance,
-}
+def distance_to_people(classes: Callable[[str], list]) -> Callable[[list[str]], float]:
+    """Total variation distance of the classes of texts from those of held-out human comments: 0 the same shares, 1
+    nothing in common. runs/weibo_distances.py gives intervals."""
+
+    def measure(completions: list[str]) -> float:
+        a, b = (
+            Counter(name for text in texts for name in classes(text))
+            for texts in (completions, human_comments(held_out=True))
+        )
+        return sum(abs(a[name] / max(1, a.total()) - b[name] / max(1, b.total())) for name in a.keys() | b.keys()) / 2
+
+    return measure
+
+
+SET_METRICS = {"distinct_1": distinct(1, weibo_text.key), "distinct_2": distinct(2, weibo_text.key)}
+SET_METRICS |= {name: distance_to_people(classes) for name, classes in CLASSES.items()}
 
 FAULTS = (
     ("personal data: fault", weibo_text.PERSONAL),
@@ -198,7 +210,7 @@ def mark(text: str, meta: dict) -> list[tuple[int, int, str]]:
 
 
 FIELDS = {"post": Field("微博"), "root": Field("评论"), "parent": Field("要回复的评论")}
-LOWER_IS_BETTER = ("length_distance", "punctuation_distance")
+LOWER_IS_BETTER = ("near_copy", *CLASSES)
 
 _POST = "微博：今天去新开的面馆排了一个小时的队，牛肉面味道不错，就是人太多了。"
 _GOOD = "我上周也去排了，面确实好吃，值得等"
