@@ -121,11 +121,11 @@ def main(settings: Settings) -> None:
 
     from common.jsonl import write_jsonl
     from common.runs import begin_run
-    from common.training.classifiers import load_classifier
+    from common.training.classifiers import load_styles
     from tasks.styles.predictions import count_cut, predict_styles
 
     def classify(texts: list[str]) -> list[dict]:
-        model, tokenizer = load_classifier(model_path, settings.dtype)
+        model, tokenizer = load_styles(model_path, settings.dtype)
         if cut := count_cut(tokenizer, texts, settings.max_length):  # not among the answers on standard output
             notice = f"notice: {cut} texts have more than {settings.max_length} tokens and lose their beginning"
             print(notice, file=sys.stderr)
@@ -148,7 +148,7 @@ def main(settings: Settings) -> None:
         print(", ".join(f"{label} {count} ({count / len(rows):.1%})" for label, count in counts.most_common()))
         run.figure("predicted", counts)
         sheet = settings.input_file if settings.input_file.suffix == ".jsonl" else output  # stage 73 reads JSONL
-        run.finish(next_command("73_human_sheet", kind="style", generations=sheet))
+        run.finish(next_command("73_human_sheet", task=settings.task, kind="style", generations=sheet))
 
 
 if __name__ == "__main__":

@@ -99,12 +99,12 @@ def open_models(settings: Settings, model_path: str, reward_path: str | None) ->
     """name -> (score, what the handlers need): the style classifier, and the reward model where there is one."""
     import torch
 
-    from common.training.classifiers import load_classifier, logits_of
+    from common.training.classifiers import load_classifier, load_styles, logits_of
     from tasks.styles.predictions import predict_styles
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model, tokenizer = load_classifier(model_path, settings.dtype)
+    model, tokenizer = load_styles(model_path, settings.dtype)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     limits = (settings.max_length, settings.token_budget or (1024 if model.device.type == "cpu" else 16384))
     opened = {"styles": (lambda texts: predict_styles(model, tokenizer, texts, *limits, finite=False), names)}

@@ -93,11 +93,10 @@ def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
     from common.conversations import without_thought
     from common.evaluation.scoring import measure_texts
 
+    nats = {} if nll is None else {"nll_per_character": nll(rows)}  # first: a model that is none is told at once
     columns = measure_texts(task, rows)
     columns["characters"] = [float(len(without_thought(row["completion"]))) for row in rows]
-    if nll is not None:
-        columns["nll_per_character"] = nll(rows)
-    return columns
+    return columns | nats
 
 
 def score_row(row: dict, index: int, columns: dict, model: str | None = None) -> dict:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from common.judging.replies import LETTERS
 from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
-from common.settings import ROOT, UserError, next_command, read_settings, show_path, unused
+from common.settings import ROOT, UserError, changed, next_command, read_settings, show_path, unused
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 
@@ -329,7 +329,7 @@ def main(settings: Settings) -> None:
             run.figure("comparison", comparison)
             run.figure("stop_rates", stops)
             print(report)
-            run.finish(next_command("72_compare", task=settings.task))
+            run.finish(next_command("72_compare", task=settings.task, **changed(settings, "generations")))
 
 
 if __name__ == "__main__":

@@ -167,11 +167,11 @@ def write_sheet(settings: Settings) -> None:
         write_bytes(output, file.getvalue().encode("utf-8-sig"))
         write_json(key_path, {"kind": settings.kind, "allowed": allowed, "sha256": digest(lines), "items": key})
         print(
-            f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}"
+            f"{len(items)} items of {', '.join(runs)} in {show_path(output)}; the raters must not see {key_path.name}; "
+            "several raters fill in copies, and --read names all of them"
         )
         where = {} if output == usual else {"output": output}
-        read = ["FILLED.csv", "..."]
-        run.finish(next_command("73_human_sheet", task=settings.task, kind=settings.kind, read=read, **where))
+        run.finish(next_command("73_human_sheet", task=settings.task, kind=settings.kind, read=output, **where))
 
 
 def read_back(settings: Settings) -> None:
@@ -202,7 +202,8 @@ def read_back(settings: Settings) -> None:
         print(markdown_table(["run", what, "answers"], rows))
     if settings.report:
         write_json(settings.report, report)
-    print(f"next: {next_command('72_compare', task=settings.task)}")
+    if key["kind"] != "style":  # its texts may be labelled rows, which stage 72 does not read
+        print(f"next: {next_command('72_compare', task=settings.task)}")
 
 
 def main(settings: Settings) -> None:

@@ -17,7 +17,7 @@ LARGEST = 384 * 384  # new tokens x tokens seen; the scores of longer rows would
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models add to the scores
 
 
-def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs) -> tuple:
     """Softmax attention as transformers calls it: ([rows, new, heads, width], None).
 
     query: [rows, heads, new, width]. key, value: [rows, groups, seen, width]. attention_mask: [rows, 1, new, seen],

@@ -11,6 +11,7 @@ with the head is Liger's idea (arXiv 2410.10989).
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class ScaledHead:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
-def output_head(model):
+def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output layer of a causal model, what its config makes of the logits included."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)

@@ -7,10 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.conversations import render
 from common.jsonl import read_jsonl
 from common.settings import ROOT, UserError, next_command
+
+if TYPE_CHECKING:
+    import torch
 
 
 def prompt_id(row: dict) -> str:
@@ -61,7 +65,9 @@ def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -
     return kept
 
 
-def decode(predict, choose, ids, seen, cache, stops, max_new_tokens: int):
+def decode(
+    predict, choose, ids, seen, cache, stops, max_new_tokens: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended
     leave the batch at once, and equal prompts are read once: transformers' own loop computes both until the longest has
     ended.
@@ -127,7 +133,7 @@ def make_room(cache) -> None:
         cache.layer_class_to_replicate = RoomyLayer
 
 
-def draw(probs, rows, count: int):
+def draw(probs, rows, count: int) -> torch.Tensor:
     """One index of each row, [rows, 1]: through the inverse of the distribution function, on a CPU four times as fast
     as torch.multinomial. `rows` says which of the `count` rows of the whole batch these are: each has its random number
     whether the others have ended or not."""
@@ -139,7 +145,9 @@ def draw(probs, rows, count: int):
     return drawn.clamp(max=probs.shape[1] - 1)
 
 
-def write_on_cpu(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+def write_on_cpu(
+    model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
+) -> torch.Tensor:
     """A decoding loop for generate(custom_generate=write_on_cpu): [rows, prompt + answer], padded on the right."""
     import torch
 

@@ -14,11 +14,14 @@ import os
 import re
 import time
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
 from common.jsonl import CONTROL, SURROGATE
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 120.0  # seconds that a server may ask for; longer ones are not believed, as in the openai library
@@ -140,7 +143,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def open_client(time_limit: float):
+def open_client(time_limit: float) -> AsyncOpenAI:
     """The openai client; its own retries are off. A server on this machine is never asked through a proxy. Raises
     UserError."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient

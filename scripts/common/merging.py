@@ -21,6 +21,10 @@ then used.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 from common.conversations import render
 
@@ -58,10 +62,10 @@ def compared_in(model: str, dtype: str) -> str:
     `dtype`."""
     import psutil
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        count = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).num_parameters()
+    from common.models import empty_model
+
+    count = empty_model(model).num_parameters()
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
     needed = count * (8 if dtype == "float32" else 10) * 1.2 + (1 << 30)
     if dtype == "float32" or needed <= free:
@@ -79,7 +83,7 @@ def probe_texts(tokenizer, rows: list[dict]) -> list[str]:
     return [render(tokenizer, row["prompt"] + row.get("completion", []), tools=row.get("tools")) for row in rows]
 
 
-def text_logits(model, tokenizer, text: str):
+def text_logits(model, tokenizer, text: str) -> torch.Tensor:
     """float32 tensor [POSITIONS or fewer, vocabulary] on the CPU, without padding: nothing but the weights differs."""
     import torch
 

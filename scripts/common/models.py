@@ -11,9 +11,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.model_files import check_adapter, check_json_files, check_model
 from common.settings import UserError, show_path
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Names of a classifier's head in the models of transformers that also write text.
 HEADS = ("score.weight", "score.bias")
@@ -21,7 +28,7 @@ HEADS = ("score.weight", "score.bias")
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<｜end▁of▁sentence｜>")
 
 
-def resolve_dtype(name: str):
+def resolve_dtype(name: str) -> torch.dtype:
     """ "auto" -> bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AMX or AVX512-BF16), else
     float32."""
     import torch
@@ -128,7 +135,7 @@ def document_end(tokenizer) -> str:
     return found
 
 
-def load_tokenizer(model: str, documents: bool = False):
+def load_tokenizer(model: str, documents: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer with the stop contract in force: eos ends a turn of the chat template, pad is another token.
 
     documents: for plain text, where eos ends a document and no template is needed.
@@ -174,7 +181,7 @@ def load_tokenizer(model: str, documents: bool = False):
     return tokenizer
 
 
-def model_config(model: str):
+def model_config(model: str) -> PretrainedConfig:
     """The config of a folder or a hub id. Raises UserError where none can be read."""
     from transformers import AutoConfig
 
@@ -182,6 +189,21 @@ def model_config(model: str):
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # a config.json that is not ours, or a hub id that nobody has
         raise UserError(f"{show_path(model)}: no config could be read ({_reason(error)}); fix: copy it again") from None
+
+
+def empty_model(model: str) -> PreTrainedModel:
+    """The causal model's modules with names and shapes, without weights. Raises UserError where the config is none."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(model)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # numbers that do not go together, a type of numbers that is none
+        raise UserError(
+            f"{show_path(model)}/config.json describes no model ({_reason(error)}); fix: copy it again"
+        ) from None
 
 
 def require_context(model: str, tokens: int, what: str = "--max-length") -> None:
@@ -207,7 +229,7 @@ def marks_answers(tokenizer) -> bool:
         return False
 
 
-def load_strictly(kind, model: str, dtype, heads: str = "", **words):
+def load_strictly(kind, model: str, dtype, heads: str = "", **words) -> PreTrainedModel:
     """kind.from_pretrained(model) with every weight of the file in its place.
 
     heads: "new" lets a classifier's head be drawn at random, and is printed; "adapter" too, for a head that an adapter
@@ -285,7 +307,7 @@ def load_model(
     force_base: bool = False,
     quantize: str = "none",
     attn_implementation: str = "auto",
-):
+) -> PreTrainedModel | PeftModel:
     """A causal model on the device at hand, its generation config in line with the tokenizer; with an adapter on top if
     named.
 
@@ -331,7 +353,7 @@ def how_to_load(dtype, quantize: str, attn_implementation: str) -> dict:
     return words | {"quantization_config": BitsAndBytesConfig(**kind), "device_map": {"": pick_device()}}
 
 
-def attach_adapter(model, adapter: str):
+def attach_adapter(model, adapter: str) -> PeftModel:
     """The model with the LoRA on top. Raises UserError where a weight of the adapter finds no place, or a place no
     weight."""
     import warnings
@@ -414,7 +436,7 @@ def weights_are_finite(folder: Path) -> bool:
     return True
 
 
-def chat_dataset(rows: list[dict], columns: tuple[str, ...], enable_thinking: bool):
+def chat_dataset(rows: list[dict], columns: tuple[str, ...], enable_thinking: bool) -> Dataset:
     """Rows as a datasets.Dataset with `columns`, the thinking choice that the chat template sees, and the tools of rows
     that have some."""
     from datasets import Dataset, Features, Json, List, Value

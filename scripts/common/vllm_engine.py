@@ -20,10 +20,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from common.llm_endpoint import is_loopback
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
 # Seconds until a server answers: it imports vLLM in three processes, one after the other.
@@ -60,7 +64,7 @@ def open_engine(
     max_length: int = 2048,
     tensor_parallel: int = 1,
     seed: int = 0,
-):
+) -> LLM:
     """An offline vllm.LLM with room for `max_length` tokens a row, prompt and answer; `adapter` is served as LoRA
     requests.
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from common.settings import ROOT, UserError, next_command, show_path
 
@@ -91,7 +91,7 @@ class Task:
     FILES: tuple[Path, ...] = ()
     """files besides the module that the metrics depend on: when one changes, earlier scores are stale"""
 
-    def fill_in(self, settings):
+    def fill_in(self, settings) -> Any:
         """Settings with the job's own rewards where no flag names any: what the run record then shows."""
         chosen = {"rewards": self.DEFAULT_REWARDS, "watch": self.WATCHED_REWARDS}
         return replace(settings, **{k: v for k, v in chosen.items() if getattr(settings, k, None) == ()})

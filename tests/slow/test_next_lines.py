@@ -39,36 +39,41 @@ SHORT = {
     "32": "--bootstrap 20 --dtype float32",
     "40": PROBED,
     "41": PROBED,
+    "50": f"{TRAIN} --batch-size 8 --num-generations 4 --max-new-tokens 8 --eval-steps 2 --probe-count 2",
+    "51": f"{TRAIN} --batch-size 8 --max-new-tokens 8 --eval-steps 2 --probe-count 2",
     "60": "--max-prompts 4 --max-new-tokens 8 --dtype float32",
     "61": "--dtype float32",
     "70": "--bootstrap 20 --dtype float32",
     "72": "--bootstrap 20",
 }
+WRITTEN = "results/poems/generations/sft_merged.jsonl"
 AFTER_20 = ["20", "22", "60", "70", "72"]
-# name -> (the user's file, the first command, the stages that follow); --task mine only names folders
+# name -> (the user's file, the first command, the stages that follow); --task mine only names folders. Some go on from
+# what a chain above them left.
 CHAINS = {
     "chat": (ROWS, "17_prepare_chat.py --task mine --files {file}", ["19", *AFTER_20]),
-    "text": (TEXTS, "18_prepare_text.py --task corpus --files {file}", ["19", "20", "22", "60"]),
     "pairs": (
         PAIRS,
         "17_prepare_chat.py --task mine --files {file} --output-dir my\\ rows/out",
         ["19", "40", "22", "60"],
     ),
-    "labels": (
-        LABELS,
-        "17_prepare_chat.py --task labels --files {file} --rename output=answer",
-        ["19", "20", "22", "60"],
+    "text": (TEXTS, "18_prepare_text.py --task corpus --files {file}", ["19", "20", "22", "60"]),
+    "labels": (LABELS, "17_prepare_chat.py --task labels --files {file}", ["19", "20", "22", "60"]),
+    "kto": (
+        None,
+        "19_check_data.py --task labels --train-file processed_data/labels/kto_train.jsonl --val-file None",
+        ["41", "22", "60"],
     ),
     "poems": (POEMS, "10_prepare_poems.py --corpus {file} --min-character-poems 1", ["19", *AFTER_20]),
-    "rewards": (None, "30_train_reward.py --task poems", ["32", "40", "22", "60"]),
-    "samples": (
-        None,
-        "33_rank_samples.py --task poems --generations results/poems/generations/sft_merged.jsonl",
-        ["40"],
-    ),
+    "judge": (None, f"71_judge.py --task poems --candidates golden tuned={WRITTEN}", ["72"]),
+    "reward": (None, "30_train_reward.py --task poems --model data/tiny_qwen3", ["32", "40", "22", "60"]),
+    "samples": (None, f"33_rank_samples.py --task poems --generations {WRITTEN}", ["40"]),
+    "grpo": (None, "50_train_grpo.py --task poems", ["60"]),
+    "ppo": (None, "51_train_ppo.py --task poems", ["60"]),
     "weibo": (None, "11_prepare_weibo.py", ["19", *AFTER_20]),
     "styles": (None, "12_prepare_styles.py", ["31", "61"]),
-    "copywriting": (None, "13_write_copy.py --max-products 12", ["14", "15", "16", "19", *AFTER_20]),
+    "sheet": (None, "61_classify_style.py --input-file processed_data/styles/style_test.jsonl", ["73"]),
+    "copywriting": (None, "13_write_copy.py", ["14", "15", "16", "19", *AFTER_20]),
 }
 WORKER = """
 import contextlib, io, json, runpy, sys, traceback
@@ -135,5 +140,8 @@ def test_every_next_line_runs_as_it_is_pasted(name, paste):
     line = next_of(paste(f"python scripts/{start} {SHORT.get(first[:2], '')}"))
     for number in stages:
         assert line.startswith(f"python scripts/{number}_"), line
-        line = next_of(paste(f"{line} {SHORT.get(number, '')}"))
+        short = SHORT.get(number, "")
+        if " --prompt " in line:  # one text, no file of prompts
+            short = short.replace("--max-prompts 4", "")
+        line = next_of(paste(f"{line} {short}"))
     assert stages[-1] != "72" or line == ""

@@ -679,7 +679,7 @@ def test_every_run_is_compared_with_its_own_machine_file(two_runs, tmp_path, cap
         sheet = tmp_path / f"{kind}.csv"
         words = {"kind": kind, "generations": tuple(two_runs), "labels": DATA / "labels.json", "output": sheet}
         module.main(module.Settings(**words))
-        assert capsys.readouterr().out.endswith(f"--kind {kind} --read FILLED.csv ... --output {sheet}\n")
+        assert capsys.readouterr().out.endswith(f"--kind {kind} --read {sheet} --output {sheet}\n")
         anna = fill(sheet, tmp_path / "anna.csv", likes[kind])
         report = read_back(sheet, [anna], kind=kind, machine=tuple(named))
         assert report["agreement"]["anna / machine"] == {"items": items, "equal": 1, "kappa": 1}, kind

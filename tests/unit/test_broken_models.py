@@ -13,11 +13,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassifi
 
 from common.jsonl import write_json
 from common.model_files import check_adapter, check_model
-from common.models import load_model, load_tokenizer
+from common.models import empty_model, load_model, load_tokenizer
 from common.pretraining.char_tokenizer import build_tokenizer
 from common.runs import describe_input
 from common.settings import UserError
-from common.training.classifiers import load_classifier, logits_of, new_classifier, open_classifier
+from common.training.classifiers import load_classifier, load_styles, logits_of, new_classifier, open_classifier
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +340,17 @@ def test_a_score_that_is_not_finite_is_no_label(broken):
     weights(folder, lambda s: s["score.weight"].fill_(3e38))
     model, tokenizer = load_classifier(str(folder), "float32")
     assert "for '春眠'; fix: train it again" in refuse(logits_of, model, tokenizer, ["春眠"])
+
+
+def test_a_reward_model_tells_no_styles_apart(good):
+    said = refuse(load_styles, str(good / "reward"))
+    assert "is a reward model, it knows no styles; fix: a classifier of stage 31" in said
+    load_styles(str(good / "classifier"), "float32")
+
+
+def test_a_config_that_describes_no_model_is_one_line(broken):
+    for values in ({"dtype": "int7", "torch_dtype": "int7"}, {"hidden_size": "many"}):
+        folder = broken("base")
+        config(folder, **values)
+        assert "config" in refuse(empty_model, str(folder))
+        shutil.rmtree(folder)

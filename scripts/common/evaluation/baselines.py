@@ -8,8 +8,12 @@ a score tells apart are separable by their surface.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Pair = tuple[str, str]  # (chosen, rejected)
 
@@ -50,7 +54,7 @@ def correctness(margins: Sequence[float]) -> list[float]:
     return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
 
 
-def tfidf_classifier(texts: Sequence[str], labels: Sequence[str]):
+def tfidf_classifier(texts: Sequence[str], labels: Sequence[str]) -> Pipeline:
     """A fitted scikit-learn pipeline, TF-IDF of one to three characters + logistic regression: predict, predict_proba,
     classes_.
 

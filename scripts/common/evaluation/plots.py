@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from common.jsonl import atomic_path, write_bytes
 
@@ -14,7 +15,7 @@ CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Ping
 CHINESE_FONTS += ("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti TC", "Arial Unicode MS", "Noto Sans CJK JP")
 
 
-def pyplot():
+def pyplot() -> ModuleType:
     """matplotlib.pyplot, drawing to files only, with a Chinese font where the machine has one."""
     import matplotlib
 

@@ -10,11 +10,15 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.gguf.llama_cpp import HOW_TO_INSTALL
 from common.locks import FileLock
 from common.pretraining.char_tokenizer import CHATML
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_config(path: Path, metadata: dict):
+def read_config(path: Path, metadata: dict) -> PretrainedConfig:
     """The configuration of the model in the file, with what transformers' own reading leaves at a default."""
     from transformers import AutoConfig
 

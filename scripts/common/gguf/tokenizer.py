@@ -7,7 +7,12 @@ compares them with llama.cpp's on 2,000 texts.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Types of a token in tokenizer.ggml.token_type
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -28,7 +33,7 @@ PATTERNS = {
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # Qwen's tokenizers read text in its composed form (Unicode NFC)
 
 
-def build_tokenizer(metadata: dict):
+def build_tokenizer(metadata: dict) -> PreTrainedTokenizerFast:
     """A PreTrainedTokenizerFast from `metadata` (key -> value, as GGUFReader gives them).
 
     Raises UserError for a kind of vocabulary or a cutting rule that is not known here.

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 
-def kl_estimate(logprobs, reference, estimator: str = "k1"):
+def kl_estimate(logprobs, reference, estimator: str = "k1") -> torch.Tensor:
     """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL
     divergence")."""
     difference = logprobs - reference
@@ -25,7 +25,7 @@ def next_beta(beta: float, kl: float, target: float) -> float:
     return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
-def token_rewards(scores, penalties, mask, earned=None):
+def token_rewards(scores, penalties, mask, earned=None) -> torch.Tensor:
     """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last:
     [N, T].
 
@@ -39,7 +39,7 @@ def token_rewards(scores, penalties, mask, earned=None):
     return rewards
 
 
-def gae(rewards, values, mask, gamma: float, lam: float):
+def gae(rewards, values, mask, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns, both [N, T] (Schulman et al. 2016, eq. 16); nothing follows the last real token of a row.
 
     delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's
@@ -53,20 +53,20 @@ def gae(rewards, values, mask, gamma: float, lam: float):
     return advantages, (advantages + values) * mask
 
 
-def whiten(values, mask):
+def whiten(values, mask) -> torch.Tensor:
     """Mean 0 and standard deviation 1 over the real tokens; 0 elsewhere."""
     real = values[mask]
     return (values - real.mean()) / (real.std(correction=0) + 1e-8) * mask
 
 
-def policy_loss(logprobs, old_logprobs, advantages, clip: float):
+def policy_loss(logprobs, old_logprobs, advantages, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The clipped surrogate of each token, negative (Schulman et al. 2017, eq. 7), and where the clipping binds."""
     ratio = (logprobs - old_logprobs).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     return plain.maximum(clipped), clipped > plain
 
 
-def value_loss(values, old_values, returns, clip: float):
+def value_loss(values, old_values, returns, clip: float) -> torch.Tensor:
     """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 =
     plain."""
     error = (values - returns) ** 2

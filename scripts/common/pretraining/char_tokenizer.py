@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")  # one token each: spelled out they would be a fifth of a verse row
@@ -33,7 +37,7 @@ def choose_characters(verse: Iterable[str], more: Iterable[str], min_count: int)
     return {char for char in characters if char in "\n\t" or char.isprintable()}
 
 
-def build_tokenizer(characters: Iterable[str]):
+def build_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
     """A transformers tokenizer over `characters` (each one character) with byte fallback: any text survives a round
     trip."""
     from tokenizers import AddedToken, Tokenizer, decoders, models

@@ -35,7 +35,7 @@ def head_loss(
     return total / count, gradient
 
 
-def pad_batch(rows: list[list[int]], pad: int):
+def pad_batch(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ids [rows, longest], labels [rows, longest]: labels are the next token, -100 past the end."""
     longest = max(map(len, rows)) - 1
     ids = torch.full((len(rows), longest), pad)

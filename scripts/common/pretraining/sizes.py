@@ -1,6 +1,13 @@
 """The model of stage 00 before training: Qwen3's architecture in the sizes of the settings."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def check_sizes(settings) -> None:
@@ -13,7 +20,7 @@ def check_sizes(settings) -> None:
         )
 
 
-def new_model(settings, tokenizer):
+def new_model(settings, tokenizer) -> PreTrainedModel:
     """With weights drawn at random, and a vocabulary rounded up to a multiple of 64."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -26,6 +27,10 @@ from common.settings import (
     settings_errors,
     unused,
 )
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
 
@@ -135,7 +140,9 @@ def document_arguments(settings, dataset) -> dict:
     return found
 
 
-def lora_config(settings, model_path: str, task_type: str = "CAUSAL_LM", heads: tuple[str, ...] = ()):
+def lora_config(
+    settings, model_path: str, task_type: str = "CAUSAL_LM", heads: tuple[str, ...] = ()
+) -> LoraConfig | None:
     """peft's LoraConfig, None where all weights are trained (lora_r 0).
 
     heads: modules that a classifier trains whole. Raises UserError for a word of lora_targets or modules_to_save that
@@ -172,7 +179,7 @@ def trained_dtype(settings) -> str:
     return "float32" if changed else settings.dtype
 
 
-def load_trained(settings, model_path: str, tokenizer, device_map: str = ""):
+def load_trained(settings, model_path: str, tokenizer, device_map: str = "") -> PreTrainedModel:
     """The causal model that a stage trains, or puts its adapter on."""
     from common.models import load_model
 
@@ -183,7 +190,7 @@ def load_trained(settings, model_path: str, tokenizer, device_map: str = ""):
     return load_model(model_path, tokenizer, trained_dtype(settings), device_map=device_map, **how)
 
 
-def with_adapter(model, lora, settings):
+def with_adapter(model, lora, settings) -> PreTrainedModel | PeftModel:
     """For a Trainer that does not put the adapter on by itself, as trl's do."""
     from peft import get_peft_model
 
@@ -198,17 +205,10 @@ def with_adapter(model, lora, settings):
     return model
 
 
-def empty_model(model_path: str):
-    """The model's modules with names and shapes, without weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path, trust_remote_code=False))
-
-
 def check_modules(words: tuple[str, ...], model_path: str) -> None:
     """Raises UserError for a word of --modules-to-save that is the last part of no module's name."""
+    from common.models import empty_model
+
     names = [name for name, _ in empty_model(model_path).named_modules() if name] if words else []
     last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()))
     for word in words:
@@ -220,6 +220,8 @@ def check_modules(words: tuple[str, ...], model_path: str) -> None:
 def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     """`targets` as peft takes them. Each word must be the last part of a layer's name; the word all-linear stands
     alone."""
+    from common.models import empty_model
+
     if tuple(targets) == ("all-linear",):
         return "all-linear"
     model = empty_model(model_path)
@@ -239,7 +241,7 @@ def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     return list(targets)
 
 
-def trainer_arguments(cls, settings, rows: int = 0, least: int = 1, **more):
+def trainer_arguments(cls, settings, rows: int = 0, least: int = 1, **more) -> TrainingArguments:
     """A Config of trl or TrainingArguments: every setting that Trainer knows, and `more` from the stage.
 
     rows: training rows, for the size of a batch (fit_batch); 0 keeps it as it is set. least: rows that a batch needs.
@@ -311,15 +313,15 @@ class Guard(TrainerCallback):
     def __init__(self, settings):
         self.settings = settings
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             raise Ended
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         names = ("loss", "grad_norm", "eval_loss", "reward", "kl")
         require_finite({name: logs[name] for name in names if name in logs}, state.global_step, self.settings)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if control.should_save:
             control.should_log = True  # a resumed run counts its losses from here
             trained = [value for value in model.parameters() if value.requires_grad]
@@ -327,7 +329,7 @@ class Guard(TrainerCallback):
 
     on_epoch_end = on_step_end
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, **kwargs) -> None:
         delete_pickle(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
@@ -362,13 +364,13 @@ class Progress(ProgressCallback):
 
     SHOWN = {"loss": "loss", "reward": "reward", "kl": "KL", "rewards/accuracies": "right", "rewards/margins": "margin"}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         counts = [tokens_of(entry) for entry in state.log_history if tokens_of(entry)]
         self.start = self.mark = time.monotonic()
         self.first_step, self.tokens = state.global_step, counts[-1] if counts else 0
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "eval_loss" in logs:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.batching import length_batches
 from common.conversations import readable, render, without_thought
@@ -23,8 +24,15 @@ from common.models import (
 )
 from common.settings import UserError, show_path
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = None):
+
+def load_classifier(
+    path: str, dtype: str = "auto", num_labels: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of a folder that stage 30 or 31 wrote; the model in eval mode on the device at hand.
 
     path: folder or hub id of a sequence-classification model with its head. num_labels: what the caller can use, 1 for
@@ -49,6 +57,15 @@ def load_classifier(path: str, dtype: str = "auto", num_labels: int | None = Non
     return model.to(pick_device()).eval(), tokenizer
 
 
+def load_styles(path: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """load_classifier for a model that tells styles apart. Raises UserError for a reward model: its one score, as the
+    share of one label, would always be 1."""
+    model, tokenizer = load_classifier(path, dtype)
+    if model.config.num_labels < 2:
+        raise UserError(f"{show_path(path)} is a reward model, it knows no styles; fix: a classifier of stage 31")
+    return model, tokenizer
+
+
 ASKED_STYLE = re.compile(r"^请用“[^”\n]*”的风格回答：")
 SPEAKERS = {"system": "系统", "user": "用户问题", "assistant": "回答"}
 
@@ -70,7 +87,9 @@ def classifier_text(prompt: str | list[dict], answer: str) -> str:
     return "\n".join([*lines, f"回答：{without_thought(answer)}"])
 
 
-def new_classifier(base: str, tokenizer, dtype, quantize: str = "none", attn_implementation: str = "auto", **labels):
+def new_classifier(
+    base: str, tokenizer, dtype, quantize: str = "none", attn_implementation: str = "auto", **labels
+) -> PreTrainedModel:
     """`base` with a head of its own, drawn at random: what stages 30 and 31 train. labels: num_labels, or id2label and
     label2id.
 
@@ -85,7 +104,7 @@ def new_classifier(base: str, tokenizer, dtype, quantize: str = "none", attn_imp
     return model
 
 
-def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: bool = False):
+def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: bool = False) -> PeftModel:
     """A classifier's adapter on its base, as many labels as its own head has, named as label_mapping.json in or above
     its folder says."""
     from transformers import AutoModelForSequenceClassification
@@ -124,7 +143,9 @@ def render_conversation(
     return render(tokenizer, [*prompt, answer], enable_thinking, tools)
 
 
-def logits_of(model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True):
+def logits_of(
+    model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True
+) -> torch.Tensor:
     """float32 tensor [texts, labels] on the CPU, in the order of `texts`.
 
     max_length: tokens; a longer text loses its beginning, because the head reads the last token. token_budget: padded

@@ -7,12 +7,15 @@ tokens: the last answer and its eos. They differ in who renders the row, and on 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.conversations import answer_rows, is_trained, render, thinks, without_thought, written_answer
 from common.generation import render_prompt
 from common.models import chat_dataset
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # prompt: trl renders the file's messages, loss on the completion; text: two strings, trl appends eos; template: one
 # rendered text, labels made here; messages: whole conversations, loss on every answer; answers: each answer of a
@@ -21,7 +24,7 @@ RowStyle = Literal["prompt", "text", "template", "messages", "answers"]
 HISTORY = "the chat template writes an earlier answer in another way than the last one (Qwen3 takes its thinking out)"
 
 
-def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: bool):
+def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: bool) -> Dataset | None:
     """SFT rows ({"prompt", "completion"}, lists of messages) as the datasets.Dataset that SFTTrainer gets. Documents
     ({"text"}) become token ids, which are trained whole, whatever the style. None where there are no rows.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +37,7 @@ def stop_rate(
 
 
 @contextmanager
-def reference_of(model, reference=None):
+def reference_of(model, reference=None) -> Iterator:
     """The model with its adapter switched off; where all weights are trained, the `reference` beside it."""
     if reference is not None:
         yield reference
@@ -88,7 +89,7 @@ class StopProbe(TrainerCallback):
         self.trainer = trainer
         self.arguments = (tokenizer, rows, count, max_new_tokens, seed, enable_thinking)
 
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
         with torch.random.fork_rng():
             rate, texts = stop_rate(model, *self.arguments)
         self.trainer.log({"eval_stop_rate": rate})
@@ -193,7 +194,7 @@ class DriftProbe:
 
 
 @contextmanager
-def as_loaded(model):
+def as_loaded(model) -> Iterator[None]:
     """The model as it loads from disk: accelerate runs its forward pass under autocast, which rounds the adapter to
     bfloat16."""
     wrapped = vars(model).get("forward")
@@ -220,7 +221,7 @@ class ProbeCallback(TrainerCallback):
         self.trainer, self.probe, self.every = trainer, probe, every
         self.stopped_by = ""
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
         probes = [entry for entry in state.log_history if "probe/kl" in entry]
         if probes:
             self.first, self.last = probes[0], probes[-1]
@@ -229,7 +230,7 @@ class ProbeCallback(TrainerCallback):
             self.first = self.probe.measure(model, 0)
             self.measured(self.first, model, state, control)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.measured(self.probe.measure(model, state.global_step), model, state, control)
 

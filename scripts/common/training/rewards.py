@@ -199,9 +199,9 @@ def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
 
 
 def _style_reward(path: str, label: str, dtype: str, max_length: int) -> Callable:
-    from common.training.classifiers import classifier_text, label_index, load_classifier, logits_of
+    from common.training.classifiers import classifier_text, label_index, load_styles, logits_of
 
-    model, tokenizer = load_classifier(path, dtype)
+    model, tokenizer = load_styles(path, dtype)
     index = label_index(model, label)
 
     def function(prompts, completions, meta) -> list[float]:

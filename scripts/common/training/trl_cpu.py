@@ -13,6 +13,8 @@ import contextlib
 import functools
 import json
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -81,7 +83,7 @@ class LeanHead:
             learns = bool(getattr(self.args, "entropy_coef", 0.0))
             use_lean_head(model, getattr(self, "temperature", 1.0), self.needs_entropy, learns)
 
-    def log(self, logs, start_time=None):
+    def log(self, logs, start_time=None) -> None:
         if self.args.device.type == "cpu" and not self.needs_entropy:
             for metrics in self._metrics.values():
                 metrics.pop("entropy", None)  # not computed, see use_lean_head
@@ -110,7 +112,7 @@ class InParts:
     rows of a micro-batch go through the model in parts, so that few activations are kept: the gradients add up to the
     same, and larger products are no faster there."""
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         step = super().training_step
         mask = inputs.get("attention_mask")
         is_one = self.args.device.type == "cpu" and self.accelerator.num_processes == 1
@@ -207,7 +209,7 @@ class LeanKTOTrainer(LeanHead, KTOTrainer):
     """Rows keep trl's order: the KL is estimated from the answers of a batch set against each other's prompts."""
 
 
-def gather_uneven(accelerator, values):
+def gather_uneven(accelerator, values) -> Any:
     """accelerator.gather for a tensor of which every process has another number of rows: batch_rebalance gives each its
     own, and trl gathers a value per row for its log, where unlike shapes end the run or, worse, hang it. Anything but
     such a tensor goes as it is."""
@@ -225,7 +227,7 @@ def _seeded(sampler, seed: int):
 
 
 @contextlib.contextmanager
-def folded(model):
+def folded(model) -> Iterator[None]:
     """A PeftModel with its adapter added to copies of the base's weights: a third fewer matrix products for each token
     written.
 

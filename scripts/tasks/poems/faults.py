@@ -22,7 +22,7 @@ def swap(text: str, first: int, second: int) -> str:
     return "".join(chars)
 
 
-def by_swapping(part: str, touches: Callable[[int, int], bool]):
+def by_swapping(part: str, touches: Callable[[int, int], bool]) -> Callable[..., str | None]:
     """A fault made by exchanging two characters of the poem until `part` fails and the other part still passes."""
 
     def make(poem: Poem, rng: random.Random, library: dict) -> str | None:
@@ -53,7 +53,7 @@ def disorder(poem: Poem, rng: random.Random, library: dict) -> str | None:
     return text if text != poem.text else None
 
 
-def other_poem(same_form: bool):
+def other_poem(same_form: bool) -> Callable[..., str | None]:
     """A real poem that is not what was asked: other themes in the same form, or another form on the same first theme.
 
     Every poem is drawn about as often as it is chosen, so neither length nor vocabulary marks the rejected side.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.evaluation.baselines import tfidf_classifier
 from common.evaluation.calibration import calibration_error, reliability
@@ -15,6 +15,9 @@ from common.evaluation.plots import as_label, draw_reliability, pyplot, save_fig
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.evaluation.tables import interval, markdown_table
 from tasks import styles
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CHUNK = 500  # resamples in memory at once
 
@@ -126,7 +129,7 @@ def plot_report(report: dict, probabilities, labels: list[dict], folder: Path) -
     plot_reliability(confidences, ours["correct"], 1 / len(labels), folder / "reliability.png")
 
 
-def f1_of(matrix):
+def f1_of(matrix) -> np.ndarray:
     """F1 per class of confusion matrices [..., true, predicted]; 0 for a class that is never right."""
     import numpy as np
 

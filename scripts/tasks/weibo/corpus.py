@@ -13,8 +13,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
 from tasks.weibo import cleaning as weibo_text
+
+if TYPE_CHECKING:
+    import duckdb
 
 MAX_RAW = 10_000  # characters of a raw text; a longer one is no comment, whatever it is
 NEAR = 0.8  # Jaccard similarity of character 3-grams from which two texts are near-copies
@@ -525,7 +529,7 @@ def _classic_pairs(con) -> dict[str, dict]:
 # --- the connection, and the counts
 
 
-def connect(path, memory_gib: float, workers: int):
+def connect(path, memory_gib: float, workers: int) -> duckdb.DuckDBPyConnection:
     """A DuckDB database that keeps to its memory; what does not fit goes to files under `path`."""
     import duckdb
 
