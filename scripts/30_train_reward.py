@@ -171,6 +171,7 @@ def main(settings: Settings) -> None:
         print(f"the saved model ranks {accuracy:.1%} of {len(scores)} pairs right")
         run.figure("accuracy", accuracy)
         run.figure("mean_margin", (scores[:, 0] - scores[:, 1]).mean().item())
+        arguments.tell_trackers(trainer, run)
         files = changed(settings, "train_file", "val_file", "max_length", "enable_thinking")
         run.finish(next_command("32_evaluate_reward", task=settings.task, model=settings.output_dir, **files))
 

@@ -29,10 +29,11 @@ from typing import Annotated
 from tyro.conf import arg
 
 from common.settings import UserError, next_command, read_settings, resolve_model, settings_errors, unused
+from common.training.options import AdapterSettings
 
 
 @dataclass
-class Settings:
+class Settings(AdapterSettings):
     # --- what
     task: str = "styles"
     """names the folders below"""
@@ -70,12 +71,8 @@ class Settings:
     """the update is scaled by alpha / r; 0 = twice the rank"""
     lora_dropout: float = 0.0
     """on the input of the update"""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """layers adapted, by the last part of their names, or all-linear"""
     dtype: str = "auto"
     """of the multiplications: auto, float32, bfloat16"""
-    gradient_checkpointing: bool = False
-    """saves memory, costs about a third of the speed"""
 
     # --- loss
     class_weights: bool = False
@@ -100,6 +97,7 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
     def clashes(self):
+        yield from super().clashes()
         if not self.teacher:
             yield from unused(self, "without --teacher", "teacher_share", "temperature")
         if not self.lora_r:
@@ -179,7 +177,8 @@ def main(settings: Settings) -> None:
             return Dataset.from_list([{"input_ids": row, "labels": target} for row, target in rows])
 
         labels_of = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-        model = new_classifier(model_path, tokenizer, torch.float32, **labels_of)
+        how = torch.float32, settings.quantize, settings.attn_implementation
+        model = new_classifier(model_path, tokenizer, *how, **labels_of)
         if lora:
             from peft import get_peft_model
 

@@ -266,6 +266,7 @@ def main(settings: Settings) -> None:
             print(f"{name}: {number(before)} -> {number(after)}")
             run.figure(name, after)
         run.figure("samples", watch.last["samples"])
+        arguments.tell_trackers(trainer, run)
         folder = settings.output_dir
         trained = {"model": settings.model, "adapter": folder} if lora else {"model": folder}
         trained |= changed(settings, "enable_thinking")

@@ -238,7 +238,9 @@ def main(settings: Settings) -> None:
             arguments.require_finite(entry, step + 1, settings)
             log.append(entry)
             for name, value in entry.items() if board else ():
-                if name != "samples" and value is not None:
+                if name == "samples":
+                    board.add_text(name, "\n\n".join(value), step + 1)
+                elif value is not None:
                     board.add_scalar(name, value, step + 1)
             if over_budget:
                 break

@@ -103,6 +103,24 @@ def test_neftune_adds_noise_of_the_size_of_its_paper(base, tmp_path, monkeypatch
     assert noises
 
 
+def test_the_figures_and_samples_of_the_record_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_sft(tmp_path, report_to="tensorboard", probe_count=1, probe_tokens=6)
+    figures = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["figures"]
+    numbers, texts = {}, {}
+    for file in (tmp_path / "out" / "runs").rglob("events.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        numbers |= {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+        texts |= {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]}
+    known = [name for name, value in figures.items() if type(value) in (int, float)]
+    assert {"stopped", "steps", "train_loss"} <= set(known)
+    assert all(numbers[f"eval/final_{name}"] == pytest.approx(figures[name], rel=1e-5) for name in known)
+    assert "train/loss" in numbers
+    assert texts["eval/final_samples/text_summary"] == "\n\n".join(figures["samples"])
+
+
 @pytest.mark.parametrize("optim", ["auto", "adamw_8bit"])
 def test_lora_plus_gives_b_its_own_rate(optim, tmp_path, monkeypatch):
     """The rate of B is ratio times that of A (Hayou et al. 2024, arXiv 2402.12354, section 4)."""

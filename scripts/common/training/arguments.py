@@ -542,6 +542,25 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
         plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
 
 
+def tell_trackers(trainer, run) -> None:
+    """The record's figures and samples to every tracker of --report-to, behind the log of the training: as eval/final_*
+    numbers and one text."""
+    figures = {name: value for name, value in run.record["figures"].items() if value == value}
+    logs = {f"eval_final_{name}": value for name, value in figures.items() if type(value) in (int, float)}
+    texts = "\n\n".join(text for text in figures.get("samples", []) if isinstance(text, str))
+    for callback in trainer.callback_handler.callbacks if run.is_main else ():
+        if type(callback).__module__.startswith("transformers.integrations"):
+            text = texts
+            if type(callback).__name__ == "SwanLabCallback":  # takes no plain string
+                import swanlab
+
+                text = swanlab.Text(texts)
+            said = logs | ({"eval_final_samples": text} if texts else {})
+            words = {"model": trainer.model, "processing_class": trainer.processing_class}
+            callback.on_log(trainer.args, trainer.state, trainer.control, logs=said, **words)
+            callback.on_train_end(trainer.args, trainer.state, trainer.control, **words)
+
+
 def save_trained(trainer, settings) -> None:
     """The adapter, or the whole model where all of it was trained, and the tokenizer. The figures that follow are of
     the model in memory: its weights are those of the file."""
@@ -628,6 +647,7 @@ def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures
         run.figure("stopped", stopped)
     for name, value in {**figures, "samples": samples[:2]}.items():
         run.figure(name, value)
+    tell_trackers(trainer, run)
     folder, probe = settings.output_dir, settings.val_file or settings.train_file
     if not settings.lora_r:
         run.finish(generate_command(settings.task, probe, val[0], model=folder, **changed(settings, "enable_thinking")))
