@@ -85,7 +85,7 @@ def decode(
     for step in range(max_new_tokens):
         inputs = {"input_ids": ids, "attention_mask": kept, "position_ids": places}
         predicted = predict({**inputs, "past_key_values": cache, "use_cache": True})
-        if step == 0 and len(ids) < len(rows):
+        if step == 0:  # the different prompts are sorted: each row back to its place
             cache.batch_select_indices(copies)
             predicted, kept, places = predicted[copies], kept[copies], places[copies]
         tokens = choose(rows, texts, predicted)
