@@ -23,6 +23,7 @@ start() {
   # a profile may name another: two machines that pick different types would get different runs
   dtype=auto
   if [ "$profile" = tiny ]; then dtype=float32; fi
+  dtype=${DTYPE:-$dtype}
   data=processed_data/$run models=checkpoints/$run results=results/$run texts=results/$run/generations
 }
 

@@ -3,11 +3,11 @@
 # merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # A finished stage says "already done"; the same command goes on after a stop.
 #   bash runs/poems.sh               tiny: the embedded base on a CPU; 39 minutes on two cores (docs/RESULTS.md)
-#   bash runs/poems.sh --quick       fewer rows, steps and samples, in results/poems_quick
+#   bash runs/poems.sh --quick       SFT, DPO and GRPO on fewer rows, in results/poems_quick
 #   bash runs/poems.sh qwen3-0.6b    the classic settings: LoRA r=8 on attention, 3 epochs, DPO at 1e-5
 #   bash runs/poems.sh small         the same base on one GPU, or a CPU overnight: wider LoRA, higher rates
 #   bash runs/poems.sh 4b            Qwen3-4B in bfloat16 on one large GPU, vLLM writes
-# MODEL=folder takes another base. --overwrite makes every stage anew, --print shows the commands.
+# MODEL=folder takes another base. DTYPE=bfloat16 halves the time where the CPU multiplies in it. --overwrite makes every stage anew, --print shows the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 start poems "tiny qwen3-0.6b small 4b" "$@"
@@ -46,8 +46,8 @@ esac
 model="${MODEL:-$model}" nll=""
 if [ "$profile" != tiny ]; then nll="--nll-model $model --dtype auto"; fi
 if $quick; then
-  rows=1500 prompts=128 seeds=1 ranked=48 samples=8 preferred=600
-  sft+=" --eval-steps 12" grpo+=" --max-steps 12" dpo_grpo+=" --max-steps 8" ppo="${ppo:+$ppo --max-steps 4}"
+  rows=1500 prompts=192 seeds=2 ranked=96 samples=8 ppo=""
+  sft+=" --eval-steps 24" grpo+=" --lr 2e-3 --max-steps 30"
 fi
 
 generate() {  # generate NAME MODEL-FLAGS...
@@ -78,14 +78,15 @@ dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens $tokens --eval-steps 24
   --rewards form:1 rhyme:2 meter all_three theme no_repeat:0.5"
 
-pairs() {  # the reward model, DPO, and GRPO behind DPO
+reward_model() {
   local files="--train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl"
   stage 30_train_reward --model $models/sft_merged $files --max-train $preferred $reward --output-dir $models/reward
   stage 60_generate --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
     --max-new-tokens $tokens ${backend:-} --output-file $results/onpolicy/val.jsonl
   stage 32_evaluate_reward --model $models/reward $files --generations $results/onpolicy/val.jsonl \
     --output $results/reward_card
-  dpo_round dpo sft_merged $data 42
+}
+more_pairs() {  # RFT, a second round of DPO, and GRPO behind it
   # RFT: one epoch on the best samples of the first round
   stage 20_train_sft --model $models/sft_merged --train-file $data/sft_best_train.jsonl \
     --val-file $data/sft_best_val.jsonl $sft --epochs 1 --output-dir $models/rft
@@ -94,8 +95,15 @@ pairs() {  # the reward model, DPO, and GRPO behind DPO
   stage 50_train_grpo --model $models/dpo_round2_merged $rl fluency:0.05 --beta 0 $dpo_grpo \
     --output-dir $models/dpo_grpo
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
+}
+pairs() {
+  $quick || reward_model
+  dpo_round dpo sft_merged $data 42
+  $quick || more_pairs
   generate base --model "$model"
-  score rft dpo dpo_round2 dpo_grpo base
+  local more="rft dpo_round2 dpo_grpo"
+  if $quick; then more=""; fi
+  score base dpo $more
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   generate sft --model "$model" --adapter $models/sft
