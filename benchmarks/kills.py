@@ -86,7 +86,8 @@ STAGES = {
     "61": "--model classifier --input-file style/style_val.jsonl --dtype float32 --max-length 64 "
     "--output-file out/labels.jsonl",
     "70": "--generations generations --nll-model= --bootstrap 200 --output-dir out",
-    "71": "--generations generations --judge rules --bootstrap 200 --output-file out/rules.jsonl",
+    "71": "--generations generations --candidates golden a=generations/a.jsonl b=generations/b.jsonl --judge rules "
+    "--bootstrap 200 --output-file out/rules.jsonl",
     "72": "--generations generations --scores scores --checkpoints none --bootstrap 200 --output out/compare",
     "73": "--task poems --kind rating --generations generations/a.jsonl --output out/sheet.csv",
 }

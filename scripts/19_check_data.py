@@ -112,7 +112,7 @@ def open_tokenizer(model: str, schema: str):
     except UserError as refused:
         try:
             return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError):
+        except Exception:
             raise refused from None
 
 

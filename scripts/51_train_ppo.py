@@ -259,6 +259,7 @@ def main(settings: Settings) -> None:
                 print("warning: that is the untrained one; fix: a lower --lr, or fewer --eval-steps")
         if run.is_main:
             agent.model.save_pretrained(settings.output_dir, selected_adapters=["default"])
+            arguments.sort_targets(settings.output_dir)
             tokenizer.save_pretrained(settings.output_dir)
             plot_overoptimisation(log, settings.output_dir / "overoptimisation.png")
         curves = ("reward", *(name for name in log[-1] if name.startswith(("reward/", "watch/"))))

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 
 from common.preflight.checks import check_rows, detect_schema, require_clean
+from common.preflight.tokenizers import check_model_files
 from common.pretraining.char_tokenizer import build_tokenizer
-from common.settings import UserError
+from common.settings import ROOT, UserError
+from conftest import load_script
 
 POEMS = [
     "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
@@ -492,3 +495,19 @@ def test_the_next_command_takes_over_what_was_checked(run_stage, model, tmp_path
         f"next: python scripts/20_train_sft.py --task chat --train-file '{train}' --val-file '{val}' --model {model}"
     )
     assert f"{expected} --max-length 300 --allow html-tag" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "{}", '{"num_hidden_layers": 3}'])
+def test_a_config_that_describes_no_model_is_told(text, tmp_path):
+    """By the check of the folder, or by the tokenizer that cannot be opened beside it."""
+    folder = shutil.copytree(ROOT / "data" / "tiny_qwen3", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(config | json.loads(text)) if "layers" in text else text
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    try:
+        load_script("19").open_tokenizer(str(folder), "sft")
+    except UserError as error:
+        assert "config.json" in str(error) and "; fix: " in str(error)
+    else:
+        found = check_model_files(str(folder), 64)
+        assert [f.level for f in found if "config.json describes no model" in f.reason] == ["error"]

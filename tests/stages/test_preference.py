@@ -332,7 +332,8 @@ def test_the_best_samples_as_sft_rows_and_near_misses_as_pairs(tmp_path):
     pairs = read_rows(tmp_path / "data/pref_onpolicy_train.jsonl")
     assert pairs and all(pair["rejected"][0]["content"] == FLAT for pair in pairs), "SHAPELESS is the worst"
     assert "next: python scripts/40_train_dpo.py" in done.stdout
-    done = stage("33_rank_samples.py", *words, "--write", "best", "--output-dir", tmp_path / "best")
+    words += ["--write", "best", "--against", "worst", "--output-dir", tmp_path / "best"]
+    done = stage("33_rank_samples.py", *words)
     assert "next: python scripts/20_train_sft.py" in done.stdout and "sft_best_train.jsonl" in done.stdout
     assert not (tmp_path / "best/pref_onpolicy_train.jsonl").exists()
 

@@ -5,9 +5,9 @@ Pure functions that return findings without a place; common/preflight/checks.py 
 """
 
 import re
+from pathlib import Path
 
 from common.preflight.finding import Finding, fault
-from common.settings import UserError
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 QUESTION = [{"role": "user", "content": "你好"}]
@@ -102,7 +102,7 @@ def check_model_files(model: str, max_length: int) -> list[Finding]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         stop = turn_end(tokenizer)
-    except (OSError, ValueError, UserError):
+    except Exception:
         return []  # load_tokenizer says so
     found = []
     here = "the stages here train with eos {eos} and another pad; tokenizer.save_pretrained(...) fixes the folder"
@@ -120,7 +120,7 @@ def check_model_files(model: str, max_length: int) -> list[Finding]:
     stop_id = tokenizer.convert_tokens_to_ids(stop)
     try:
         generation = GenerationConfig.from_pretrained(model)
-    except (OSError, ValueError):
+    except Exception:
         generation = None  # a folder of a tokenizer alone, or a model that has none
     if generation is not None and generation.eos_token_id is not None:
         stops = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
@@ -136,7 +136,10 @@ def check_model_files(model: str, max_length: int) -> list[Finding]:
             )
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError):
+    except Exception as error:  # transformers raises anything about a config that is none
+        if (Path(model) / "config.json").exists():  # else a folder of a tokenizer alone
+            reason = f"config.json describes no model ({' '.join(str(error).split())[:160]})"
+            found.append(fault(reason, "copy it again", "error", "model-files"))
         return found
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and max_length > positions:

@@ -568,8 +568,6 @@ def save_trained(trainer, settings) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from common.jsonl import read_json, write_json
-
     trainer.save_model(str(settings.output_dir))
     delete_pickle(settings.output_dir)
     if settings.lora_r == 0:
@@ -578,16 +576,23 @@ def save_trained(trainer, settings) -> None:
         if trainer.args.process_index == 0:
             save_as_lora(trainer.accelerator.unwrap_model(trainer.model), settings, settings.output_dir)
         return
-    if trainer.args.process_index == 0:  # peft keeps the targets as a set, which every process orders in its own way
-        path = settings.output_dir / "adapter_config.json"
-        config = read_json(path)
-        if isinstance(config["target_modules"], list):
-            write_json(path, config | {"target_modules": sorted(config["target_modules"])})
+    if trainer.args.process_index == 0:
+        sort_targets(settings.output_dir)
     if trainer.args.world_size == 1:
         saved = load_file(settings.output_dir / "adapter_model.safetensors")
         held = get_peft_model_state_dict(trainer.model)
         if saved.keys() != held.keys() or not all(torch.equal(saved[name], held[name].cpu()) for name in saved):
             raise RuntimeError("the saved adapter is not the trained one")
+
+
+def sort_targets(adapter: Path) -> None:
+    """peft keeps the targets as a set, which every process would write in an order of its own."""
+    from common.jsonl import read_json, write_json
+
+    path = adapter / "adapter_config.json"
+    config = read_json(path)
+    if isinstance(config["target_modules"], list):
+        write_json(path, config | {"target_modules": sorted(config["target_modules"])})
 
 
 def save_as_lora(model, settings, folder: Path) -> None:
@@ -598,6 +603,7 @@ def save_as_lora(model, settings, folder: Path) -> None:
     start = settings.output_dir / "pissa_start"
     model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))
     shutil.rmtree(start)
+    sort_targets(folder)
 
 
 def save_merged(trainer, tokenizer, settings, model_path: str, mapping: dict | None = None) -> None:
@@ -614,6 +620,7 @@ def save_merged(trainer, tokenizer, settings, model_path: str, mapping: dict | N
             save_as_lora(model, settings, folders[1])
         else:
             model.save_pretrained(folders[1])
+            sort_targets(folders[1])
         if getattr(settings, "quantize", "none") != "none":  # into the base in full precision
             from common.training.classifiers import open_classifier
 
