@@ -162,7 +162,7 @@ def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
     from common.merging import faults
     from common.model_files import adapter_base, check_adapter, check_model
-    from common.models import load_model, load_tokenizer, model_config
+    from common.models import load_model, load_tokenizer, model_config, require_context
     from common.runs import begin_run
     from common.vllm_engine import require_server, require_vllm, serve, served_model
 
@@ -185,19 +185,20 @@ def main(settings: Settings) -> None:
     groups = {"rows": rows}
     if settings.chained:
         groups["chained"] = [chain(one, two) for one, two in zip(rows, rows[1:] + rows[:1], strict=True)]
+    trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
+    longest = max(len(prompt_ids(tokenizer, row, True)) for row in [*rows, *groups.get("chained", [])])
+    room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
+    require_context(merged, room, "the longest prompt + --max-new-tokens + 16:")
     inputs = {"model": base, "adapter": adapter, "merged": merged, "rows_file": settings.rows_file}
     # a server may have changed since the last check
     settings = replace(settings, overwrite=settings.overwrite or settings.server not in ("start", "none"))
     with begin_run(settings.output_file, settings, inputs, "23_check_parity", resumable=False) as run:
         if notice:
             run.figure("base_notice", notice)
-        trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
         adapted = load_model(base, tokenizer, settings.dtype, adapter, force_base=settings.force_base)
         whole = load_model(merged, tokenizer, settings.dtype)
         stored = str(model_config(merged).dtype).removeprefix("torch.")
         found = []
-        longest = max(len(prompt_ids(tokenizer, row, True)) for row in [*rows, *groups.get("chained", [])])
-        room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
         servers = {"none": nullcontext(), "start": serve(merged, settings.dtype, room)}
         with servers.get(settings.server, nullcontext(settings.server)) as url:
             name = served_model(url) if url else None

@@ -100,8 +100,6 @@ class Settings(AdapterSettings):
         yield from super().clashes()
         if not self.teacher:
             yield from unused(self, "without --teacher", "teacher_share", "temperature")
-        if not self.lora_r:
-            yield from unused(self, "with --lora-r 0, full fine-tuning", "lora_alpha", "lora_dropout", "lora_targets")
 
 
 def main(settings: Settings) -> None:

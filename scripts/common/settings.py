@@ -105,7 +105,10 @@ OS_ERRORS = {
     errno.EIO: ("the disk reports an error", "check the disk, or name an output elsewhere"),
 }
 # Libraries say in their own words that a file could not be written.
-DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")
+DISK_FULL = re.compile(
+    "No space left on device|os error 28|PytorchStreamWriter failed writing"
+    r"|\d+ requested and \d+ written"  # numpy's tofile
+)
 
 
 class UserError(Exception):
@@ -287,7 +290,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(error) for words in DISK_FULL):
+        if DISK_FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -49,6 +49,8 @@ def main(settings):
         raise KeyboardInterrupt
     if settings.task == "disk":
         Path("/dev/full").write_text("x")
+    if settings.task == "tofile":
+        raise OSError("2179072 requested and 1419792 written")
     if settings.task == "memory":
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 9 bytes")
     if settings.task == "numpy":
@@ -157,7 +159,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(stage):
     assert (done.returncode, done.stderr) == (2, "error: no such task; fix: name another\n")
 
 
-@pytest.mark.parametrize("task", ["disk", "torch"])
+@pytest.mark.parametrize("task", ["disk", "torch", "tofile"])
 def test_a_full_disk_is_one_line_whoever_was_writing(stage, task):
     done = stage("--task", task)
     assert done.returncode == 2 and done.stderr.startswith("error: no space is left on the disk; fix: free some space")

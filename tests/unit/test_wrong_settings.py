@@ -79,6 +79,14 @@ def test_an_export_is_asked_something():
     assert refusal("24", "--questions").startswith("--questions: none is named")
 
 
+def test_texts_too_short_to_compare_are_told():
+    """--texts 1 of stages 01 and 24: the first text is empty."""
+    from common.gguf.certificate import compare_distributions
+
+    with pytest.raises(UserError, match="none of 1 texts has a place to compare; fix: more --texts"):
+        compare_distributions(None, lambda text: {"input_ids": [1]}, None, [""], 5)
+
+
 # stage: flags of a mode, and flags that nothing reads in it, each with a value that is not its default
 UNREAD = [
     ("01", "--gguf-file a.gguf", "--cache-dir elsewhere"),
@@ -91,11 +99,12 @@ UNREAD = [
     ("17", "", "--model a --max-length 9"),
     ("17", "--held-out 0", "--val-share .2 --test-share .2"),
     ("19", "--preview None", "--preview-rows 2"),
-    ("20", "--lora-r 0", "--lora-alpha 3 --lora-targets q_proj"),
     *((number, "--val-file None", "--patience 2") for number in ("20", "30", "40", "41")),
-    *((number, "--lora-r 0", "--lora-alpha 3 --lora-targets q_proj") for number in ("21", "30", "40", "41", "50")),
+    *(
+        (number, "--lora-r 0", "--lora-alpha 3 --lora-targets q_proj")
+        for number in ("20", "21", "30", "31", "40", "50")
+    ),
     ("31", "", "--teacher-share .2 --temperature 3"),
-    ("31", "--lora-r 0", "--lora-alpha 3 --lora-dropout .1 --lora-targets q_proj"),
     ("33", "--write pairs", "--best-per-prompt 2"),
     ("33", "--write best", "--pairs-per-prompt 3 --against near_miss --min-margin .5 --max-overlap .5"),
     ("50", "--rollout hf", "--vllm-mode server --vllm-memory-share .5 --vllm-server-url http://127.0.0.1:9"),

@@ -7,7 +7,7 @@ import random
 import unicodedata
 
 from common.gguf.llama_cpp import LlamaCpp
-from common.settings import ROOT
+from common.settings import ROOT, UserError
 
 LIKELIEST = 64  # tokens of a distribution compared one by one; the others count as one
 # What people type and corpora hold, and where tokenizers go wrong.
@@ -79,5 +79,6 @@ def compare_distributions(model, tokenizer, other: LlamaCpp, texts: list[str], p
         divergence += sum(math.exp(logprob) * (logprob - ours[id].item()) for id, logprob in theirs.items())
         divergences.append(divergence)
         agreed += max(theirs, key=theirs.get) == ours.argmax().item()
-    count = len(divergences)
+    if not (count := len(divergences)):
+        raise UserError(f"none of {len(texts)} texts has a place to compare; fix: more --texts, more --places")
     return {"kl_mean": sum(divergences) / count, "kl_max": max(divergences), "top1_agreement": agreed / count}
