@@ -28,14 +28,22 @@ BATCH, RATE, BETA = 32, 5e-4, 0.1  # pairs per optimizer step, of both
 
 def ours(model: str, folder: Path, output: Path, steps: int) -> float:
     flags = {"train-file": folder / "train.jsonl", "val-file": "None", "model": model, "max-steps": steps}
-    flags |= {"batch-size": 16, "accumulation": BATCH // 16, "lr": RATE, "beta": BETA, "lora-r": 32, "lora-alpha": 64}
+    flags |= {
+        "batch-size": 16,
+        "accumulation": BATCH // 16,
+        "lr": RATE,
+        "beta": BETA,
+        "warmup-share": 0,
+        "lora-r": 32,
+        "lora-alpha": 64,
+    }
     flags |= {"eval-steps": 10**6, "probe-count": 8, "report-to": "none", "dtype": "float32", "output-dir": output}
     return seconds_of([sys.executable, str(ROOT / "scripts/40_train_dpo.py"), *words_of(flags)])
 
 
 def trl(model: str, folder: Path, output: Path, steps: int) -> float:
     flags = {"model_name_or_path": model, "dataset_name": folder / "trl", "output_dir": output, "max_steps": steps}
-    flags |= {"learning_rate": RATE, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "beta": BETA, "bf16": "False"}
+    flags |= {"learning_rate": RATE, "lr_scheduler_type": "cosine", "warmup_steps": 0, "beta": BETA, "bf16": "False"}
     flags |= {"gradient_accumulation_steps": BATCH // 8, "lora_r": 32, "lora_alpha": 64, "lora_dropout": 0.0}
     flags |= {"lora_target_modules": TARGETS, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
     return seconds_of([str(Path(sys.executable).with_name("trl")), "dpo", "--use_peft", *words_of(flags)])
@@ -64,7 +72,10 @@ def main() -> None:
     options = parser.parse_args()
 
     data = ROOT / "processed_data/poems"
-    train, val = read_jsonl(data / "pref_train.jsonl", "pref"), read_jsonl(data / "pref_val.jsonl", "pref")[:128]
+    train, val = (
+        read_jsonl(data / "pref_train.jsonl", "preference"),
+        read_jsonl(data / "pref_val.jsonl", "preference")[:128],
+    )
     before = log_likelihoods(options.model, None, val)
     results: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """How fast is stage 20 beside `trl sft`, LLaMA-Factory and ms-swift, on the same rows, at the same validation loss?
 
-All train the same LoRA on the same rows with the same optimizer batch, rate and number of steps, in turn, several
+All train the same LoRA on the same rows with the same optimizer batch, rate (no warm-up) and steps, in turn, several
 rounds; each round starts from the base model. Everything else of the others is as it comes: 8 rows a micro-batch,
 gradient checkpointing, their losses. Their bfloat16 is turned off, because trl refuses to start with it on a CPU.
 Validation loss is computed by one function for all, over the answer's characters.
@@ -44,10 +44,11 @@ def words_of(flags: dict) -> list[str]:
 
 
 def seconds_of(command: list[str]) -> float:
-    """Training time as the Trainer itself reports it: without start, tokenization and saving."""
+    """Training time as the Trainer itself reports it: without start, tokenization and saving. Our stages print it in a
+    line of their own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
-    found = re.search(r"""['"]train_runtime['"]: ['"]?([0-9.]+)""", done.stdout + done.stderr)
+    found = re.search(r"""(?:['"]train_runtime['"]: ['"]?| steps in )([0-9.]+)""", done.stdout + done.stderr)
     if done.returncode or not found:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return float(found[1])
@@ -56,13 +57,14 @@ def seconds_of(command: list[str]) -> float:
 def ours(model: str, folder: Path, output: Path, steps: int) -> float:
     flags = {"train-file": folder / "train.jsonl", "val-file": folder / "val.jsonl", "model": model, "max-steps": steps}
     flags |= {"eval-steps": 10**6, "probe-count": 8, "eval-rows": 32, "report-to": "none", "dtype": "float32"}
-    flags |= {"batch-size": 32, "accumulation": BATCH // 32, "lr": RATE, "output-dir": output}
+    flags |= {"batch-size": 32, "accumulation": BATCH // 32, "lr": RATE, "warmup-share": 0}
+    flags["output-dir"] = output
     return seconds_of([sys.executable, str(ROOT / "scripts/20_train_sft.py"), *words_of(flags)])
 
 
 def trl(model: str, folder: Path, output: Path, steps: int) -> float:
     flags = {"model_name_or_path": model, "dataset_name": folder / "trl", "output_dir": output, "max_steps": steps}
-    flags |= {"learning_rate": RATE, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "report_to": "none"}
+    flags |= {"learning_rate": RATE, "lr_scheduler_type": "cosine", "warmup_steps": 0, "report_to": "none"}
     flags |= {"gradient_accumulation_steps": BATCH // 8, "assistant_only_loss": "True", "bf16": "False"}
     flags |= {"eval_strategy": "no", "save_strategy": "no", "lora_target_modules": TARGETS, **LORA}
     return seconds_of([str(Path(sys.executable).with_name("trl")), "sft", "--use_peft", *words_of(flags)])
@@ -73,7 +75,7 @@ def llama_factory(model: str, folder: Path, output: Path, steps: int) -> float:
     flags |= {"dataset_dir": folder / "tools", "output_dir": output, "max_steps": steps, "finetuning_type": "lora"}
     flags |= {"lora_rank": LORA["lora_r"], "lora_alpha": LORA["lora_alpha"], "lora_target": ",".join(TARGETS)}
     flags |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": BATCH // 8, "learning_rate": RATE}
-    flags |= {"lr_scheduler_type": "cosine", "warmup_ratio": 0.03, "cutoff_len": 512, "report_to": "none"}
+    flags |= {"lr_scheduler_type": "cosine", "warmup_ratio": 0, "cutoff_len": 512, "report_to": "none"}
     flags |= {"logging_steps": 1, "save_strategy": "no", "bf16": "false", "overwrite_cache": "true"}
     return seconds_of([str(ROOT / ".venv-llama-factory/bin/llamafactory-cli"), "train", *words_of(flags)])
 
@@ -83,7 +85,7 @@ def ms_swift(model: str, folder: Path, output: Path, steps: int) -> float:
     flags |= {"tuner_type": "lora", "lora_rank": LORA["lora_r"], "lora_alpha": LORA["lora_alpha"], "max_length": 512}
     flags |= {"lora_dropout": 0, "target_modules": TARGETS, "torch_dtype": "float32", "split_dataset_ratio": 0}
     flags |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": BATCH // 8, "learning_rate": RATE}
-    flags |= {"lr_scheduler_type": "cosine", "warmup_ratio": 0.03, "report_to": "none", "logging_steps": 1}
+    flags |= {"lr_scheduler_type": "cosine", "warmup_ratio": 0, "report_to": "none", "logging_steps": 1}
     flags |= {"output_dir": output, "add_version": "false", "max_steps": steps, "save_steps": steps}
     seconds = seconds_of([str(ROOT / ".venv-ms-swift/bin/swift"), "sft", *words_of(flags)])
     (saved,) = output.glob("checkpoint-*")

@@ -375,6 +375,9 @@ class Progress(ProgressCallback):
             return
         if "eval_loss" in logs:
             self.training_bar.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+        if "train_runtime" in logs:
+            done = state.global_step - self.first_step
+            self.training_bar.write(f"{done} steps in {logs['train_runtime']:.1f} s")
         if "loss" not in logs:
             return
         parts = [f"{text} {logs[name]:.4g}" for name, text in self.SHOWN.items() if name in logs]
