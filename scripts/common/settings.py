@@ -340,7 +340,14 @@ def next_command(script: str, **flags) -> str:
             continue
         values = value if isinstance(value, list | tuple) else [value]
         words += [f"--{flag}", *(show_path(v) if str(v).startswith(f"{ROOT}{os.sep}") else str(v) for v in values)]
-    return shlex.join(["python", f"scripts/{script}.py", *words])
+    return " ".join(map(_quoted, ["python", f"scripts/{script}.py", *words]))
+
+
+def _quoted(word: str) -> str:
+    """A word as bash reads it, on one line: a line end in it becomes $'...\\n...'."""
+    if "\n" not in word:
+        return shlex.quote(word)
+    return "$'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
 
 
 def _set_up_process() -> None:

@@ -27,7 +27,7 @@ ROWS = [{"instruction": f"第{n}题：续写", "output": answer(n)} for n in ran
 PAIRS = [{"prompt": f"第{n}题", "chosen": answer(n), "rejected": answer(n + 50)} for n in range(40)]
 TEXTS = [{"text": f"第{n}回\n{answer(n)}{answer(n + 90)}"} for n in range(40)]
 LABELS = [row | {"label": n % 2 == 0} for n, row in enumerate(ROWS)]
-POEMS = json.loads(lzma.decompress((ROOT / "data/poems/tang.json.xz").read_bytes()))[:400]
+POEMS = json.loads(lzma.decompress((ROOT / "data/poems/tang.json.xz").read_bytes()))[:1200]
 # what tests add, to make a line shorter: a training stage of its own accord runs for an epoch
 TRAIN = "--batch-size 4 --max-steps 2 --report-to none --lora-r 4 --dtype float32"
 PROBED = f"{TRAIN} --eval-steps 2 --eval-rows 4 --probe-count 2 --probe-tokens 8"
@@ -41,7 +41,7 @@ SHORT = {
     "41": PROBED,
     "50": f"{TRAIN} --batch-size 8 --num-generations 4 --max-new-tokens 8 --eval-steps 2 --probe-count 2",
     "51": f"{TRAIN} --batch-size 8 --max-new-tokens 8 --eval-steps 2 --probe-count 2",
-    "60": "--max-prompts 4 --num-samples 4 --max-new-tokens 8 --dtype float32",
+    "60": "--max-prompts 8 --num-samples 8 --max-new-tokens 72 --dtype float32",
     "61": "--dtype float32",
     "70": "--bootstrap 20 --dtype float32",
     "72": "--bootstrap 20",
@@ -67,7 +67,11 @@ CHAINS = {
     "poems": (POEMS, "10_prepare_poems.py --corpus {file} --min-character-poems 1", ["19", *AFTER_20]),
     "judge": (None, f"71_judge.py --task poems --candidates golden tuned={WRITTEN}", ["72"]),
     "reward": (None, "30_train_reward.py --task poems --model data/tiny_qwen3", ["32", "40", "22", "60"]),
-    "samples": (None, f"33_rank_samples.py --task poems --generations {WRITTEN}", ["40"]),
+    "samples": (
+        None,
+        f"33_rank_samples.py --task poems --generations {WRITTEN} --val-share 0.5 --min-margin 0.001",
+        ["40"],
+    ),
     "grpo": (None, "50_train_grpo.py --task poems", ["60"]),
     "ppo": (None, "51_train_ppo.py --task poems", ["60"]),
     "weibo": (None, "11_prepare_weibo.py", ["19", *AFTER_20]),
@@ -142,6 +146,6 @@ def test_every_next_line_runs_as_it_is_pasted(name, paste):
         assert line.startswith(f"python scripts/{number}_"), line
         short = SHORT.get(number, "")
         if " --prompt " in line:  # one text, no file of prompts
-            short = short.replace("--max-prompts 4", "")
+            short = short.replace("--max-prompts 8", "")
         line = next_of(paste(f"{line} {short}"))
     assert stages[-1] != "72" or line == ""

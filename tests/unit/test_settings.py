@@ -229,6 +229,10 @@ def test_the_next_command_runs_as_it_is_pasted(tmp_path):
     words = ["python", "scripts/20_train_sft.py", "--train-file", str(folder), "--val-file", "None"]
     assert shlex.split(line) == [*words, "--rewards", "a:1", "b b", "--fresh", "--no-old"]
     assert next_command("60_generate", model=str(ROOT / "data")) == "python scripts/60_generate.py --model data"
+    said = "it's\n\\n$HOME"  # one line, which bash reads as two
+    line = next_command("61_classify_style", text=said)
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    assert "\n" not in line and read.stdout.decode().split("\0")[-2] == said
 
 
 @dataclass
