@@ -7,7 +7,8 @@
 #   bash runs/poems.sh qwen3-0.6b    the classic settings: LoRA r=8 on attention, 3 epochs, DPO at 1e-5
 #   bash runs/poems.sh small         the same base on one GPU, or a CPU overnight: wider LoRA, higher rates
 #   bash runs/poems.sh 4b            Qwen3-4B in bfloat16 on one large GPU, vLLM writes
-# MODEL=folder takes another base. DTYPE=bfloat16 halves the time where the CPU multiplies in it. --overwrite makes every stage anew, --print shows the commands.
+# MODEL=folder takes another base; DTYPE=bfloat16 is faster where the CPU multiplies in it.
+# --overwrite makes every stage anew, --print shows the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 start poems "tiny qwen3-0.6b small 4b" "$@"

@@ -527,7 +527,7 @@ def test_cut_texts_are_counted_and_the_next_command_reads_what_it_names(tmp_path
 
     tokenizer = load_tokenizer(str(ROOT / "data/tiny_qwen3"))
     answer = {"predicted_label": "诚实", "confidence": 1.0, "probabilities": {"诚实": 1.0}}
-    monkeypatch.setattr(common.training.classifiers, "load_classifier", lambda *_: (None, tokenizer))
+    monkeypatch.setattr(common.training.classifiers, "load_styles", lambda *_: (None, tokenizer))
     monkeypatch.setattr(tasks.styles.predictions, "predict_styles", lambda *words: [answer] * len(words[2]))
     module = sft_ways.stage("61_classify_style")
     for name, content in (("a.txt", "好" * 9 + "\n好\n"), ("b.jsonl", '{"input": "好"}\n')):
