@@ -66,7 +66,6 @@ CHAINS = {
     ),
     "poems": (POEMS, "10_prepare_poems.py --corpus {file} --min-character-poems 1", ["19", *AFTER_20]),
     "judge": (None, f"71_judge.py --task poems --candidates golden tuned={WRITTEN}", ["72"]),
-    "reward": (None, "30_train_reward.py --task poems --model data/tiny_qwen3", ["32", "40", "22", "60"]),
     "samples": (
         None,
         f"33_rank_samples.py --task poems --generations {WRITTEN} --val-share 0.5 --min-margin 0.001",
@@ -75,6 +74,7 @@ CHAINS = {
     "grpo": (None, "50_train_grpo.py --task poems", ["60"]),
     "ppo": (None, "51_train_ppo.py --task poems", ["60"]),
     "weibo": (None, "11_prepare_weibo.py", ["19", *AFTER_20]),
+    "reward": (None, "30_train_reward.py --task weibo --model data/tiny_qwen3", ["32", "40", "22", "60"]),
     "styles": (None, "12_prepare_styles.py", ["31", "61"]),
     "sheet": (None, "61_classify_style.py --input-file processed_data/styles/style_test.jsonl", ["73"]),
     "copywriting": (None, "13_write_copy.py", ["14", "15", "16", "19", *AFTER_20]),
