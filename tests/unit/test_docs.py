@@ -156,3 +156,17 @@ def test_documents_are_short():
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_the_pages_that_the_code_names_are_there():
+    files = [
+        path for place in ("scripts", "runs", "benchmarks", "tests", "configs") for path in (ROOT / place).rglob("*")
+    ]
+    named = {
+        (path.relative_to(ROOT).as_posix(), page)
+        for path in files
+        if path.suffix in (".py", ".sh", ".yaml")
+        for page in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert not [(path, page) for path, page in named if not (ROOT / page).is_file()]

@@ -91,8 +91,8 @@ class LeanHead:
 
 
 def activation_bytes(model) -> int:
-    """About what one token leaves behind for the backward pass, with LoRA on every layer in bfloat16 (docs/SCALING.md);
-    of Gemma 3 270M .7 MiB, measured."""
+    """About what one token leaves behind for the backward pass, with LoRA on every layer in bfloat16
+    (docs/OPERATIONS.md); of Gemma 3 270M .7 MiB, measured."""
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return config.num_hidden_layers * (30 * width + 10 * inner)
