@@ -37,19 +37,22 @@ def as_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def opening(settings: Settings, record: dict) -> list[str]:
-    commit = str((record.get("git") or {}).get("commit", "unknown"))[:8]
+def opening(settings: Settings, record: dict, stages: list[dict]) -> list[str]:
+    """The commits are those of all records: a chain that was taken up again may have run on more than one."""
+    ordered = sorted([*stages, record], key=lambda one: one["started"])
+    commits = dict.fromkeys(str((one.get("git") or {}).get("commit", "unknown"))[:8] for one in ordered)
     command = settings.command or f"bash runs/{settings.job}.sh"
     return [
         f"# {settings.job}: a reference run",
         "",
-        f"`{command}` at commit {commit}, {record['device']}, {record['started'][:10]}. `generations/` has every text",
-        "(`xz -dc FILE`), `records/` what each stage was run with, took and reached, the reports all figures.",
+        f"`{command}` at commit {', '.join(commits)}, {record['device']}, {record['started'][:10]}.",
+        "`generations/` has every text (`xz -dc FILE`), `records/` what each stage was run with, took and reached, the",
+        "reports all figures.",
         "",
     ]
 
 
-def readme(settings: Settings, report: dict, texts: dict[str, list[dict]]) -> str:
+def readme(settings: Settings, report: dict, stages: list[dict], texts: dict[str, list[dict]]) -> str:
     """The first columns of the report, and the first texts of each run as they came."""
     from common.evaluation.tables import markdown_table
 
@@ -63,7 +66,7 @@ def readme(settings: Settings, report: dict, texts: dict[str, list[dict]]) -> st
 
     rows = [[run, *(figure(run, name) for name in metrics)] for run in table]
     lines = [
-        *opening(settings, report),
+        *opening(settings, report, stages),
         f"{report['figures']['prompts']} prompts; mean and 95 % interval over prompts:",
     ]
     lines += ["", markdown_table(["", *metrics], rows), ""]
@@ -91,6 +94,7 @@ def main(settings: Settings) -> None:
     results, models = ROOT / "results" / run, ROOT / "checkpoints" / run
     output = ROOT / "results/reference" / settings.job
     records = {path.parent.name: path for path in sorted(models.glob("*/run.json"))}
+    stages = [read_json(path) for path in records.values()]
     reports = [path for path in sorted(results.glob("*")) if path.suffix in (".md", ".html", ".png", ".csv", ".json")]
     if not records or not reports:
         raise UserError(f"no finished run in {results}; fix: bash runs/{settings.job}.sh")
@@ -107,10 +111,10 @@ def main(settings: Settings) -> None:
     if (results / "compare.run.json").is_file():
         files = sorted((results / "generations").glob("*.jsonl"))
         texts = {file.stem: read_jsonl(file, "generation") for file in files}
-        page = readme(settings, read_json(results / "compare.run.json"), texts)
+        page = readme(settings, read_json(results / "compare.run.json"), stages, texts)
     else:  # a classifier: its reports are short
         tables = [path.read_text(encoding="utf-8") for path in reports if path.suffix == ".md"]
-        page = "\n".join([*opening(settings, read_json(next(iter(records.values())))), *tables])
+        page = "\n".join([*opening(settings, stages[-1], stages), *tables])
     (fresh / "README.md").write_text(page, encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     fresh.rename(output)

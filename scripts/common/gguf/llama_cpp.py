@@ -82,6 +82,9 @@ def llama_cpp(path: Path, context: int = 1024) -> Iterator[LlamaCpp]:
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup = context, 1, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    # its defaults round keys and values to 16 bits: tokens that are .0016 nats apart then change places
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.verbosity = 0
     try:
         server = xllamacpp.Server(params)
