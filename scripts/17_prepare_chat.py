@@ -18,6 +18,7 @@ Run     python scripts/17_prepare_chat.py
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -74,14 +75,6 @@ class Settings:
 
 KINDS = ("sft", "pref", "prompts", "kto")
 GROUPINGS = ("answer", "prompt", "none")
-
-
-def read_renames(words: tuple[str, ...]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    for word, (old, _, new) in zip(words, pairs, strict=True):
-        if not old or not new:
-            raise UserError(f"--rename {word}: not OLD=NEW; fix: for example --rename 答案=output")
-    return {old: new for old, _, new in pairs}
 
 
 def kept_columns(settings: Settings) -> tuple[str, ...]:
@@ -163,7 +156,7 @@ def main(settings: Settings) -> None:
     from common.models import load_tokenizer
     from common.runs import begin_run
     from tasks.chat.dialects import MAPPINGS
-    from tasks.chat.files import read_file
+    from tasks.chat.files import read_file, read_renames
     from tasks.chat.splits import split_groups
 
     val_share, test_share = settings.val_share, settings.test_share
@@ -174,6 +167,8 @@ def main(settings: Settings) -> None:
         raise UserError(f"{flags} must be 0 or more, and less than 1 together; fix: for example .1 and .1, .2 together")
     if not settings.files:
         raise UserError("--files names no file; fix: --files mine.json")
+    if twice := [path for path, count in Counter(map(os.path.realpath, settings.files)).items() if count > 1]:
+        raise UserError(f"--files names {show_path(twice[0])} twice; fix: name it once")
     renames = read_renames(settings.rename)
     rows, problems, report, origins = [], [], {"files": {}, "dropped": {"faulty": {}}, "splits": {}}, {}
     for path in settings.files:  # before an earlier run's files are touched
@@ -186,10 +181,9 @@ def main(settings: Settings) -> None:
     if fatal or not rows:
         raise DataError(fatal or problems)
     if settings.group_by not in GROUPINGS and not any(row.row["meta"].get(settings.group_by) for row in rows):
-        known = ", ".join(
-            dict.fromkeys(name for facts in report["files"].values() for name in facts["unknown columns"])
-        )
-        raise UserError(f"--group-by {settings.group_by}: no row has such a column; fix: answer, prompt, none, {known}")
+        unknown = (name for facts in report["files"].values() for name in facts["unknown columns"])
+        known = ", ".join(dict.fromkeys([*GROUPINGS, *unknown]))
+        raise UserError(f"--group-by {settings.group_by}: no row has such a column; fix: {known}")
     measured = settings.skip_bad or settings.long_rows
     tokenizer = load_tokenizer(resolve_model(settings.model, settings.task)) if measured else None
     of_kinds = {kind: [row.row for row in rows if row.kind == kind] for kind in KINDS}

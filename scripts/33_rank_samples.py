@@ -115,12 +115,17 @@ def meta_of(row: dict, kind: str, **scores: float) -> dict:
     return kept | {"kind": kind} | {name: round(value, 6) for name, value in scores.items()}
 
 
+def tools_of(row: dict) -> dict:
+    return {"tools": row["tools"]} if row.get("tools") else {}
+
+
 def best_rows(usable: list[dict], settings: Settings) -> list[dict]:
     """The best samples of one prompt as SFT rows."""
     return [
         {
             "prompt": row["prompt"],
             "completion": answer(row["completion"]),
+            **tools_of(row),
             "meta": meta_of(row, "best", score=row["total"]),
         }
         for row in usable[: settings.best_per_prompt]
@@ -144,8 +149,7 @@ def rank_prompt(usable: list[dict], settings: Settings, dropped: Counter) -> lis
         else:
             meta = meta_of(best, "onpolicy", chosen_score=best["total"], rejected_score=worst["total"])
             sides = {"chosen": answer(best["completion"]), "rejected": answer(worst["completion"])}
-            tools = {"tools": best["tools"]} if best.get("tools") else {}
-            pairs.append({"prompt": best["prompt"], **sides, **tools, "meta": meta})
+            pairs.append({"prompt": best["prompt"], **sides, **tools_of(best), "meta": meta})
     return pairs
 
 
@@ -179,7 +183,7 @@ def main(settings: Settings) -> None:
     first, *others = files.values()
     inputs = {"generations": settings.generations}
     with begin_run(first, settings, inputs, "33_rank_samples", resumable=False, also=tuple(others)) as run:
-        texts = [[row[name] for row in rows] for name in ("prompt", "completion", "meta")]
+        texts = [[row.get(name) for row in rows] for name in ("prompt", "completion", "meta", "tools")]
         totals = total(rewards, score(rewards, *texts))
         rules = score(required, *texts).values() if required else ()
         for index, (row, value) in enumerate(zip(rows, totals, strict=True)):

@@ -136,9 +136,9 @@ def reward_function(rewards):
     """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
     from common.training.rewards import score, total
 
-    def total_reward(prompts, completions, meta, log_metric, **_) -> list[float | None]:
+    def total_reward(prompts, completions, meta, tools, log_metric, **_) -> list[float | None]:
         texts = [completion[-1]["content"] for completion in completions]
-        columns = score(rewards, prompts, texts, [json.loads(text) for text in meta])
+        columns = score(rewards, prompts, texts, *(list(map(json.loads, column)) for column in (meta, tools)))
         for name, values in columns.items():
             for value in (value for value in values if value is not None):
                 log_metric(f"reward/{name}", value)  # trl takes the mean over the values of all processes
@@ -239,7 +239,7 @@ def main(settings: Settings) -> None:
                 model=model,
                 args=config,
                 reward_funcs=[reward_function(probe.rewards)],
-                **prompt_rows([row for row, _ in prompts], settings.enable_thinking),
+                train_dataset=prompt_rows([row for row, _ in prompts], settings.enable_thinking),
                 processing_class=tokenizer,
                 peft_config=lora,
             )

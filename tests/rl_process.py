@@ -130,7 +130,7 @@ def grpo_step(folder: Path) -> dict:
     )
     set_seed(3)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    data = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"])} for row in rows]
+    data = [{"prompt": row["prompt"], "meta": json.dumps(row["meta"]), "tools": "null"} for row in rows]
     # other rows in each process: it would have other figures, and another mind about the budget
     probe = probe_of([{**row, "completion": POEM} for row in rows][STATE.process_index :][:2], kl_budget=1e9)
     trainer = LeanGRPOTrainer(

@@ -20,12 +20,19 @@ BOM = b"\xef\xbb\xbf"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+WIDE = {  # encoding -> how a file in it begins, with its mark or with two ASCII characters
+    "UTF-32": rb"\xff\xfe\0\0|\0\0\xfe\xff",
+    "UTF-16": rb"\xff\xfe|\xfe\xff",
+    "UTF-16LE": rb"[^\0]\0[^\0]\0",
+    "UTF-16BE": rb"\0[^\0]\0[^\0]",
+}
 COMPRESSED = {
     b"\x1f\x8b": "gunzip -k",
     b"BZh": "bunzip2 -k",
     b"\xfd7zXZ": "unxz -k",
     b"\x28\xb5\x2f\xfd": "unzstd",
     b"PK\x03\x04": "unzip",
+    b"7z\xbc\xaf": "7z x",
 }  # first bytes -> what unpacks it
 
 
@@ -123,10 +130,9 @@ def unreadable(path: Path | str) -> Finding | None:
         return Finding(path, 0, error.strerror or str(error), "make it readable, or name another file")
     if command := next((command for magic, command in COMPRESSED.items() if start.startswith(magic)), None):
         return Finding(path, 0, "the file is compressed", f"{command} {path.name}, then name the unpacked file")
-    if start.startswith(UTF16):
-        return Finding(
-            path, 1, "the file is UTF-16, not UTF-8", f"iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
-        )
+    if wide := next((name for name, begin in WIDE.items() if re.match(begin, start)), None):
+        fix = f"iconv -f {wide} -t UTF-8 {path.name} > new{path.suffix}"
+        return Finding(path, 1, f"the file is {wide}, not UTF-8", fix)
     return None
 
 

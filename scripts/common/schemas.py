@@ -1,17 +1,25 @@
 """The formats of rows (docs/DATA.md): what a row of each must hold, as a list of what is wrong with it."""
 
+import re
+
 from common.conversations import turn_text
 from common.preflight.finding import Finding, fault
 
 ROLES = ("system", "user", "assistant", "tool")
 TURN_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 KINDS = {dict: "object", list: "list", str: "string", int: "whole number", float: "number", bool: "true/false"}
+# a call that stands in an answer as text: its reply may follow as a turn of its own
+CALL_IN_TEXT = re.compile(r"<\|?/?(?:tool|function)_?calls?|^Action:|\A\s*[\[{].*[\]}]\s*\Z", re.S | re.M)
+BLANK = re.compile(r"[\s\u200b-\u200f\u2060\ufeff]*")  # nothing that can be seen
+# what a conversation of a row ends with, by schema
+ENDS = {"sft": ("completion",), "kto": ("completion",), "preference": ("chosen", "rejected")}
+ENDS |= dict.fromkeys(("prompts", "generation"), ("prompt",))
 CONVERT = "convert the file with scripts/17_prepare_chat.py"
 
 
 def validate_row(row: dict, schema: str) -> list[Finding]:
     """What is wrong with a row; empty when nothing is. The schemas are those of SCHEMAS."""
-    return SCHEMAS[schema](row)
+    return SCHEMAS[schema](row) or _tool_faults(row, ENDS.get(schema, ()))
 
 
 def kind_of(value) -> str:
@@ -60,7 +68,7 @@ def _style(row: dict) -> list[Finding]:
 def _text(row: dict) -> list[Finding]:
     """A document: what stage 20 continues pretraining on."""
     found = _typed(row, {"text": str})
-    return found or ([] if row["text"].strip() else [fault("text is empty", "leave the row out")])
+    return found or ([] if not BLANK.fullmatch(row["text"]) else [fault("text is empty", "leave the row out")])
 
 
 def _generation(row: dict) -> list[Finding]:
@@ -105,6 +113,44 @@ def _answer(row: dict, key: str) -> list[Finding]:
     return found
 
 
+def _tool_faults(row: dict, ends: tuple[str, ...]) -> list[Finding]:
+    """Each call of a tool against the row's tools, each reply of a tool against the calls before it."""
+    turns = (turn for key in {"prompt", *ends} & row.keys() for turn in row[key])
+    if not ends or all(len(turn) == 2 and turn["role"] != "tool" for turn in turns):
+        return []
+    names = {tool.get("function", tool)["name"] for tool in row.get("tools") or ()}
+    found = []
+    for key in ends:
+        is_bad = key == "rejected" or row.get("label") is False  # a wrong call may be what makes it so
+        waiting: list | None = []  # calls without a reply; None where an answer holds its calls as text
+        for name in dict.fromkeys(("prompt", key)):
+            for place, turn in ((f"{name}[{i}]", turn) for i, turn in enumerate(row[name])):
+                if turn["role"] != "tool":
+                    calls = turn.get("tool_calls") or []
+                    waiting = list(calls) if calls or not CALL_IN_TEXT.search(turn["content"]) else None
+                    unknown = [call["function"]["name"] for call in calls if call["function"]["name"] not in names]
+                    if unknown and names and turn.get("weight", 1) != 0 and not (is_bad and name == key):
+                        what = f"{place} calls {unknown[0]}, which is not among the tools of the row"
+                        found.append(fault(what, f"add it to tools, or call one of {', '.join(sorted(names))}"))
+                    continue
+                told = {part: turn[part] for part in ("tool_call_id", "name") if turn.get(part) is not None}
+                if waiting is None and not told:
+                    continue
+                fitting = [call for call in waiting or () if _fits(call, told)]
+                if fitting:
+                    waiting.remove(fitting[0])
+                else:
+                    of = "".join(f" with the {part} {value!r}" for part, value in told.items())
+                    what = f"{place} is a tool's reply{of}, and no such call waits for one"
+                    found.append(fault(what, "let it follow the answer whose tool_calls it replies to"))
+    return list(dict.fromkeys(found))
+
+
+def _fits(call: dict, told: dict) -> bool:
+    name = call["function"]["name"]
+    return told.get("name", name) == name and told.get("tool_call_id", call.get("id")) == call.get("id")
+
+
 def _tools(row: dict) -> list[Finding]:
     """Functions that can be called, as templates read them."""
     tools = row.get("tools")
@@ -115,7 +161,10 @@ def _tools(row: dict) -> list[Finding]:
         return [fault(f"tools is a {kind_of(tools)}, not a list", fix)]
     functions = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in tools]
     bad = (i for i, function in enumerate(functions) if not isinstance(function, dict) or not _named(function))
-    return [fault(f"tools[{i}] has no name", fix) for i in bad]
+    found = [fault(f"tools[{i}] has no name", fix) for i in bad]
+    names = [] if found else [function["name"] for function in functions]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return [fault(f"tools holds {twice} twice", "keep one of them")] if twice else found
 
 
 def _named(function: dict) -> bool:
@@ -165,7 +214,7 @@ def _turn(turn, place: str) -> list[Finding]:
         found.append(fault(f"{place} has no content", 'add "content": "..."'))
     elif not isinstance(content, str):
         found.append(fault(f"{place}.content is a {kind_of(content)}, not a string", "write plain text"))
-    elif not content.strip() and not (turn.get("tool_calls") or role == "tool"):
+    elif BLANK.fullmatch(content) and not (turn.get("tool_calls") or role == "tool"):
         what = "the answer is empty" if role == "assistant" else "the text is empty"
         found.append(fault(f"{place}: {what}", "fill it in, or leave the row out"))
     return found or (_more(turn, place) if len(turn) > 2 else [])

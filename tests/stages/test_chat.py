@@ -175,7 +175,12 @@ FAULTS = {
     "output is a list": (
         "a.jsonl",
         lines({"instruction": "问", "output": ["答"]}),
-        "a.jsonl:1: output[0] is not an object",
+        "a.jsonl:1: output is a list of texts; fix: write a pair as chosen and rejected",
+    ),
+    "an answer that cannot be seen": (
+        "a.jsonl",
+        lines({"instruction": "问", "output": "\u200b \ufeff"}),
+        "a.jsonl:1: completion[0]: the answer is empty",
     ),
     "instruction is a number": (
         "a.jsonl",
@@ -226,6 +231,14 @@ FAULTS = {
         "a.json:2: not UTF-8, probably gbk",
     ),
     "UTF-16": ("a.jsonl", lines(GOOD).decode().encode("utf-16"), "the file is UTF-16, not UTF-8"),
+    "UTF-16 without its mark": (
+        "a.jsonl",
+        lines(GOOD).decode().encode("utf-16-le"),
+        "the file is UTF-16LE, not UTF-8; fix: iconv -f UTF-16LE",
+    ),
+    "UTF-16 the other way": ("a.json", "[{}]".encode("utf-16-be"), "the file is UTF-16BE, not UTF-8"),
+    "UTF-32": ("a.json", "[{}]".encode("utf-32"), "the file is UTF-32, not UTF-8; fix: iconv -f UTF-32"),
+    "7z": ("a.7z", b"7z\xbc\xaf\x27\x1c", "the file is compressed; fix: 7z x a.7z"),
     "broken line": ("a.jsonl", lines(GOOD) + b'{"instruction": ', "a.jsonl:2: broken JSON"),
     "broken array": ("a.json", b'[{"instruction": "a", "output": "b"},\n{"instruction": }]', "a.json:2: broken JSON"),
     "comma at the end": ("a.json", b'[{"instruction": "a", "output": "b"},\n]', "a.json:2: broken JSON"),
@@ -714,9 +727,29 @@ def test_without_held_out_rows_and_with_wrong_shares(prepare):
     for words, message in (
         (("--held-out", 1), "--held-out must be 0 or more"),
         (("--group-by", "nothing"), "fix: answer, prompt"),
+        (("--rename", "topic=a", "topic=b"), "--rename topic=...: given twice"),
+        (("--files", output.parent / "a.jsonl", output.parent / "a.jsonl"), "a.jsonl twice; fix: name it once"),
     ):
         done, _ = prepare({"a.jsonl": lines(*faq(10, 2))}, *words, "--overwrite", check=False)
         assert done.returncode == 2 and message in done.stderr and (output / "sft_train.jsonl").is_file()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_kind_with_few_rows_has_one_for_training(count, tmp_path):
+    from tasks.chat.rows import convert
+    from tasks.chat.splits import split_groups
+
+    for start in range(20):  # whatever the hash of their questions says
+        rows = [convert({"instruction": f"第{start}、{n}问", "output": f"答{n}"}, 1).row for n in range(count)]
+        parts = split_groups({"sft": rows}, "answer", 0.45, 0.45)[0]["sft"]
+        assert parts["train"] and sum(map(len, parts.values())) == count
+
+
+def test_a_column_that_keep_names_and_no_row_has_is_told(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(lines({"instruction": "问", "output": "答", "topic": "x"}))
+    rows, _, _ = read_file(tmp_path / "a.jsonl", {"topic": "kind"}, ("category", "kind", "tpoic"))
+    assert rows[0].row["meta"]["kind"] == "x"
+    assert capsys.readouterr().out == "notice: a.jsonl has no column 'tpoic' that --keep names\n"
 
 
 # --- the task

@@ -187,6 +187,7 @@ def test_reasoning_and_tools_go_through_every_stage(qwen3, tmp_path, capsys):  #
         "--rewards",
         "length",
         "closed",
+        f"model={tmp_path / 'reward'}:.1",
         "--num-generations",
         8,
     ]

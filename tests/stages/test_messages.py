@@ -21,6 +21,7 @@ PLAIN = (  # ChatML as most bases have it: no marks, and no place for reasoning 
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+OTHER = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "北京"}}}
 
 
@@ -53,6 +54,8 @@ TOOL_TALK = [
     {"role": "tool", "content": "晴，28度"},
     assistant("晴，二十八度。"),
 ]
+CALLING = assistant("", tool_calls=[{"id": "c1", **CALL}])
+REPLY = {"role": "tool", "tool_call_id": "c1", "content": "晴"}
 # a user's row -> (prompt, completion, tools) as trl and the templates read them
 CONVERTED = {
     "reasoning_content": (
@@ -150,6 +153,42 @@ CONVERTED = {
             [WEATHER],
         ),
     ),
+    "calls as text": (  # ToolACE, Hermes
+        {
+            "conversations": [
+                {"from": "user", "value": "北京天气"},
+                {"from": "assistant", "value": '[get_weather(city="北京")]'},
+                {"from": "tool", "value": "晴"},
+                {"from": "assistant", "value": "晴。"},
+            ]
+        },
+        (
+            [ASK, assistant('[get_weather(city="北京")]'), {"role": "tool", "content": "晴"}],
+            [assistant("晴。")],
+            None,
+        ),
+    ),
+    "a wrong call that is not trained": (
+        {"messages": [ASK, {**CALLING, "weight": 0}, REPLY, assistant("晴。")], "tools": [OTHER]},
+        ([ASK, {**CALLING, "weight": 0}, REPLY], [assistant("晴。")], [OTHER]),
+    ),
+    "other words for weight 0": (
+        {
+            "messages": [
+                user("一"),
+                assistant("甲", masked=True),
+                {**user("二"), "loss_mask": 0},
+                assistant("乙", loss_mask="0"),
+                user("三"),
+                assistant("丙", trainable=True, loss_scale=1.0),
+            ]
+        },
+        (
+            [user("一"), assistant("甲", weight=0), user("二"), assistant("乙", weight=0), user("三")],
+            [assistant("丙")],
+            None,
+        ),
+    ),
     "weights": (
         {
             "messages": [
@@ -226,6 +265,89 @@ WRONG = {
     "tools that are no list": (
         {"messages": [user("问"), assistant("答")], "tools": "[1]"},
         "tools is not a list of functions",
+    ),
+    "a call of no tool of the row": (
+        {"messages": [ASK, assistant("", tool_calls=[CALL])], "tools": [OTHER]},
+        "completion[0] calls get_weather, which is not among the tools of the row",
+    ),
+    "a call of no tool earlier": (
+        {"messages": [*TOOL_TALK, ASK, assistant("晴")], "tools": [OTHER]},
+        "prompt[1] calls get_weather, which is not among the tools of the row",
+    ),
+    "a reply to another call": (
+        {"messages": [ASK, CALLING, {"role": "tool", "tool_call_id": "c2", "content": "晴"}, assistant("晴")]},
+        "prompt[2] is a tool's reply with the tool_call_id 'c2', and no such call waits for one",
+    ),
+    "two replies to one call": (
+        {"messages": [ASK, CALLING, REPLY, REPLY, assistant("晴")]},
+        "prompt[3] is a tool's reply with the tool_call_id 'c1', and no such call waits for one",
+    ),
+    "two replies without a name": (
+        {"messages": [*TOOL_TALK[:3], {"role": "tool", "content": "雨"}, assistant("晴")]},
+        "prompt[3] is a tool's reply, and no such call waits for one",
+    ),
+    "a reply of another function": (
+        {"messages": [*TOOL_TALK[:2], {"role": "tool", "name": "get_time", "content": "晴"}, assistant("晴")]},
+        "prompt[2] is a tool's reply with the name 'get_time', and no such call waits for one",
+    ),
+    "a reply to an answer that calls nothing": (
+        {"messages": [ASK, assistant("我查一下。"), {"role": "tool", "content": "晴"}, assistant("晴")]},
+        "prompt[2] is a tool's reply, and no such call waits for one",
+    ),
+    "an id that is no text": (
+        {"messages": [ASK, CALLING, {"role": "tool", "tool_call_id": 1, "content": "晴"}, assistant("晴")]},
+        "messages[2].tool_call_id is 1, not a text",
+    ),
+    "arguments that are no JSON": (
+        {"messages": [ASK, assistant("", tool_calls=[{"function": {"name": "f", "arguments": "city=北京"}}])]},
+        "the arguments of f is not JSON: 'city=北京'",
+    ),
+    "arguments with NaN": (
+        {"messages": [ASK, assistant("", tool_calls=[{"function": {"name": "f", "arguments": '{"a": NaN}'}}])]},
+        "the arguments of f is not JSON",
+    ),
+    "arguments that are 0": (
+        {"messages": [ASK, assistant("", tool_calls=[{"function": {"name": "f", "arguments": 0}}])]},
+        "the arguments of f are no object",
+    ),
+    "arguments under another name": (
+        {"messages": [ASK, assistant("", tool_calls=[{"name": "f", "args": {"city": "北京"}}])]},
+        "the call of f holds args, which is not read",
+    ),
+    "a tool twice": (
+        {"messages": [ASK, assistant("", tool_calls=[CALL])], "tools": [WEATHER, WEATHER]},
+        "tools holds get_weather twice",
+    ),
+    "mask, which is on or off by project": (
+        {"messages": [user("问"), assistant("答", mask=True)]},
+        "messages[1].mask is True: is that turn trained or not?",
+    ),
+    "a word of weights that is not known": (
+        {"messages": [user("问"), assistant("答", no_loss=1)]},
+        "messages[1].no_loss is 1: is that turn trained or not?",
+    ),
+    "half a mask": ({"messages": [user("问"), assistant("答", loss_mask=0.5)]}, "messages[1].loss_mask is 0.5"),
+    "masked and trained": (
+        {"messages": [user("问"), assistant("答", masked=True, trainable=True)]},
+        "messages[1] holds masked and trainable, which contradict each other",
+    ),
+    "a question that is not masked": (
+        {"messages": [{**user("问"), "masked": False}, assistant("答")]},
+        "messages[0].masked is False on a turn of user",
+    ),
+    "a row that is masked": ({"instruction": "问", "output": "答", "masked": True}, "masked is True: nothing of"),
+    "a row of weight 0 as text": ({"instruction": "问", "output": "答", "weight": "0"}, "weight is '0': nothing of"),
+    "a row that is not trained": (
+        {"messages": [user("问"), assistant("答")], "train": False},
+        "train is False: nothing",
+    ),
+    "history beside messages": (
+        {"messages": [user("问"), assistant("答")], "history": [["先问", "先答"]]},
+        "history beside messages",
+    ),
+    "messages as text": (
+        {"messages": '[{"role": "user", "content": "问"}]'},
+        "messages is a text, not a list of turns",
     ),
     "tools without a name": ({"messages": [user("问"), assistant("答")], "tools": [{"a": 1}]}, "tools[0] has no name"),
     "images": ({"messages": [{**user("问"), "images": ["a.png"]}, assistant("答")]}, "holds images, which is no text"),

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from tasks.chat.files import read_file
 from test_chat import assistant, lines, prepare, rows_of, user  # noqa: F401 (prepare is a fixture)
-from test_messages import CONVERTED
+from test_messages import CALL, CONVERTED
 
 SYSTEM = {"role": "system", "content": "简短。"}
 A_PAIR = {"query": "再问", "response": "再答", "history": [["先问", "先答"]], "system": "简短。"}
@@ -105,6 +105,34 @@ DIALECTS = {
         [user("问")],
         (assistant("答"), assistant("否")),
     ),
+    "MOSS": (
+        {
+            "meta_instruction": "简短。",
+            "chat": {"turn_1": {"Human": "<|Human|>: 问<eoh>\n", "MOSS": "<|MOSS|>: 答<eom>\n"}},
+        },
+        [SYSTEM, user("问")],
+        assistant("答"),
+    ),
+    "COIG": (
+        {
+            "textbox_q_instruction": "选一项。",
+            "textbox_q_context": "",
+            "textbox_question": "问",
+            "textbox_answer": "A",
+            "textbox_answer_analysis": "因为。",
+        },
+        [user("选一项。\n问")],
+        assistant("A\n因为。"),
+    ),
+    "calls": (
+        {
+            "query": "北京天气",
+            "answers": '[{"name": "get_weather", "arguments": {"city": "北京"}}]',
+            "tools": '[{"name": "get_weather", "parameters": {"city": {"type": "str"}}}]',
+        },
+        [user("北京天气")],
+        {**assistant(""), "tool_calls": [CALL]},
+    ),
 }
 # name -> (the key that is left out, or holds a number; what a row with an odd order of turns holds instead)
 BROKEN = {
@@ -134,6 +162,9 @@ BROKEN = {
     "ultrachat": ("data", {"data": ["先问", "先答", "再问"]}),
     "transcript": ("output", {"instruction": "Human:先问\nHuman:再问\nAssistant:"}),
     "transcript pairs": ("rejected", {"rejected": "\n\nHuman: 另问\n\nAssistant: 否"}),
+    "MOSS": ("chat", {"chat": {"turn_1": {"Human": "<|Human|>: 问<eoh>\n"}}}),
+    "COIG": ("textbox_question", {}),
+    "calls": ("answers", {"answers": '[{"name": "get_time", "arguments": {}}]'}),
 }
 
 

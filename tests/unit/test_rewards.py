@@ -1,14 +1,23 @@
 """Rewards by name: the grammar, the weighted mean, and that no reward fails in silence."""
 
+import importlib.util
+import json
 import math
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
+import trl
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
 from common.pretraining.char_tokenizer import build_tokenizer
 from common.settings import UserError
+from common.training.probes import DriftProbe
 from common.training.rewards import Reward, check_meta, check_order, load_rewards, score, step_shares, total
+from conftest import SCRIPTS
 from tasks import poems
 from tasks.base import load_task
 
@@ -44,6 +53,14 @@ def models(tmp_path_factory):
 def judge(specs, completions: list[str], **kwargs) -> tuple[list[Reward], dict]:
     loaded = load_rewards(tuple(specs), POEMS, "float32", **kwargs)
     return loaded, score(loaded, [PROMPT] * len(completions), completions, [META] * len(completions))
+
+
+def stage(name: str):
+    """The module of a stage."""
+    spec = importlib.util.spec_from_file_location(f"stage_{name[:2]}", SCRIPTS / f"{name}.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def constant(name: str, weight: float, values: list) -> Reward:
@@ -177,6 +194,69 @@ def test_a_model_reward_is_what_plain_transformers_gives(models):
         with torch.no_grad():
             assert value == pytest.approx(model(ids).logits.item(), abs=1e-4)
     assert abs(columns["model=reward"][0] - columns["model=reward"][1]) > 1e-3
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture(scope="module")
+def reader_of_tools(models, tmp_path_factory):
+    """A reward model with Qwen3's template, which has a place for tools, and what it gives to a text."""
+    folder = shutil.copytree(models[0] / "reward", tmp_path_factory.mktemp("tools") / "reward")
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    (folder / "chat_template.jinja").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def value(answer: str, tools: list | None, prompt: list = PROMPT) -> float:
+        turns = [*prompt, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+        assert ("get_weather" in text) == bool(tools)
+        with torch.no_grad():
+            return model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
+
+    return folder, value
+
+
+def test_a_model_reward_reads_the_tools_of_each_row(reader_of_tools):
+    folder, value = reader_of_tools
+    loaded = load_rewards((f"model={folder}", "form"), POEMS, "float32", max_length=4096)
+    tools = [[WEATHER], None]
+    columns = score(loaded, [PROMPT] * 2, [POEM] * 2, [META] * 2, tools)
+    assert columns["model=reward"] == pytest.approx([value(POEM, known) for known in tools], abs=1e-4)
+    assert abs(columns["model=reward"][0] - columns["model=reward"][1]) > 1e-3
+    # stages 50 and 51 (probe, rollouts of 51), and the function that trl calls in stage 50
+    settings = SimpleNamespace(rewards=(f"model={folder}",), watch=(), dtype="float32", max_length=4096)
+    rows = [{"prompt": PROMPT, "meta": META, "tools": [WEATHER]}, {"prompt": PROMPT, "meta": META}]
+    totals, _ = DriftProbe(settings, POEMS, None, rows).judge(rows, [POEM] * 2)
+    asked = {"meta": [json.dumps(META)] * 2, "tools": [json.dumps(known) for known in tools]}
+    total_reward = stage("50_train_grpo").reward_function(loaded[:1])
+    completions = [[{"role": "assistant", "content": POEM}]] * 2
+    found = total_reward(prompts=[PROMPT] * 2, completions=completions, log_metric=lambda *_: None, **asked)
+    assert totals == found == columns["model=reward"]
+
+
+def test_stage_33_ranks_with_the_tools_of_each_row(reader_of_tools, tmp_path):
+    folder, value = reader_of_tools
+    texts = [POEM, "白日依山尽", "黄河", "更上一层楼"]
+    rows = [
+        {"id": f"{p}#{n}", "prompt_id": str(p), "sample": n, "seed": n, "completion": text, "reference": None}
+        | {"prompt": [{"role": "user", "content": f"第{p}首"}], "meta": META, "tools": [WEATHER]}
+        | {"model": "m", "finish_reason": "stop", "tokens": 3}
+        for p in range(8)
+        for n, text in enumerate(texts)
+    ]
+    file = tmp_path / "generations.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rank = stage("33_rank_samples")
+    more = {"rewards": (f"model={folder}",), "max_length": 4096, "dtype": "float32", "val_share": 0.4}
+    rank.main(rank.Settings(task="poems", generations=file, output_dir=tmp_path, write="best", **more))
+    written = [tmp_path / f"sft_best_{split}.jsonl" for split in ("train", "val")]
+    best = [json.loads(line) for path in written for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(best) == 8 and all(row["tools"] == [WEATHER] for row in best)
+    for row in best:
+        expected = value(row["completion"][0]["content"], [WEATHER], row["prompt"])
+        assert row["meta"]["score"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_style_reward_is_the_probability_of_its_class(models):

@@ -26,6 +26,7 @@ READ = {
     "DPOTrainer._compute_loss": "5e58a1699e0d",
     "GRPOTrainer._get_per_token_logps_and_entropies": "ea73c3909275",
     "GRPOTrainer._generate_single_turn": "e0f02e4fc094",
+    "GRPOTrainer._generate_and_score_completions": "1fa48922792d",
     "GRPOTrainer._tokenize_prompts": "d2d27f7c9bfd",
     "GRPOTrainer._get_train_sampler": "36497afb4d31",
     "GRPOTrainer._calculate_rewards": "736ae29b0838",

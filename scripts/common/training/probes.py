@@ -154,6 +154,7 @@ class DriftProbe:
         batch.
         """
         told = [row["prompt"] for row in rows], texts, [row.get("meta", {}) for row in rows]
+        told = *told, [row.get("tools") for row in rows]
         columns, others = score(self.rewards, *told), score(self.watched, *told)
         if shared:
             texts = gather_object(texts)

@@ -30,6 +30,7 @@ class Reward:
     weight: float
     path: str  # folder or hub id of the model behind it; empty for a rule
     function: Callable  # (prompts, completions, meta) -> list[float | None]; prompts are lists of messages
+    sees_tools: bool = False  # function takes `tools` too
     steps: Callable | None = None  # the same -> list[list[(offset, value)]]: what of it is earned before the end
 
 
@@ -49,17 +50,23 @@ def load_rewards(specs: tuple[str, ...], task, dtype: str = "auto", max_length: 
 
 
 def score(
-    rewards: list[Reward], prompts: list[list[dict]], completions: list[str], meta: list[dict]
+    rewards: list[Reward],
+    prompts: list[list[dict]],
+    completions: list[str],
+    meta: list[dict],
+    tools: list[list | None] | None = None,
 ) -> dict[str, list[float | None]]:
     """name of each reward -> one value a completion, in the order of `completions`; None where it does not apply.
 
+    tools: of each row, for reward models: they have read them in training. Rules and classifiers judge the text alone.
     Raises UserError, naming the reward and the completion, where a function raises or returns anything but a finite
     number or None.
     """
     columns = {}
     for reward in rewards:
         try:
-            values = list(reward.function(prompts, completions, meta))
+            more = {"tools": tools} if tools and reward.sees_tools else {}
+            values = list(reward.function(prompts, completions, meta, **more))
         except Exception as error:  # a reward is the user's own code: whatever it raises is told with its name
             raise UserError(
                 f"reward {reward.name}: {type(error).__name__}: {error}; fix: correct it, or the meta of the prompts"
@@ -164,7 +171,7 @@ def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
     kind, _, source = match["name"].partition("=")
     if kind == "model" and source:
         path = resolve_model(source, task.name)
-        return Reward(f"model={_folder_name(path)}", weight, path, _model_reward(path, dtype, max_length))
+        return Reward(f"model={_folder_name(path)}", weight, path, _model_reward(path, dtype, max_length), True)
     if kind == "style" and source:
         source, _, label = source.rpartition("#")
         if not source:
@@ -178,8 +185,8 @@ def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
             f"unknown reward {match['name']!r}; fix: one of {', '.join(task.REWARDS)}, model=PATH or style=PATH#LABEL"
         )
     steps = task.STEP_REWARDS.get(match["name"])
-    how = partial(measured, task.REWARDS[match["name"]]), steps and partial(measured, steps)
-    return Reward(match["name"], weight, "", *how)
+    function, steps = partial(measured, task.REWARDS[match["name"]]), steps and partial(measured, steps)
+    return Reward(match["name"], weight, "", function, steps=steps)
 
 
 def _folder_name(path: str) -> str:
@@ -191,8 +198,9 @@ def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
 
     model, tokenizer = load_classifier(path, dtype, num_labels=1)
 
-    def function(prompts, completions, meta) -> list[float]:
-        texts = [render_conversation(tokenizer, p, text) for p, text in zip(prompts, completions, strict=True)]
+    def function(prompts, completions, meta, tools=None) -> list[float]:
+        asked = zip(prompts, completions, tools or [None] * len(prompts), strict=True)
+        texts = [render_conversation(tokenizer, prompt, text, tools=known) for prompt, text, known in asked]
         return logits_of(model, tokenizer, texts, max_length)[:, 0].tolist()
 
     return function

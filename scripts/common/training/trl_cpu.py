@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import logsigmoid
 from transformers import Trainer
@@ -263,17 +264,13 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-def prompt_rows(rows: list[dict], enable_thinking: bool) -> dict:
-    """What LeanGRPOTrainer takes of the prompts: the dataset, and their tools. meta as text: datasets would give every
-    row the keys of all."""
-    metas = [json.dumps(row["meta"], ensure_ascii=False) for row in rows]
-    dataset = chat_dataset(rows, ("prompt",), enable_thinking).select_columns(["prompt"]).add_column("meta", metas)
-    tools_of = {_prompt_key(row["prompt"]): row["tools"] for row in rows if row.get("tools")}
-    return {"train_dataset": dataset, "tools_of": tools_of}
-
-
-def _prompt_key(prompt: list[dict]) -> str:
-    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+def prompt_rows(rows: list[dict], enable_thinking: bool) -> Dataset:
+    """The prompts as LeanGRPOTrainer and its rewards read them. meta and tools as texts: datasets would give every row
+    the keys of all."""
+    dataset = chat_dataset(rows, ("prompt",), enable_thinking).select_columns(["prompt"])
+    for name in ("meta", "tools"):
+        dataset = dataset.add_column(name, [json.dumps(row.get(name), ensure_ascii=False) for row in rows])
+    return dataset
 
 
 class LeanGRPOTrainer(LeanHead, GRPOTrainer):
@@ -282,9 +279,7 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
 
     needs_entropy = True
 
-    def __init__(self, *args, tools_of: dict[str, list] | None = None, **kwargs):
-        """tools_of: the tools of a prompt, by the prompt as JSON; trl knows only tools that it calls itself."""
-        self.tools_of = tools_of or {}
+    def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
             model = self.accelerator.unwrap_model(self.model)
@@ -318,14 +313,18 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
                 entropies[rows, columns] = part[1]
         return logps, entropies, None
 
+    def _generate_and_score_completions(self, inputs: list[dict]):
+        self.asked_tools = [json.loads(row.get("tools") or "null") for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
     def _tokenize_prompts(self, prompts: list):
-        if not self.tools_of:
+        """With the tools of each row; trl knows only tools that it calls itself."""
+        if not any(self.asked_tools):
             return super()._tokenize_prompts(prompts)
         ids = []
-        for prompt in prompts:
+        for prompt, tools in zip(prompts, self.asked_tools, strict=True):
             options = {"add_generation_prompt": True, "return_dict": True, **self.chat_template_kwargs}
-            tools = self.tools_of.get(_prompt_key(prompt))
-            rendered = self.processing_class.apply_chat_template(prompt, tools=tools or None, **options)
+            rendered = self.processing_class.apply_chat_template(prompt, tools=tools, **options)
             ids.append(rendered["input_ids"])
         return ids, None, {}
 

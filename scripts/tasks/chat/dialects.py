@@ -25,9 +25,13 @@ MAPPINGS = {
     "ms-swift pairs of conversations": "what both share -> prompt; messages -> chosen; rejected_messages -> rejected",
     "OpenAI preference": "input.messages -> prompt; preferred_output -> chosen; non_preferred_output -> rejected",
     "message list": "the list of turns: all but the last -> prompt, the last -> completion",
-    "ultrachat": "data: user and assistant take turns; all but the last turn -> prompt, the last -> completion",
+    "ultrachat": "data or a list of texts: user, assistant, ...; all but the last -> prompt, the last -> completion",
     "transcript": "Human: and Assistant: in the prompt -> turns of prompt; the answer -> completion",
     "transcript pairs": "Human: and Assistant: -> turns; what both share -> prompt; the last -> chosen, rejected",
+    "MOSS": "meta_instruction or prefix -> system; [Human] and [MOSS] -> turns; the last -> completion",
+    "COIG": "textbox_q_instruction + _q_context + _question -> prompt; textbox_answer + _answer_analysis -> completion",
+    **{f"{key}/summary": f"{key} -> prompt; summary -> completion" for key in ("content", "text", "article")},
+    "calls": "query, tools -> prompt, tools; answers -> the tool_calls of the completion",
 } | {
     f"{asked}{more}/{answered}": f"{asked}{more} -> prompt; {answered} -> completion"
     for asked in ("question", "query", "instruction", "prompt", "input")
@@ -39,7 +43,22 @@ CHINESE = {
     **dict.fromkeys(("回答", "答案", "答"), "answer"),
     **{"指令": "instruction", "输入": "input", "輸入": "input", "输出": "output", "輸出": "output"},
     **{"系统": "system", "系統": "system", "历史": "history", "歷史": "history"},
+    "Complex_CoT": "reasoning_content",
 }
+TEXTS = ("instruction", "input", "output", "prompt", "completion", "question", "query", "answer", "response")
+ENGLISH = (*TEXTS, "system", "history", "messages", "conversations", "chosen", "rejected", "text", "tools", "label")
+TRANSLATED = {  # a row and its translation: the column -> the one that it translates
+    pattern.format(name): name for name in TEXTS for pattern in ("trans_{}", "{}_zh", "{}_cn", "{}_en", "zh_{}")
+}
+SIDES = {"pos_resp": "neg_resp", "accepted": "rejected", "preferred": "dispreferred", "response_j": "response_k"}
+TEXTBOX = ("q_instruction", "q_context", "question", "answer", "answer_analysis")  # behind "textbox_"
+MOSS_PART = re.compile(r"\s*(?:<\|([\w ]+)\|>|\[(\w+)\]): ?(.*?)\s*<eo[hatcrm]>", re.S)
+MOSS_ROLES = {"Human": "user", "MOSS": "assistant"}
+TEMPLATED = re.compile(
+    r"<\|(?:im_start|start_header_id)\|>|\[INST\]|<start_of_turn>|^(?:### ?)?(?:Human|User|USER|Instruction|用户)[:：]",
+    re.M,
+)
+LIKE_ANSWERS = re.compile("resp|repl(?:y|ies)|answers|output|completion|chosen|reject|回答|答案")
 BARE = "message list"  # the column under which the reader puts a line that is a list of turns
 QUESTIONS, ANSWERS = ("question", "query", "instruction", "prompt"), ("answer", "response")
 KNOWN = ("messages", "conversations", "completion")  # with one of these a row is no dialect
@@ -72,19 +91,66 @@ def expand(row: dict) -> list[dict]:
     return [shared | part | {"instances": None} for part in instances]
 
 
+def _moss(row: dict) -> dict:
+    """MOSS's own marks: plain_text of a whole conversation, or chat with the parts of each turn."""
+    text = row.get("plain_text")
+    if text is None:
+        parts = [turn for turn in row["chat"].values() if turn is not None]
+        if not all(isinstance(part, dict) for part in parts):
+            raise Refused("chat is not an object of turns", 'write {"turn_1": {"Human": "...", "MOSS": "..."}}')
+        text = "".join(str(said) for part in parts for said in part.values())
+    found = list(MOSS_PART.finditer(_text(text, "plain_text")))
+    if MOSS_PART.sub("", text).strip() or not found:
+        raise Refused("a conversation with text outside of [Human]: ...<eoh> and [MOSS]: ...<eom>", "write messages")
+    turns = []
+    for match in found:
+        name, said = match[1] or match[2], match[3].strip()
+        if name in MOSS_ROLES:
+            turns.append({"role": MOSS_ROLES[name], "content": said})
+        elif said != "None":
+            fix = "write messages with tool_calls, or leave the row out (--skip-bad does)"
+            raise Refused(f"{name} of MOSS's plugins is not read", fix)
+    system = next((row[key] for key in ("meta_instruction", "prefix") if row.get(key)), None)
+    row = {key: value for key, value in row.items() if key not in ("plain_text", "chat", "meta_instruction", "prefix")}
+    return row | {"messages": turns} | ({"system": system} if system and not row.get("system") else {})
+
+
 def normalise(row: dict) -> tuple[str | None, dict]:
     """(name of the dialect, the row under the names of rows.py), or (None, the row as it is). Raises Refused."""
     row = _aliased(row)
     given = {key for key, value in row.items() if value is not None}
     if BARE in given:
-        return BARE, _renamed(row, {BARE: "messages"})
+        row, name = _renamed(row, {BARE: "messages"}), "ultrachat" if _is_spoken(row[BARE]) else BARE
+        return name, row | {"messages": _by_turns(row["messages"], "the list")} if name == "ultrachat" else row
     if {"parent_id", "role"} <= row.keys() or (isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]):
         fix = "write each path from the first question to an answer as a row of its own, with messages"
         raise Refused("messages of a tree, not a conversation", fix)
     if found := _transcripts(row, given):
         return found
+    if "plain_text" in given or isinstance(row.get("chat"), dict):
+        return "MOSS", _moss(row)
+    if {"textbox_question", "textbox_answer"} <= given:
+        keys = [f"textbox_{name}" for name in TEXTBOX]
+        texts = [_text(row.get(key) or "", key) for key in keys]
+        asked, answered = ("\n".join(filter(None, part)) for part in (texts[:3], texts[3:]))
+        rest = {key: value for key, value in row.items() if key not in keys}
+        return "COIG", rest | {"prompt": asked, "completion": answered}
+    if {"query", "answers", "tools"} <= given and given.isdisjoint(KNOWN):
+        call = {"role": "assistant", "content": "", "tool_calls": row["answers"]}
+        asked = {"role": "user", "content": row["query"]}
+        return "calls", _renamed(row, {"query": "messages"}) | {"messages": [asked, call], "answers": None}
+    if other := next((key for key in row if TRANSLATED.get(key) in given), None):
+        name = TRANSLATED[other]
+        fix = f"--rename {name}=original {other}={name} for each of them, or --rename {other}=translation"
+        raise Refused(f"{name} and {other}, its translation: which of them is meant?", fix)
+    for good, bad in SIDES.items():
+        if {good, bad} <= given and "chosen" not in given:
+            row, given = _renamed(row, {good: "chosen", bad: "rejected"}), given | {"chosen", "rejected"}
+    spoken = next((key for key in (*KNOWN[:2], "conversation") if key in given and _is_spoken(row[key])), None)
     if "data" in given and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected", "conversation")):
-        return "ultrachat", _renamed(row, {"data": "messages"}) | {"messages": _by_turns(row["data"])}
+        spoken = "data"
+    if spoken:
+        return "ultrachat", _renamed(row, {spoken: "messages"}) | {"messages": _by_turns(row[spoken], spoken)}
     if "conversation" in given and given.isdisjoint(KNOWN):
         return _conversation(row)
     if "preferred_output" in given:
@@ -120,12 +186,15 @@ def normalise(row: dict) -> tuple[str | None, dict]:
     target = next((key for key in ("target", "content") if key in given), None)
     if target and "input" in given and given.isdisjoint((*KNOWN, *QUESTIONS, "output", "chosen", "rejected")):
         return f"input/{target}", _renamed(row, {"input": "prompt", target: "completion"})
+    article = next((key for key in ("content", "text", "article") if key in given), None)
+    if article and "summary" in given and given.isdisjoint((*KNOWN, *TEXTS, "chosen", "rejected")):
+        return f"{article}/summary", _renamed(row, {article: "prompt", "summary": "completion"})
     if "output" in given and "instruction" not in row and given.isdisjoint((*KNOWN, "chosen", "rejected")):
         asked = next((key for key in ("question", "query", "prompt", "input") if key in given), None)
         if asked:
             return f"{asked}/output", _renamed(row, {asked: "prompt", "output": "completion"})
     if "chosen" in given and given.isdisjoint(("prompt", "instruction", "messages", "conversations")):
-        asked = next((key for key in ("question", "query") if key in given), None)
+        asked = next((key for key in ("question", "query", "input", "context") if key in given), None)
         if asked:
             return "pairs", _renamed(row, {asked: "prompt"})
     return None, row
@@ -144,7 +213,8 @@ def chinese_names(columns: Iterable[str]) -> dict[str, str]:
     """Chinese names of columns -> the usual ones, where those are not there."""
     names: dict[str, str] = {}
     for column in columns:
-        if (usual := CHINESE.get(column)) and usual not in columns and usual not in names.values():
+        lower = column.lower() if column.lower() in ENGLISH and column.lower() != column else None
+        if (usual := CHINESE.get(column, lower)) and usual not in columns and usual not in names.values():
             names[column] = usual
     return names
 
@@ -177,9 +247,15 @@ def _transcript(text) -> list[dict] | None:
     return turns if "assistant" in roles else None
 
 
-def _by_turns(texts) -> list[dict]:
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Refused("data is not a list of texts", 'write ["question", "answer", ...], or messages')
+def _is_spoken(texts) -> bool:
+    return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def _by_turns(texts, key: str) -> list[dict]:
+    if not _is_spoken(texts):
+        raise Refused(f"{key} is not a list of texts", 'write ["question", "answer", ...], or messages')
+    if all(text.startswith(("问：", "答：")[number % 2]) for number, text in enumerate(texts)):
+        texts = [text[2:] for text in texts]  # HuatuoGPT's
     return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
 
 

@@ -7,9 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.preflight.finding import Finding, Refused
+from common.settings import UserError
 from tasks.chat.dialects import chinese_names, expand
 from tasks.chat.labels import scales
 from tasks.chat.rows import TABLES, convert, read_cells, read_rows, without_empty
+
+
+def read_renames(words: tuple[str, ...]) -> dict[str, str]:
+    """The words of --rename, OLD=NEW, as {old: new}. Raises UserError."""
+    pairs = [word.partition("=") for word in words]
+    for word, (old, _, new) in zip(words, pairs, strict=True):
+        if not old or not new:
+            raise UserError(f"--rename {word}: not OLD=NEW; fix: for example --rename 答案=output")
+    names = [old for old, _, _ in pairs]
+    if twice := next((old for old in names if names.count(old) > 1), None):
+        raise UserError(f"--rename {twice}=...: given twice; fix: one new name for each column")
+    return {old: new for old, _, new in pairs}
 
 
 def read_file(path: Path, renames: dict[str, str], kept: tuple[str, ...]) -> tuple[list, list, dict]:
@@ -55,8 +68,10 @@ def read_file(path: Path, renames: dict[str, str], kept: tuple[str, ...]) -> tup
         rows = [row for row in rows if row.format != "prompt"]
     if not found and not problems:
         problems.append(Finding(path, 0, "the file holds no rows", "name another file"))
-    for name in renames.keys() - {key for _, raw in found for key in raw} if found else ():
-        print(f"notice: {path.name} has no column {name!r} that --rename names")
+    there = {key for _, raw in found for key in raw}
+    for flag, names in (("--rename", set(renames)), ("--keep", set(kept) - {*renames.values(), "category"})):
+        for name in sorted(names - there) if found else ():
+            print(f"notice: {path.name} has no column {name!r} that {flag} names")
     if aliases:
         print(f"notice: {path.name}: " + ", ".join(f"{old} is read as {new}" for old, new in aliases.items()))
     read = {line for line, _ in found}

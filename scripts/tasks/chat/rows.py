@@ -28,9 +28,9 @@ from common.jsonl import (
 from common.preflight.finding import Finding, Refused
 from common.schemas import validate_row
 from tasks import chat
-from tasks.chat.dialects import BARE, QUESTIONS, history_of, normalise, refuse_media
+from tasks.chat.dialects import BARE, LIKE_ANSWERS, QUESTIONS, TEMPLATED, history_of, normalise, refuse_media
 from tasks.chat.labels import WORDS, judge, scales
-from tasks.chat.turns import REASONING, TURN_KEYS, reasoning_of, tools_of, turns_of
+from tasks.chat.turns import REASONING, reasoning_of, refuse_weightless, tools_of, turns_of, unread_keys
 
 LISTS = ("prompt", "completion", "chosen", "rejected", "messages", "conversations", "history")
 NESTED = ("history", "messages", "conversations", "conversation")  # in a CSV cell these are JSON
@@ -75,7 +75,7 @@ Rows = tuple[list[tuple[int, dict]], list[Finding]]
 def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
     """The rows of a file, whatever it is. Parquet counts rows instead of lines. max_line_bytes: of a line of JSONL."""
     suffix = path.suffix.lower()
-    if suffix == ".txt" and path.is_file():
+    if suffix in (".txt", ".md") and path.is_file():
         return [], [Finding(path, 0, "a text file holds no rows", "scripts/18_prepare_text.py reads plain text")]
     if suffix in OTHER_FILES and path.is_file():
         return [], [Finding(path, 0, f"{suffix} files are not read", "save it as CSV (UTF-8) or JSONL")]
@@ -106,7 +106,7 @@ def read_rows(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Rows:
 
 
 def _is_list_of_turns(path: Path) -> bool:
-    """Is the first line of the file a conversation, a list of turns?"""
+    """Is the first line of the file a conversation, a list of turns or of texts?"""
     with open(path, "rb") as file:
         line = next((line for line in file if line.removeprefix(BOM).strip()), b"")
     try:
@@ -114,7 +114,7 @@ def _is_list_of_turns(path: Path) -> bool:
     except (ValueError, RecursionError):
         return False
     turn = first[0] if isinstance(first, list) and first else None
-    return isinstance(turn, dict) and bool({"role", "from"} & turn.keys())
+    return isinstance(turn, str) or (isinstance(turn, dict) and bool({"role", "from"} & turn.keys()))
 
 
 def _instances(path: Path) -> bytes | None:
@@ -285,6 +285,8 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         kind, name, used, parts = "pref", *_pair(given)
     elif "messages" in given or "conversations" in given:
         key = "messages" if "messages" in given else "conversations"
+        if isinstance(given[key], str):
+            raise Refused(f"{key} is a text, not a list of turns", "write the list itself, not a text that holds it")
         kind, name, used = "sft", {"messages": "messages", "conversations": "sharegpt"}[key], {key, "system"}
         turns = _system(given) + turns_of(given[key], key)
         parts = _answered(turns, key)
@@ -298,23 +300,33 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         parts = {"prompt": prompt, "completion": _answer(given["completion"], "completion")}
     elif "prompt" in given:
         kind, name, used = "prompts", "prompt", {"prompt", "history", "system"}
+        like = [k for k in given if k not in keep and isinstance(given[k], str | list) and LIKE_ANSWERS.search(k)]
+        if like:
+            fix = (
+                f"--rename {like[0]}=completion, or write chosen and rejected; --keep {like[0]} where it is for rewards"
+            )
+            raise Refused(f"prompt beside {', '.join(like)}: answers under names that are not read", fix)
         parts = {"prompt": _begin(given, turns_of(given["prompt"], "prompt"))}
     else:
         columns = ", ".join(map(str, row)) or "none"
+        texts = [given[key] for key in ("text", "content", "chat") if isinstance(given.get(key), str)]
+        if any(map(TEMPLATED.search, texts)):
+            what = "a conversation as one text, with the marks of a chat template"
+            raise Refused(f"{what} (columns: {columns})", "write its turns as messages")
         if isinstance(given.get("text", given.get("content")), str) and given.keys().isdisjoint(("input", *QUESTIONS)):
             raise Refused(f"plain text (columns: {columns})", "scripts/18_prepare_text.py prepares documents")
         fix = "--rename OLD=NEW ..., with new names such as instruction and output, or prompt and completion"
         raise Refused(f"no format is known by the columns {columns}", fix)
 
+    if given.get("history") and "history" not in used:
+        fix = "put its turns in front of the others; --rename history=other leaves it unread"
+        raise Refused(f"history beside {name}: are its turns part of the row?", fix)
     more = reasoning_of(given) if name in ("alpaca", "prompt/completion") else {}
     if more:
         parts["completion"][-1] = {**parts["completion"][-1], **more}
     if tools := tools_of(given):
         parts["tools"] = tools
-    for key in ("weight", "loss_weight"):
-        if isinstance(given.get(key), int | float) and given[key] == 0:
-            fix = f"leave the row out (--skip-bad does); --rename {key}=other leaves the column unread"
-            raise Refused(f"{key} is 0: nothing of the row is to be trained", fix)
+    refuse_weightless(given)
     used = used | {"tools", "functions"} | {key for key in REASONING if more or not given.get(key)}
     label = None
     if kind == "sft":
@@ -343,9 +355,7 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
             (f"{key}[{n}].{name}" for n, turn in enumerate(turns) for name in WORDS if _is_set(turn, name)), None
         ):
             raise Refused(f"{judged} is a label of one turn", "write a row for each labelled answer, label as a column")
-        unused += dict.fromkeys(
-            f"{key}[].{name}" for turn in turns if isinstance(turn, dict) for name in turn if name not in TURN_KEYS
-        )
+        unused += dict.fromkeys(f"{key}[].{k}" for turn in turns if isinstance(turn, dict) for k in unread_keys(turn))
     return Converted(kind, dialect or name, parts, line, tuple(unused), label)
 
 
@@ -360,8 +370,9 @@ def _pair(given: dict) -> tuple[str, set[str], dict]:
         if not 0 < shared < min(map(len, sides)):
             what = "chosen and rejected are equal" if sides[0] == sides[1] else "chosen and rejected share no beginning"
             raise Refused(what, "begin both with the same question, or add the column prompt")
-        parts = {"prompt": sides[0][:shared], "chosen": sides[0][shared:], "rejected": sides[1][shared:]}
-        return "pairs (implicit prompt)", {"chosen", "rejected"}, parts
+        prompt = _begin(given, sides[0][:shared])
+        parts = {"prompt": prompt, "chosen": sides[0][shared:], "rejected": sides[1][shared:]}
+        return "pairs (implicit prompt)", {"chosen", "rejected", "system", "history"}, parts
     prompt = _alpaca(given) if key == "instruction" else _begin(given, turns_of(given[key], key))
     used = {"chosen", "rejected", "system", "history", key} | ({"input"} if key == "instruction" else set())
     parts = {"prompt": prompt}
@@ -385,6 +396,8 @@ def _is_set(turn, key: str) -> bool:
 
 
 def _answer(value, key: str) -> list[dict]:
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        raise Refused(f"{key} is a list of texts", "write a pair as chosen and rejected, else a row for each answer")
     return [{"role": "assistant", "content": value}] if isinstance(value, str) else turns_of(value, key)
 
 

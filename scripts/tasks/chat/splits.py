@@ -6,6 +6,7 @@ out stays in train, and a split that would be empty gets the group that was draw
 """
 
 import hashlib
+import json
 from collections import Counter
 
 from common.comparing import comparable, split_key
@@ -26,8 +27,10 @@ def question_key(row: dict) -> str:
 
 
 def identity(row: dict) -> tuple[str, ...]:
-    """All turns of a row, as they are compared, and its label: two rows that agree in them are copies."""
+    """All turns of a row, as they are compared, its tools and its label: two rows that agree in them are copies."""
     turns = tuple(f"{turn['role']} {comparable(turn_text(turn))}" for key in TURNS for turn in row.get(key, ()))
+    if row.get("tools"):
+        turns += (json.dumps(row["tools"], sort_keys=True),)
     return (*turns, str(row.get("label", "")))
 
 
@@ -131,9 +134,11 @@ def split_groups(
 
 
 def _fill(groups: list, drawn: list[str], shares: dict[str, float], limit: float, is_of_kind) -> None:
-    """Give each split that holds no row of a kind the group drawn nearest to it: small ones first, and never the last
-    of train."""
+    """Give each split that holds no row of a kind the group drawn nearest to it: train first, then small ones, and
+    never the last of train."""
     of_kind = [i for i, (_, group) in enumerate(groups) if any(map(is_of_kind, group))]
+    if of_kind and all(drawn[i] != "train" for i in of_kind):
+        drawn[max(of_kind, key=lambda i: groups[i][0])] = "train"
     for split, share in shares.items():
         if share and len(of_kind) >= FEWEST_GROUPS and all(drawn[i] != split for i in of_kind):
             train = [i for i in of_kind if drawn[i] == "train"]

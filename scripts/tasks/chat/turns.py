@@ -2,28 +2,38 @@
 
 Reasoning: reasoning_content, reasoning or thinking; a <think> block in the content stays there. Tools: OpenAI's
 tool_calls and function_call, ShareGPT's roles function_call and observation, ms-swift's tool_call and tool_response.
+Which turns are trained: weight and its other names; a word of the kind that is not known is refused.
 """
 
 import json
+import re
 
 from common.conversations import CLOSES, OPENS
+from common.jsonl import DECODER
 from common.preflight.finding import Refused
 from tasks.chat.dialects import text_of_parts
 
 ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "chatgpt"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(("system", "developer", "系统"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "用户", "人类"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "ai", "chatgpt", "助手", "助理", "机器人"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "工具", "观察"), "tool"),
     **dict.fromkeys(("function_call", "tool_call", "function-call"), "call"),
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning", "thinking")  # types of parts
 MEDIA = ("images", "audio", "audios", "videos")
-WEIGHTS = ("weight", "loss", "train", "trainable", "loss_weight")  # 0 or false: the turn is not to be trained
-TURN_KEYS = ("role", "content", "from", "value", "text", *REASONING, *CALLS, "tool_call_id", "name", *WEIGHTS)
+NUMBERS = ("weight", "loss_weight", "loss_scale")  # 0: the turn is not to be trained; 1 may stand on any turn
+WEIGHTS = (*NUMBERS, "loss", "train", "training", "trainable", "loss_mask")  # 0 or false: not to be trained
+MASKED = ("masked", "is_masked")  # 1 or true: not to be trained
+# other projects' words of this kind: "mask" means one thing here and another there
+OF_WEIGHTS = re.compile(r"(?:^|_)(?:un)?(?:mask|train|loss|weight|learn|ignore|skip)(?:e?d|ing|able|s)?(?:_|$)")
+ON, OFF = ("1", "1.0", "true"), ("0", "0.0", "false")
+OF_REPLIES = ("tool_call_id", "name")
+TURN_KEYS = ("role", "content", "from", "value", "text", *REASONING, *CALLS, *OF_REPLIES, *WEIGHTS, *MASKED)
 CALL = 'write {"name": "...", "arguments": {...}}'
+CALL_KEYS = ("id", "index", "type", "function", "name", "arguments", "parameters")
 
 
 def turns_of(value, key: str) -> list[dict]:
@@ -41,7 +51,7 @@ def turns_of(value, key: str) -> list[dict]:
         if not isinstance(turn, dict):
             raise Refused(f"{place} is not an object", 'write {"role": ..., "content": ...}')
         role = turn.get("role", turn.get("from"))
-        content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+        content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
         known = ROLES.get(role.lower()) if isinstance(role, str) else None
         if known is None:
             what = "has no role" if role is None else f"has the unknown role {role!r}"
@@ -74,6 +84,13 @@ def turns_of(value, key: str) -> list[dict]:
             raise Refused(f"{place} holds reasoning twice: in a key of its own and in <think>", "keep one of them")
         turns.append({"role": known, "content": content} | more)
     return turns
+
+
+def unread_keys(turn: dict) -> list[str]:
+    """What a turn holds that no stage reads; only of a tool's reply a name is read."""
+    role = turn.get("role", turn.get("from"))
+    left = () if ROLES.get(str(role).lower()) == "tool" else OF_REPLIES
+    return [key for key in turn if turn[key] is not None and (key not in TURN_KEYS or key in left)]
 
 
 def tools_of(row: dict) -> list[dict]:
@@ -113,25 +130,43 @@ def _more(turn: dict, place: str, role: str) -> dict:
         if role != "assistant":
             raise Refused(f"{place} is {role} and holds {calls[0]}", "only an answer calls tools")
         more["tool_calls"] = _calls(turn[calls[0]], f"{place}.{calls[0]}")
-    if role == "tool":
-        more |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
+    for key in OF_REPLIES if role == "tool" else ():
+        if turn.get(key) is not None:
+            if not isinstance(turn[key], str):
+                raise Refused(f"{place}.{key} is {turn[key]!r}, not a text", "write the call's own, as a text")
+            more[key] = turn[key]
     return more | _weight(turn, place, role)
 
 
 def _weight(turn: dict, place: str, role: str) -> dict:
     """{"weight": 0} where the turn is not to be trained, {} where it is. Raises Refused for any other weight."""
-    found = {key: str(turn[key]).strip().lower() for key in WEIGHTS if turn.get(key) is not None}
-    for key, word in found.items():
-        if word not in ("0", "0.0", "false", "1", "1.0", "true"):
-            raise Refused(f"{place}.{key} is {turn[key]!r}", "write 0 (not trained) or 1: there are no other weights")
-        if role != "assistant" and key in ("train", "loss") and word in ("1", "1.0", "true"):
-            raise Refused(
-                f"{place}.{key} is {turn[key]!r} on a turn of {role}", "take it out: only answers are trained"
-            )
-    if len({word in ("0", "0.0", "false") for word in found.values()}) > 1:
-        raise Refused(f"{place} holds {' and '.join(found)}, which contradict each other", "keep one of them")
-    is_off = any(word in ("0", "0.0", "false") for word in found.values())
-    return {"weight": 0} if is_off and role == "assistant" else {}
+    is_off = {}
+    for key, value in turn.items():
+        if value is None or key in TURN_KEYS and key not in WEIGHTS + MASKED or not OF_WEIGHTS.search(str(key).lower()):
+            continue
+        if key not in WEIGHTS + MASKED:
+            fix = '"weight": 0 where an answer is not to be trained, and leave the key out'
+            raise Refused(f"{place}.{key} is {value!r}: is that turn trained or not?", fix)
+        word = str(value).strip().lower()
+        if word not in ON + OFF:
+            raise Refused(f"{place}.{key} is {value!r}", "write 0 or 1, false or true: there are no other weights")
+        is_off[key] = word in (ON if key in MASKED else OFF)
+        if role != "assistant" and not is_off[key] and key not in NUMBERS:
+            raise Refused(f"{place}.{key} is {value!r} on a turn of {role}", "take it out: only answers are trained")
+    if len(set(is_off.values())) > 1:
+        raise Refused(f"{place} holds {' and '.join(is_off)}, which contradict each other", "keep one of them")
+    return {"weight": 0} if any(is_off.values()) and role == "assistant" else {}
+
+
+def refuse_weightless(row: dict) -> None:
+    """A row that its own columns call not to be trained. Raises Refused."""
+    for key in (*WEIGHTS, *MASKED):
+        word = str(row.get(key)).strip().lower()
+        if key in ("loss", "train", "training") and not isinstance(row.get(key), bool):
+            continue  # a figure, or the name of a split
+        if word in (ON if key in MASKED else OFF):
+            fix = f"leave the row out (--skip-bad does); --rename {key}=other leaves the column unread"
+            raise Refused(f"{key} is {row[key]!r}: nothing of the row is to be trained", fix)
 
 
 def _calls(value, place: str) -> list[dict]:
@@ -141,8 +176,10 @@ def _calls(value, place: str) -> list[dict]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Refused(f"{place} holds no call of a function by name", CALL)
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = _json(arguments, f"{place}: the arguments of {function['name']}", CALL) if arguments else {}
+        if more := [key for key, said in {**call, **function}.items() if key not in CALL_KEYS and said is not None]:
+            raise Refused(f"{place}: the call of {function['name']} holds {', '.join(more)}, which is not read", CALL)
+        arguments = next((function[key] for key in ("arguments", "parameters") if function.get(key) is not None), "")
+        arguments = _json(arguments, f"{place}: the arguments of {function['name']}", CALL) if arguments != "" else {}
         if not isinstance(arguments, dict):
             raise Refused(f"{place}: the arguments of {function['name']} are no object", CALL)
         known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -154,6 +191,6 @@ def _json(value, place: str, fix: str):
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return DECODER.decode(value)
     except (ValueError, RecursionError):
         raise Refused(f"{place} is not JSON: {value[:30]!r}", fix) from None
