@@ -80,6 +80,7 @@ STAGES = {
     "40": f"{PAIRS} {BASE} {SHORT} {PROBE} --batch-size 4 --output-dir out",
     "41": f"--train-file kto/kto_train.jsonl --val-file kto/kto_val.jsonl {BASE} {SHORT} {PROBE} --batch-size 4 "
     "--output-dir out",
+    "42": f"{SFT} {BASE} --teacher merged {SHORT} {PROBE} --max-new-tokens 8 --batch-size 4 --output-dir out",
     "50": f"{PROMPTS} {RL} --num-generations 4 --rewards form no_repeat --output-dir out",
     "51": f"{PROMPTS} {RL} --rewards form no_repeat --output-dir out",
     "60": f"{GENERATE} --max-prompts 12 --output-file out/a.jsonl --name a",

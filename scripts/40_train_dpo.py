@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
-from common.settings import Limit, UserError, default_settings, read_settings, settings_errors, unused
+from common.settings import Limit, default_settings, read_settings, settings_errors, unused
 from common.training.options import ChatSettings
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
@@ -123,29 +123,17 @@ class Settings(ChatSettings):
         if (others := set(self.loss_types) - {*REFERENCE_FREE, "sft"}) and not self.has_reference:
             what = f"--loss-types {' '.join(self.loss_types)}: {', '.join(sorted(others))} compares with the reference"
             yield f"{what}, simpo and orpo have none", "simpo or orpo, alone or with sft"
-
-
-def check_losses(settings: Settings) -> None:
-    """Raises UserError for losses and smoothing that do not go together: trl says so only once the model is loaded, or
-    not at all."""
-    losses, weights, share = settings.loss_types, settings.loss_weights, settings.label_smoothing
-    if not losses or len(weights) != len(losses) or not any(weights):
-        raise UserError(
-            f"--loss-types {' '.join(losses)}, --loss-weights {' '.join(map(str, weights))}; "
-            "fix: one loss at least, a weight for each, one of them above 0"
-        )
-    if share and not set(losses) & set(SMOOTHED):
-        raise UserError(
-            f"--label-smoothing {share}: not read by {', '.join(losses)}; fix: --loss-types {', '.join(SMOOTHED)}, or 0"
-        )
-    if "simpo" in losses and settings.beta == default_settings(settings)["beta"]:
-        print(
-            f"notice: --beta {settings.beta} is meant for dpo; simpo's is usually 2 to 10, as it weighs means a token"
-        )
-    if "exo_pair" in losses and not share:
-        raise UserError("--loss-types exo_pair takes a share above 0; fix: --label-smoothing 0.001")
-    if "robust" in losses and share >= 0.5:
-        raise UserError(f"--label-smoothing {share}: the robust loss divides by 1 - 2 x this; fix: below 0.5")
+        losses, weights, share = self.loss_types, self.loss_weights, self.label_smoothing
+        if not losses or len(weights) != len(losses) or not any(weights):
+            what = f"--loss-types {' '.join(losses)}, --loss-weights {' '.join(map(str, weights))}"
+            yield what, "one loss at least, a weight for each, one of them above 0"
+        if share and not set(losses) & set(SMOOTHED):
+            what = f"--label-smoothing {share}: not read by {', '.join(losses)}"
+            yield what, f"--loss-types {', '.join(SMOOTHED)}, or 0"
+        if "exo_pair" in losses and not share:
+            yield "--loss-types exo_pair takes a share above 0", "--label-smoothing 0.001"
+        if "robust" in losses and share >= 0.5:
+            yield f"--label-smoothing {share}: the robust loss divides by 1 - 2 x this", "below 0.5"
 
 
 def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
@@ -178,8 +166,9 @@ def main(settings: Settings) -> None:
     from common.runs import begin_run, set_seed
     from common.training import arguments
 
+    if "simpo" in settings.loss_types and settings.beta == default_settings(settings)["beta"]:
+        print(f"notice: --beta {settings.beta} is meant for dpo; simpo's is usually 2 to 10: it weighs means a token")
     # before an earlier run's files are touched
-    check_losses(settings)
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "preference")
     train, val, long = arguments.read_rows(settings, "preference", tokenizer)
     config = arguments.trainer_arguments(

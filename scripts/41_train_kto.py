@@ -74,8 +74,8 @@ class Settings(ChatSettings):
     """of all steps"""
     weight_decay: float = 0.0
     """AdamW's, on the adapter"""
-    batch_size: int = 16
-    """answers in a micro-batch, 2 or more: the KL is estimated from mismatched answers of the same batch"""
+    batch_size: Annotated[int, Limit(2)] = 16
+    """answers in a micro-batch: the KL is estimated from mismatched answers of the same batch"""
     accumulation: int = 2
     """micro-batches per optimizer step"""
     dtype: str = "auto"
@@ -147,8 +147,6 @@ def main(settings: Settings) -> None:
     model_path, tokenizer, inputs = arguments.check_inputs(settings, "kto")
     train, val, long = arguments.read_rows(settings, "kto", tokenizer)
     desirable, undesirable = class_weights(settings, train)
-    if settings.batch_size < 2:
-        raise UserError("--batch-size 1: the KL is estimated from two answers or more; fix: --batch-size 2")
     config = arguments.trainer_arguments(
         KTOConfig,
         settings,

@@ -82,7 +82,7 @@ class Settings(ChatSettings):
     """of the vLLM server"""
     num_generations: int = 8
     """answers to a prompt: one group"""
-    temperature: float = 1.0
+    temperature: Annotated[float, Limit(above=0)] = 1.0
     """of the rollout, and of the log-probabilities"""
     max_new_tokens: int = 96
     """an answer that is longer is cut, and counted"""
@@ -131,6 +131,14 @@ class Settings(ChatSettings):
     overwrite: bool = False
     """replace what an earlier run left in output_dir"""
 
+    def clashes(self):
+        yield from super().clashes()
+        if self.ratio == "sequence" and self.loss_type not in ("grpo", "sapo"):
+            what = f"--ratio sequence with --loss-type {self.loss_type}: a long answer would count once for each token"
+            yield what, "--loss-type grpo, as in GSPO"
+        if 0 < self.clip_high < self.clip:
+            yield f"--clip-high {self.clip_high}: below --clip {self.clip}", f"{self.clip} or more"
+
 
 def reward_function(rewards):
     """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
@@ -148,19 +156,11 @@ def reward_function(rewards):
 
 
 def loss_arguments(settings: Settings) -> dict:
-    """What decides the loss, as trl names it. Raises UserError for what does not go together."""
-    if settings.ratio == "sequence" and settings.loss_type not in ("grpo", "sapo"):
-        raise UserError(
-            f"--ratio sequence with --loss-type {settings.loss_type}: a long answer would count once for each token; "
-            "fix: --loss-type grpo, as in GSPO"
-        )
-    high = settings.clip_high or (5.0 if settings.loss_type == "cispo" else settings.clip)
-    if high < settings.clip:
-        raise UserError(f"--clip-high {high}: below --clip {settings.clip}; fix: {settings.clip} or more")
+    """What decides the loss, as trl names it."""
     return {
         "beta": settings.beta,
         "epsilon": settings.clip,
-        "epsilon_high": high,
+        "epsilon_high": settings.clip_high or (5.0 if settings.loss_type == "cispo" else settings.clip),
         "importance_sampling_level": settings.ratio,
         "mask_truncated_completions": settings.mask_truncated,
         "entropy_coef": settings.entropy_bonus,
@@ -192,21 +192,19 @@ def main(settings: Settings) -> None:
     from common.runs import begin_run, set_seed
     from common.training import arguments
     from common.training.probes import rl_inputs
+    from common.vllm_engine import require_server
     from tasks.base import load_task
 
     # before an earlier run's files are touched
     settings = (task := load_task(settings.task)).fill_in(settings)
-    loss = loss_arguments(settings)
-    if settings.rollout == "vllm":
-        from common.vllm_engine import require_rollouts
-
-        require_rollouts(settings)
+    if settings.rollout == "vllm" and settings.vllm_mode == "server":
+        require_server(settings.vllm_server_url, "--vllm-server-url")
     model_path, tokenizer, prompts, probe, inputs = rl_inputs(settings, task)
     check_batch(settings, len(prompts))
     config = arguments.trainer_arguments(
         GRPOConfig,
         settings,
-        **loss,
+        **loss_arguments(settings),
         num_generations=settings.num_generations,
         num_iterations=settings.iterations,
         temperature=settings.temperature,

@@ -26,9 +26,9 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.settings import UserError, changed, read_settings, settings_errors
+from common.settings import Limit, UserError, changed, read_settings, settings_errors
 from common.training.options import AdapterSettings
 
 
@@ -73,7 +73,7 @@ class Settings(AdapterSettings):
     """prompts a step, one answer each, over all processes"""
     max_new_tokens: int = 96
     """an answer that is longer is cut"""
-    temperature: float = 1.0
+    temperature: Annotated[float, Limit(above=0)] = 1.0
     """of the policy: of what is drawn and of every log-probability"""
     missing_eos: float = 0.5
     """taken off the reward of an answer that was cut"""

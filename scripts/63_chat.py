@@ -106,7 +106,8 @@ def judge(task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
         found = card("", text, task.mark(text, meta), {k: v[0] for k, v in scores.items()}, False, ended)
     except Exception as error:  # a free message has no meta that the rules of a job may need
         return {"parts": [{"text": text, "label": ""}], "scores": [], "unjudged": f"{type(error).__name__}: {error}"}
-    words = [f"{name} {number(value)}" for name, value in found["scores"].items() if value is not None]
+    shown = {name: found["scores"].get(name) for name in task.COLUMNS or found["scores"]}
+    words = [f"{name} {number(value)}" for name, value in shown.items() if value is not None]
     return {"parts": found["parts"], "scores": words}
 
 
@@ -145,7 +146,7 @@ def build_app(settings: Settings, task, writers: list):
     def index() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
         policy = f"default-src 'none'; connect-src 'self'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'"
-        policy += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        policy += "; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         return HTMLResponse(page.replace("NONCE", nonce), headers={"Content-Security-Policy": policy})
 
     @app.get("/about")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,23 @@ def run_stage(tmp_path):
         return done
 
     return run
+
+
+def moved_base(folder: Path) -> Path:
+    """A copy of the embedded base in `folder`, whose upper layers are moved: a model that writes otherwise."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(ROOT / "data" / "tiny_qwen3", folder)
+    weights, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(1)
+    last = max(int(name.split(".")[2]) for name in weights if ".layers." in name)
+    for name, value in weights.items():
+        if f".layers.{last}.mlp" in name or f".layers.{last - 1}.mlp" in name:
+            rows, columns = (torch.randn(size, generator=draw) for size in value.shape)
+            weights[name] = value + 0.05 * torch.outer(rows, columns).to(value.dtype)  # of rank 1, as an adapter is
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "run.json").unlink()
+    return folder
 
 
 def page_data_of(page: str) -> dict:

@@ -10,6 +10,7 @@ with the head is Liger's idea (arXiv 2410.10989).
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 LARGE_VOCABULARY = 32_000  # words, from which on the slices are worth it
+LOGITS_HELD = 1 << 24  # of each model, where distributions are compared: 64 tokens of a vocabulary of 262,144
 SLICE_NUMBERS = 1 << 18  # logits held at once: 1 MiB in float32, so that they stay in the cache
 
 
@@ -81,6 +84,44 @@ def _from_logits(logits: Tensor, targets: Tensor, temperature: float, entropy: b
             spread = logits.logsumexp(-1) - torch.einsum("tv,tv->t", logits.softmax(-1), logits)
     with torch.no_grad():
         return TokenFigures(logprobs, logits.argmax(-1) == targets, logits.mean(-1), spread)
+
+
+def divergence(student: Tensor, teacher: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    """(generalised Jensen-Shannon divergence of teacher and student, entropy of the student), [tokens], of their logits
+    [tokens, vocabulary]: Agarwal et al. 2024, arXiv 2306.13649, equation 1.
+
+    mix: 0 = KL(teacher || student), 1 = KL(student || teacher), between them both to their mixture, in which the
+    teacher weighs mix.
+    """
+    own, wanted = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+
+    def kl(one, other):
+        return (one.exp() * (one - other)).sum(-1)
+
+    with torch.no_grad():
+        entropy = -(own.exp() * own).sum(-1)
+    if mix in (0, 1):
+        return (kl(own, wanted) if mix else kl(wanted, own)), entropy
+    both = torch.logaddexp(own + math.log(1 - mix), wanted + math.log(mix))
+    return mix * kl(wanted, both) + (1 - mix) * kl(own, both), entropy
+
+
+def divergence_of_heads(student, own: Tensor, teacher, wanted: Tensor, mix: float, words: int) -> tuple[Tensor, Tensor]:
+    """`divergence` of two heads of `words` words (as output_head gives them) after the hidden states own and wanted,
+    [tokens, width]. Where that would be more than LOGITS_HELD, some tokens at a time, computed again for the
+    gradient."""
+
+    def of(own, wanted):
+        with torch.no_grad():
+            logits = teacher(wanted)
+        return divergence(student(own), logits, mix)
+
+    size = max(1, LOGITS_HELD // words)
+    if len(own) <= size:
+        return of(own, wanted)
+    parts = zip(own.split(size), wanted.split(size), strict=True)
+    values = [checkpoint(of, *part, use_reentrant=False) for part in parts]
+    return tuple(torch.cat(column) for column in zip(*values, strict=True))
 
 
 def _frozen_weight(head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

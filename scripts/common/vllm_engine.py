@@ -46,17 +46,6 @@ def require_vllm() -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def require_rollouts(settings) -> None:
-    """Raises UserError where stage 50 cannot write its answers with vLLM: no server, no package, no GPU."""
-    from common.models import pick_device
-
-    if settings.vllm_mode == "server":
-        require_server(settings.vllm_server_url, "--vllm-server-url")
-    require_vllm()
-    if pick_device() == "cpu":
-        raise UserError("--rollout vllm: trl takes a GPU for it, and there is none; fix: --rollout hf")
-
-
 def open_engine(
     model: str,
     dtype: str = "auto",

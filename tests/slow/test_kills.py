@@ -21,7 +21,7 @@ import kills  # noqa: E402
 
 DATA = ("10", "13", "17", "70", "73")  # quick, and write in several ways: a folder, one file, files beside each other
 # Once each, in processes forked from one that has imported the libraries.
-FORKED = ("11", "12", "14", "15", "16", "21", "30", "31", "33", "40", "41", "50", "51", "61")
+FORKED = ("11", "12", "14", "15", "16", "21", "30", "31", "33", "40", "41", "42", "50", "51", "61")
 
 
 @pytest.fixture(scope="session")

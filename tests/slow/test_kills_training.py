@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.jsonl import sha256_file
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, moved_base
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT = ["--model", BASE, "--lora-r", 4, "--lora-alpha", 8, "--lora-dropout", 0.1, "--report-to", "none", "--seed", 7]
@@ -20,6 +20,7 @@ SHORT += ["--probe-count", 2, "--probe-tokens", 8, "--batch-size", 4, "--accumul
 RL = ["--model", BASE, "--rewards", "form", "no_repeat", "--lora-r", 4, "--report-to", "none", "--probe-count", 2]
 RL += ["--batch-size", 8, "--max-new-tokens", 8, "--max-steps", 4, "--eval-steps", 1, "--seed", 7]
 GRPO = [*RL, "--num-generations", 4]
+TEACHER = ["--teacher", "{rows}/teacher", "--max-new-tokens", 8]
 STAGES = {
     # 24 rows: three steps an epoch. The second run of each stops early: at this rate the loss soon grows.
     "sft": ("20_train_sft.py", "sft", [*SHORT, "--epochs", 4, "--eval-steps", 3]),
@@ -30,6 +31,8 @@ STAGES = {
     ),
     "sft, max_steps": ("20_train_sft.py", "sft", [*SHORT, "--max-steps", 5, "--eval-steps", 4]),
     "dpo": ("40_train_dpo.py", "pref", [*SHORT, "--epochs", 4, "--eval-steps", 3, "--patience", 1]),
+    # the student's own texts and given ones
+    "distill": ("42_distill.py", "sft", [*SHORT, *TEACHER, "--epochs", 4, "--eval-steps", 3]),
     # The first step's rate is small, the second's is over the budget.
     "grpo": ("50_train_grpo.py", "sft", GRPO),
     "grpo, budget": ("50_train_grpo.py", "sft", [*GRPO, "--warmup-share", 0.5, "--lr", 0.02, "--kl-budget", 0.05]),
@@ -47,6 +50,8 @@ CASES = [
     ("sft, max_steps", CLOSING, "float32"),
     ("dpo", SECOND, "float32"),
     ("dpo", FIRST, "bfloat16"),
+    ("distill", FIRST, "float32"),
+    ("distill", SECOND, "bfloat16"),
     ("grpo", SECOND, "float32"),
     ("grpo", FIRST, "bfloat16"),
     ("grpo, budget", CLOSING, "float32"),
@@ -71,6 +76,7 @@ def rows(tmp_path_factory) -> Path:
                 row |= {"completion": answer} if schema == "sft" else {"chosen": answer, "rejected": worse}
                 lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             (folder / f"{schema}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    moved_base(folder / "teacher")
     return folder
 
 
@@ -80,7 +86,7 @@ def command(name: str, rows: Path, output: Path, dtype: str) -> list[str]:
     return [
         sys.executable,
         str(SCRIPTS / script),
-        *map(str, [*files, *words, "--dtype", dtype, "--output-dir", output]),
+        *(str(word).format(rows=rows) for word in [*files, *words, "--dtype", dtype, "--output-dir", output]),
     ]
 
 

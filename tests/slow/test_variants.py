@@ -10,7 +10,7 @@ import pytest
 
 from common.jsonl import read_json, read_jsonl, write_jsonl
 from common.settings import UserError, read_settings
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, moved_base
 
 BASE = ROOT / "data" / "tiny_qwen3"
 POEMS = ["床前明月光，疑是地上霜。", "白日依山尽，黄河入海流。", "千山鸟飞绝，万径人踪灭。", "空山新雨后，天气晚来秋。"]
@@ -34,6 +34,7 @@ STAGES = {
     "31_train_style_classifier": {"train-file": "style", "val-file": "style_val", "epochs": 1},
     "40_train_dpo": {"train-file": "pref", "val-file": "None", **CHAT},
     "41_train_kto": {"train-file": "kto", "val-file": "None", **CHAT},
+    "42_distill": {"train-file": "sft", "val-file": "None", "teacher": "{data}/teacher", "max-new-tokens": 8, **CHAT},
     "50_train_grpo": {"train-file": "prompts", "val-file": "sft", "num-generations": 4, **RL},
     "51_train_ppo": {"train-file": "prompts", "val-file": "sft", **RL},
 }
@@ -58,6 +59,10 @@ KINDS = [
     ("40_train_dpo", {"loss-types": "orpo", "quantize": "4bit", **AGAIN}),
     *(("41_train_kto", kind) for kind in (FULL, DORA, RSLORA, {"quantize": "4bit"}, {"quantize": "8bit"})),
     ("41_train_kto", EMBEDDINGS),
+    *(("42_distill", kind) for kind in (FULL, DORA, PISSA, EMBEDDINGS, {"quantize": "4bit"})),
+    ("42_distill", {"quantize": "8bit", **AGAIN}),
+    ("50_train_grpo", FULL),
+    ("50_train_grpo", {"quantize": "4bit"}),
     ("50_train_grpo", {"quantize": "8bit"}),
     ("50_train_grpo", {"attn-implementation": "eager", **DORA}),
     ("50_train_grpo", EMBEDDINGS),
@@ -98,11 +103,15 @@ def data(tmp_path_factory) -> Path:
     questions = list(dict.fromkeys(row["metadata"]["question_id"] for row in labelled))
     for name, part in (("style", questions[:4]), ("style_val", questions[4:8])):
         write_jsonl(folder / f"{name}.jsonl", [row for row in labelled if row["metadata"]["question_id"] in part])
+    moved_base(folder / "teacher")
     return folder
 
 
 def settings_of(name: str, kind: dict, data: Path, output: Path) -> dict:
     given = QUICK | STAGES[name] | {"output-dir": output} | kind
+    given = {
+        flag: str(value).replace("{data}", str(data)) if flag == "teacher" else value for flag, value in given.items()
+    }
     dropped = {"21": ["report-to"], "31": ["max-steps", "eval-steps", "report-to"]}.get(name[:2], [])
     given = {flag: value for flag, value in given.items() if flag not in dropped}
     is_file = {flag: flag.endswith("-file") and value != "None" for flag, value in given.items()}

@@ -119,7 +119,6 @@ def test_a_run_whose_rewards_are_all_alike_is_told_that_nothing_was_learned(tmp_
 BAD = {
     "answers that are no whole groups": ({"num_generations": 3}, "fix: --batch-size 9"),
     "fewer prompts than groups": ({"batch_size": 64}, "6 prompts, and 64 answers a round"),
-    "temperature": ({"temperature": 0}, "--temperature"),
     "no room": ({"max_length": 60, "max_new_tokens": 50}, "no prompt leaves room"),
 }
 

@@ -56,7 +56,6 @@ def test_the_weights_can_be_named():
     "rows, more, message",
     [
         ([row for row in labelled(12) if row["label"]], {}, "0 bad|only"),
-        (labelled(12), {"batch_size": 1}, "--batch-size 2"),
         (labelled(12), {"lora_targets": ("q_prj",)}, "has no layer q_prj; fix: q_proj"),
     ],
 )

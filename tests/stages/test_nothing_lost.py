@@ -91,6 +91,7 @@ STAGES = {
     "33": ("--output-dir .", "--generations generations/a.jsonl"),
     "40": (FOLDER, f"{PAIRS} {MODEL}"),
     "41": (FOLDER, f"--train-file kto.jsonl --val-file None {MODEL}"),
+    "42": (FOLDER, f"{SFT} {MODEL} --teacher {TINY}"),
     "50": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
     "51": (FOLDER, f"--train-file prompts.jsonl --val-file sft.jsonl {MODEL} --batch-size 8"),
     "60": (FILE, f"--prompts-file prompts.jsonl --model {TINY} --dtype float32"),
@@ -112,18 +113,19 @@ UNREAD = {
 # Stages whose usual flags name a broken input too: that one may be told first.
 OTHERS_BROKEN = ("14", "15", "16", "22", "23", "32", "61", "71")
 MODELS = ("model", "adapter", "merged", "teacher")
-TRAINING = ("20", "21", "30", "31", "40", "41", "50", "51")
+TRAINING = ("20", "21", "30", "31", "40", "41", "42", "50", "51")
+LOSSES = ("20", "21", "30", "40", "41", "42")  # stages that learn from rows
 CASES = [
-    *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in ("20", "21", "30", "40", "41")),
-    *((number, "--eval-steps 0") for number in ("20", "21", "30", "40", "41", "50", "51")),
-    *((number, "--warmup-share 1.5") for number in ("20", "21", "30", "31", "40", "41", "50")),
-    *((number, "--lora-r -1") for number in ("20", "21", "30", "40", "41", "50", "51")),
-    *((number, "--report-to neptune") for number in ("20", "30", "40", "41", "50")),
-    *((number, "--model adapter") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32")),
-    *((number, "--model cut") for number in ("20", "21", "30", "40", "41", "50", "51", "60", "61", "32", "22")),
+    *((number, wrong) for wrong in ("--lr nan", "--lr 0", "--epochs -1") for number in LOSSES),
+    *((number, "--eval-steps 0") for number in (*LOSSES, "50", "51")),
+    *((number, "--warmup-share 1.5") for number in (*LOSSES, "31", "50")),
+    *((number, "--lora-r -1") for number in (*LOSSES, "50", "51")),
+    *((number, "--report-to neptune") for number in ("20", "30", "40", "41", "42", "50")),
+    *((number, "--model adapter") for number in (*LOSSES, "50", "51", "60", "61", "32")),
+    *((number, "--model cut") for number in (*LOSSES, "50", "51", "60", "61", "32", "22")),
     *((number, "--train-file broken.jsonl") for number in TRAINING),
-    *((number, "--val-file broken.jsonl") for number in ("20", "21", "30", "40", "41", "50", "51")),
-    *((number, "--lora-targets no_such_layer") for number in ("20", "30", "40", "41", "50", "51")),
+    *((number, "--val-file broken.jsonl") for number in (*LOSSES, "50", "51")),
+    *((number, "--lora-targets no_such_layer") for number in (*LOSSES, "50", "51")),
     ("20", "--lora-targets q_proj,no_such_layer"),
     ("31", "--model-name-or-path adapter"),
     ("31", "--model-name-or-path cut"),
@@ -143,6 +145,8 @@ CASES = [
     ("41", "--loss-type no_such_loss"),
     ("41", "--beta -1"),
     ("41", "--batch-size 1"),
+    *(("42", wrong) for wrong in ("--teacher cut", "--teacher adapter", "--mix 1.5", "--own-share -1")),
+    ("42", "--max-new-tokens 2000"),
     ("50", "--num-generations 3"),
     ("50", "--rollout vllm --vllm-mode server --vllm-server-url http://127.0.0.1:9"),
     ("50", "--vllm-server-url http://127.0.0.1:9"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from common.settings import UserError
-from conftest import ROOT
+from conftest import ROOT, moved_base
 from test_sft_ways import stage
 
 LONG = "春" * 300
@@ -24,8 +24,13 @@ STAGES = {
     "20_train_sft": {"report_to": "none", **PROBED},
     "21_train_sft_plain": PROBED,
     "30_train_reward": {"report_to": "none"},
+    "42_distill": {"report_to": "none", **PROBED},
     "40_train_dpo": {"report_to": "none", **PROBED},
 }
+
+
+def reads_sft(name: str) -> bool:
+    return "sft" in name or "distill" in name
 
 
 def rows(name: str) -> list[dict]:
@@ -35,11 +40,11 @@ def rows(name: str) -> list[dict]:
     for number, (ask, answer) in enumerate([*((f"第{i}问", f"答{i}。") for i in range(10)), ("长问", LONG)]):
         prompt = [{"role": "user", "content": ask}]
         right = [{"role": "assistant", "content": answer}]
-        row = {"prompt": prompt, "completion": right} if "sft" in name else {"prompt": prompt, "chosen": right}
-        if "sft" not in name:
+        row = {"prompt": prompt, "completion": right} if reads_sft(name) else {"prompt": prompt, "chosen": right}
+        if not reads_sft(name):
             row["rejected"] = [{"role": "assistant", "content": f"错{number}错"}]
         found.append(row | {"meta": {}})
-    if "sft" in name:
+    if reads_sft(name):
         turns = [("user", "甲"), ("assistant", "短。"), ("user", "乙"), ("assistant", LONG)]
         turns = [{"role": role, "content": content} for role, content in turns]
         found.append({"prompt": turns[:3], "completion": turns[3:], "meta": {}})
@@ -47,12 +52,15 @@ def rows(name: str) -> list[dict]:
 
 
 def train(name: str, folder, count: int, **more) -> dict:
+    if name == "42_distill" and not (folder / "teacher").exists():
+        moved_base(folder / "teacher")
     file = folder / "train.jsonl"
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(name)[:count])
     file.write_text("".join(lines), encoding="utf-8")
     module = stage(name)
     known = {key for key in module.Settings.__dataclass_fields__}
-    words = {key: value for key, value in (FEW | STAGES[name]).items() if key in known} | more
+    given = FEW | STAGES[name] | {"teacher": str(folder / "teacher")}
+    words = {key: value for key, value in given.items() if key in known} | more
     base = str(ROOT / "data" / "tiny_qwen3")
     module.main(module.Settings(model=base, train_file=file, val_file=None, output_dir=folder / "out", **words))
     return json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))
@@ -78,7 +86,7 @@ def test_long_rows_are_refused_dropped_or_cut(name, tmp_path, capsys):
     capsys.readouterr()
     record = train(name, tmp_path, count, long_rows="cut")
     done = record["figures"]["long_rows"]["train"]
-    is_chat = "sft" in name  # the conversation ends at its first answer; an answer is never cut
+    is_chat = reads_sft(name)  # the conversation ends at its first answer; an answer is never cut
     assert (done["long"], done["cut"], done["dropped"]) == ((2, 1, 1) if is_chat else (1, 0, 1))
     assert "--max-length" in capsys.readouterr().out
 

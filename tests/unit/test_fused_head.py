@@ -124,3 +124,32 @@ def test_a_head_that_is_trained_itself_keeps_its_gradient():
     head = torch.nn.Linear(WIDTH, WORDS, bias=False)
     token_figures(head, torch.randn(3, WIDTH), torch.tensor([1, 2, 3])).logprobs.sum().backward()
     assert head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("held", [1 << 24, 7 * WORDS])
+def test_divergence_and_its_gradient_are_those_of_the_formula_and_of_trl(mix, held, monkeypatch):
+    """Agarwal et al. 2024, arXiv 2306.13649, equation 1, written out over probabilities; trl's fused one agrees."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    monkeypatch.setattr(fused_head, "LOGITS_HELD", held)  # as a whole, and seven tokens at a time
+    torch.manual_seed(0)
+    student, teacher = (torch.nn.Linear(width, WORDS, bias=False) for width in (WIDTH, 2 * WIDTH))
+    own, wanted = torch.randn(TOKENS, WIDTH, requires_grad=True), 3 * torch.randn(TOKENS, 2 * WIDTH)
+    found, entropy = fused_head.divergence_of_heads(student, own, teacher, wanted, mix, WORDS)
+
+    p, q = (head(states).double().softmax(-1) for head, states in ((teacher, wanted), (student, own)))
+    both = mix * p + (1 - mix) * q
+    pieces = {0.0: p * (p / q).log(), 1.0: q * (q / p).log()}
+    piece = pieces.get(mix, mix * p * (p / both).log() + (1 - mix) * q * (q / both).log())
+    expected = piece.sum(-1)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    assert torch.allclose(entropy.double(), -(q * q.log()).sum(-1), atol=1e-4) and not entropy.requires_grad
+    gradients = [
+        torch.autograd.grad(part.sum(), [own, student.weight], retain_graph=True) for part in (found, expected)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    mask = torch.ones(1, TOKENS)
+    parts = own[None], wanted[None], student.weight, teacher.weight, mask, mix
+    assert _chunked_divergence_loss(*parts)[0].item() == pytest.approx(found.mean().item(), rel=1e-4)

@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from common.settings import UserError, check_settings, read_settings
+from common.training import options
 from conftest import SCRIPTS, load_script
 from test_stages import docstrings_of
 
@@ -137,3 +138,53 @@ def test_a_flag_that_its_mode_does_not_read_is_refused_by_name(number, mode, fla
         flag = words.split()[0]
         said = refusal(number, *mode, *words.split())
         assert said.startswith(f"{flag} has no effect with") and said.endswith("; fix: leave it out"), (words, said)
+
+
+ALL, HEADLESS = ("20", "21", "30", "31", "40", "41", "42", "50", "51"), ("20", "21", "30", "40", "41", "42", "50")
+# stages, flags that cannot go together, and what is said; "exit 2" is tyro's: it names the choices
+TOGETHER = [
+    (HEADLESS, "--quantize 4bit --lora-r 0", "--lora-r 0 trains all weights, and --quantize 4bit is given"),
+    (HEADLESS, "--lora-r 0 --lora-variant dora", "--lora-r 0 trains all weights, and --lora-variant dora is given"),
+    (HEADLESS, "--lora-r 0 --lora-plus-ratio 16", "--lora-r 0 trains all weights, and --lora-plus-ratio 16.0 is given"),
+    (HEADLESS, "--lora-r 0 --modules-to-save norm", "--lora-r 0 trains all weights, and --modules-to-save norm"),
+    (HEADLESS, "--lora-r 0 --lora-dropout 0.1", "--lora-r 0 trains all weights, and --lora-dropout 0.1 is given"),
+    (ALL, "--lora-r 4 --lora-variant pissa --quantize 4bit", "--lora-variant pissa with --quantize 4bit: "),
+    (ALL, "--lora-r 4 --lora-variant dora --quantize 8bit", "--lora-variant dora with --quantize 8bit: "),
+    (ALL, "--lora-r 4 --quantize 8bit --modules-to-save o_proj", "--modules-to-save o_proj with --quantize 8bit: "),
+    (("40", "41", "50", "51"), "--lora-variant pissa", "--lora-variant pissa: the reference is the base"),
+    ((*ALL, "60"), "--attn-implementation flash_attention_2", "--attn-implementation flash_attention_2 needs a GPU"),
+    (HEADLESS, "--liger", "--liger: its kernels run on a GPU only"),
+    (HEADLESS, "--optim paged_adamw_8bit", "--optim paged_adamw_8bit: pages between GPU"),
+    (HEADLESS, "--optim sgd9", "exit 2"),
+    (HEADLESS, "--lora-plus-ratio 0.5", "--lora-plus-ratio 0.5: B learns faster than A"),
+    (("20",), "--neftune-alpha -1", "--neftune-alpha -1.0: has to be"),
+    (("20",), "--loss nothing", "exit 2"),
+    (("20", "60"), "--device-map cpu9", "--device-map cpu9: unknown"),
+    (
+        ("20", "21", "40", "41", "42", "50"),
+        "--train-tokens <s> --modules-to-save embed_tokens",
+        "--train-tokens <s> with --modules-to-save embed_tokens",
+    ),
+    (("40",), "--loss-types simpo --beta 0", "--beta 0.0: has to be above 0"),
+    (("40",), "--loss-types simpo sigmoid --loss-weights 1 1", "--loss-types simpo sigmoid: sigmoid compares with"),
+    (("40",), "--simpo-gamma 1", "--simpo-gamma has no effect without --loss-types simpo"),
+    (("40",), "--loss-types simpo sft", "--loss-types simpo sft, --loss-weights 1.0; "),
+    (("40",), "--label-smoothing 0.1", "--label-smoothing 0.1: not read by sigmoid"),
+    (("41",), "--batch-size 1", "--batch-size 1: has to be 2 or more"),
+    (("42",), "--own-share 0 --max-new-tokens 9", "--max-new-tokens has no effect with --own-share 0"),
+    (("50",), "--rollout vllm", "--rollout vllm: "),
+    (("50",), "--ratio sequence", "--ratio sequence with --loss-type dapo: "),
+    (("50",), "--clip-high 0.1", "--clip-high 0.1: below --clip 0.2"),
+    (("50",), "--num-generations 1", "--num-generations 1: has to be 2 or more"),
+    (("50", "51"), "--temperature 0", "--temperature 0.0: has to be above 0"),
+    (("60",), "--quantize 4bit --backend vllm", "--quantize 4bit: vLLM would load the whole base"),
+]
+
+
+@pytest.mark.parametrize("stages, words, message", TOGETHER, ids=[row[1] for row in TOGETHER])
+def test_what_cannot_go_together_is_told_before_anything_is_loaded(stages, words, message, monkeypatch):
+    """By the flags alone, as soon as they are read: no stage's main begins."""
+    monkeypatch.setattr(options, "has_gpu", lambda: False)
+    for number in stages:
+        said = refusal(number, *words.split())
+        assert said.startswith(message) and "\n" not in said, (number, said)

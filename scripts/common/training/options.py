@@ -33,13 +33,13 @@ class ModelSettings:
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """(what cannot be, how to fix it)"""
+        vllm = next((name for name in ("backend", "rollout") if getattr(self, name, "hf") == "vllm"), "")
         if self.quantize != "none":
             flag = f"--quantize {self.quantize}"
             if find_spec("bitsandbytes") is None:
                 yield f"{flag}: the package bitsandbytes is not installed", "pip install -r requirements.txt"
-            if getattr(self, "backend", "hf") == "vllm" or getattr(self, "rollout", "hf") == "vllm":
-                what = "backend" if hasattr(self, "backend") else "rollout"
-                yield f"{flag}: vLLM would load the whole base beside the quantised one", f"--{what} hf"
+            if vllm:
+                yield f"{flag}: vLLM would load the whole base beside the quantised one", f"--{vllm} hf"
             if os.environ.get("ACCELERATE_USE_FSDP") == "true":
                 yield f"{flag}: FSDP cannot share out quantised weights", "a launch file with DDP or ZeRO-2"
         if (placed := getattr(self, "device_map", "")) not in ("", *DEVICE_MAPS):
@@ -47,6 +47,10 @@ class ModelSettings:
         if hasattr(self, "rollout"):  # stage 50
             mode = "--rollout hf" if self.rollout == "hf" else f"--vllm-mode {self.vllm_mode}"
             yield from unused(self, f"with {mode}", *UNREAD[mode])
+            if vllm and find_spec("vllm") is None:
+                yield "--rollout vllm: vllm is not installed", "pip install -r requirements-vllm.txt, or --rollout hf"
+            if vllm and not has_gpu():
+                yield "--rollout vllm: trl takes a GPU for it, and there is none", "--rollout hf"
         if self.attn_implementation == "flash_attention_2":
             if not has_gpu():
                 yield "--attn-implementation flash_attention_2 needs a GPU", "--attn-implementation sdpa"
@@ -83,6 +87,9 @@ class AdapterSettings(ModelSettings):
             for flag in (flag for flag, is_given in given.items() if is_given):
                 why = "quantised weights cannot be trained" if "quantize" in flag else "there is no adapter then"
                 yield f"--lora-r 0 trains all weights, and {flag} is given: {why}", f"a rank, or without {flag}"
+        if self.quantize != "none" and (whole := [word for word in self.modules_to_save if word in self.lora_targets]):
+            what = f"--modules-to-save {' '.join(whole)} with --quantize {self.quantize}: quantised weights cannot be"
+            yield f"{what} trained", "without them: their adapter is trained"
         if self.lora_variant == "dora" and self.quantize == "8bit":
             what = "peft 0.21 loses the scale of 8-bit weights after the first pass"
             yield f"--lora-variant dora with --quantize 8bit: {what}", "--quantize 4bit, or --lora-variant lora"

@@ -11,17 +11,16 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
 from common.evaluation.tables import number
+from common.fused_head import LOGITS_HELD
 from common.generation import opening, prompts_with_room, render_prompt, sample
 from common.jsonl import read_jsonl
 from common.likelihood import mean_nll
 from common.models import check_model, load_tokenizer, require_context, require_launcher
 from common.preflight.checks import require_clean_files
-from common.settings import UserError, resolve_model
+from common.settings import resolve_model
 from common.training.arguments import require_finite
 from common.training.rewards import check_meta, check_order, load_rewards, score, total
 from common.training.turn_tokens import check_tokens, why_no_stop
-
-KL_NUMBERS = 1 << 24  # logits of each model held at once: 64 tokens of a vocabulary of 262,144
 
 
 def stop_rate(
@@ -66,7 +65,7 @@ def kl_to_reference(
             ids = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             ids = torch.tensor([ids[: getattr(model.config, "max_position_embeddings", len(ids))]], device=model.device)
             places = torch.arange(len(prompt) - 1, ids.size(1) - 1, device=model.device)  # predict the answer's tokens
-            for kept in places.split(max(1, KL_NUMBERS // model.config.get_text_config().vocab_size)):
+            for kept in places.split(max(1, LOGITS_HELD // model.config.get_text_config().vocab_size)):
                 words = {"input_ids": ids[:, : kept[-1] + 1], "use_cache": False, "logits_to_keep": kept}
                 policy = model(**words).logits[0].float().log_softmax(-1)
                 with reference_of(model, reference) as start:
@@ -104,8 +103,6 @@ class StopProbe(TrainerCallback):
 def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
     """(model path, tokenizer, prompts with their token ids, probe, inputs of the run record) of stages 50 and 51, all
     of it checked: a wrong setting or file is told here, before an earlier run is touched."""
-    if not settings.temperature > 0:
-        raise UserError(f"--temperature {settings.temperature}: nothing can be drawn; fix: more than 0")
     require_launcher()
     model_path = check_model(resolve_model(settings.model, settings.task))
     tokenizer = load_tokenizer(model_path)

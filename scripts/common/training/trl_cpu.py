@@ -1,10 +1,9 @@
 """Everything of this project that reaches into trl's private methods, written for trl 1.16.0.
 
-On a CPU the trainers of stages 20, 21, 40, 41 and 50 project only the positions with a label; on a GPU they are trl's
-own, that of stage 21 transformers'.
-GRPO also gets batches without padding columns, a rollout that leaves the base's weights as they are, and an order of
-prompts that a resumed run repeats. tests/unit/test_trl_cpu.py fails where another trl is installed or one of the
-methods below has changed.
+On a CPU the trainers of stages 20, 21, 40, 41, 42 and 50 project only the positions with a label; on a GPU they are
+trl's own, that of stage 21 transformers'. GRPO also gets batches without padding columns, and like distillation a
+rollout that leaves the base's weights as they are and an order of prompts that a resumed run repeats.
+tests/unit/test_trl_cpu.py fails where another trl is installed or one of the methods below has changed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import random
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -21,10 +21,10 @@ from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import logsigmoid
 from transformers import Trainer
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
+from trl import DistillationTrainer, DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.utils import FusedCausalLMOutput, RepeatSampler
 
-from common.fused_head import output_head, token_figures, use_trained_rows
+from common.fused_head import divergence_of_heads, output_head, token_figures, use_trained_rows
 from common.generation import write_on_cpu
 from common.models import chat_dataset
 from common.settings import UserError
@@ -273,11 +273,9 @@ def prompt_rows(rows: list[dict], enable_thinking: bool) -> Dataset:
     return dataset
 
 
-class LeanGRPOTrainer(LeanHead, GRPOTrainer):
-    """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of
-    0."""
-
-    needs_entropy = True
+class Rollout:
+    """Stands before a trainer of trl that samples: on a CPU answers are written by the project's own loop, with the
+    adapter folded in; prompts may have tools; a resumed run repeats order and answers."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -285,6 +283,38 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
             model = self.accelerator.unwrap_model(self.model)
             model = model.get_base_model() if hasattr(model, "get_base_model") else model
             model.generate = functools.partial(model.generate, custom_generate=write_on_cpu)
+
+    def _generate_and_score_completions(self, inputs: list[dict]):
+        self.asked_tools = [json.loads(row.get("tools") or "null") for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list):
+        """With the tools of each row; trl knows only tools that it calls itself."""
+        if not any(self.asked_tools):
+            return super()._tokenize_prompts(prompts)
+        ids = []
+        for prompt, tools in zip(prompts, self.asked_tools, strict=True):
+            options = {"add_generation_prompt": True, "return_dict": True, **self.chat_template_kwargs}
+            rendered = self.processing_class.apply_chat_template(prompt, tools=tools, **options)
+            ids.append(rendered["input_ids"])
+        return ids, None, {}
+
+    def _generate_single_turn(self, *args, **kwargs):
+        """Draws by seed, process and step alone, so that a resumed run writes what the undisturbed one wrote."""
+        torch.manual_seed((self.args.seed + self.accelerator.process_index) * 1_000_003 + self.state.global_step)
+        model = self.accelerator.unwrap_model(self.model)
+        with folded(model) if self.args.device.type == "cpu" else contextlib.nullcontext():
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), self)
+
+
+class LeanGRPOTrainer(LeanHead, Rollout, GRPOTrainer):
+    """GRPO whose rollout and update cost what their tokens cost, and that never takes "cannot judge" for a reward of
+    0."""
+
+    needs_entropy = True
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
@@ -313,31 +343,6 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
                 entropies[rows, columns] = part[1]
         return logps, entropies, None
 
-    def _generate_and_score_completions(self, inputs: list[dict]):
-        self.asked_tools = [json.loads(row.get("tools") or "null") for row in inputs]
-        return super()._generate_and_score_completions(inputs)
-
-    def _tokenize_prompts(self, prompts: list):
-        """With the tools of each row; trl knows only tools that it calls itself."""
-        if not any(self.asked_tools):
-            return super()._tokenize_prompts(prompts)
-        ids = []
-        for prompt, tools in zip(prompts, self.asked_tools, strict=True):
-            options = {"add_generation_prompt": True, "return_dict": True, **self.chat_template_kwargs}
-            rendered = self.processing_class.apply_chat_template(prompt, tools=tools, **options)
-            ids.append(rendered["input_ids"])
-        return ids, None, {}
-
-    def _generate_single_turn(self, *args, **kwargs):
-        """Draws by seed, process and step alone, so that a resumed run writes what the undisturbed one wrote."""
-        torch.manual_seed((self.args.seed + self.accelerator.process_index) * 1_000_003 + self.state.global_step)
-        model = self.accelerator.unwrap_model(self.model)
-        with folded(model) if self.args.device.type == "cpu" else contextlib.nullcontext():
-            return super()._generate_single_turn(*args, **kwargs)
-
-    def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), self)
-
     def _calculate_rewards(self, *args):
         """Counts the completions that no reward could judge. trl leaves them out of baselines and gives them the
         advantage 0."""
@@ -347,3 +352,44 @@ class LeanGRPOTrainer(LeanHead, GRPOTrainer):
             raise UserError("no answer of this step could be judged; fix: --rewards, or meta of the prompts")
         self._metrics["train" if self.model.training else "eval"]["unjudged"].append(unknown.float().mean().item())
         return rewards
+
+
+class LeanDistillationTrainer(Rollout, DistillationTrainer):
+    """The student (the model) learns the teacher's next-token distributions on texts that it wrote itself, or on given
+    ones. Datasets hold `prompt` and `answer_ids`."""
+
+    def __init__(self, *args, own_share: float, **kwargs):
+        """own_share: of the steps in which the student writes; in the others, and in evaluations, the texts are the
+        given ones (lambda of arXiv 2306.13649, algorithm 1)."""
+        super().__init__(*args, **kwargs)
+        use_trained_rows(self.model)
+        self.own_share, self.given = own_share, []
+
+    def _generate_and_score_completions(self, inputs):
+        self.given = [row["answer_ids"] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        seed = (self.args.seed + self.accelerator.process_index) * 1_000_003 + self.state.global_step
+        is_own = self.model.training and random.Random(seed).random() < self.own_share
+        torch.manual_seed(seed)  # trl shuffles the answers of a step
+        return super()._generate_single_turn(*args, **kwargs) if is_own else self.given
+
+    def _compute_loss(self, student, inputs, num_items_in_batch):
+        """trl's loss on the positions of the answers alone, with heads of any kind; its own fused one on a GPU."""
+        head = student.get_output_embeddings()
+        if self.args.device.type != "cpu" and type(head) is torch.nn.Linear:
+            return super()._compute_loss(student, inputs, num_items_in_batch)
+        mask = inputs["completion_mask"].bool()
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        teacher = self.accelerator.unwrap_model(self.teacher_model).eval()
+        own = self._get_last_hidden_state(student, ids, seen, mask.size(1))[mask]
+        with torch.no_grad():
+            wanted = self._get_last_hidden_state(teacher, ids, seen, mask.size(1))[mask]
+        words = student.config.get_text_config().vocab_size
+        heads = output_head(student), own, output_head(teacher), wanted
+        values, entropies = divergence_of_heads(*heads, self.beta, words)
+        count = mask.sum()
+        over = count.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return values.sum() / over, entropies.sum(), count
