@@ -200,7 +200,8 @@ def main(settings: Settings) -> None:
                 print(f"  {name}: {MAPPINGS[name]}")
             for column, where in facts["unknown columns"].items():
                 place = f"in {where['rows']} rows, first at line {where['first line']}"
-                print(f"  unknown column {column!r} {place}: left out; --keep {column} carries it into meta")
+                hint = "" if "[]" in column else f"; --keep {column} carries it into meta"
+                print(f"  unknown column {column!r} {place}: left out{hint}")
             if "labels" in facts:
                 counts = ", ".join(f"{facts['labels'][word]} {word}" for word in ("good", "bad", "neither"))
                 print(

@@ -78,11 +78,14 @@ def find_files(given: tuple[Path, ...]) -> tuple[list[Path], Counter]:
 def parts_of(path: Path, unit: str) -> Iterator[tuple[int, str]]:
     """(line, document) of a text file. Raises DataError."""
     from common.jsonl import DataError, unreadable
+    from common.preflight.finding import Finding
     from tasks.chat.rows import decode_any
 
     if (problem := unreadable(path)) and "UTF-16" not in problem.reason:
         raise DataError([problem])
     text = re.sub("\r\n?|[\f\v]", "\n", decode_any(path, path.read_bytes()))
+    if re.match(r'\s*(?:\[\s*)?\{\s*"', text):
+        raise DataError([Finding(path, 1, "a text file that begins as rows of JSON do", f"name it {path.stem}.jsonl")])
     if unit == "file":
         yield 1, text
     elif unit == "line":
@@ -97,14 +100,15 @@ def parts_of(path: Path, unit: str) -> Iterator[tuple[int, str]]:
 def text_of(row: dict, column: str) -> tuple[str | None, str]:
     """(the text of a row, the name of its column). Raises Refused."""
     from common.preflight.finding import Refused
+    from tasks.chat.dialects import KNOWN, TEXTS
 
-    texts = [key for key, value in row.items() if isinstance(value, str)]
-    name = column or next((key for key in COLUMNS if key in row), texts[0] if len(texts) == 1 else "")
+    name = column or next((key for key in COLUMNS if key in row), "")
+    if not name and {*KNOWN, *TEXTS, "conversation", "chosen"} & row.keys():
+        raise Refused("a row of a conversation, not a document", "stage 17, or --column NAME for one column of it")
+    if not name and len(texts := [key for key, value in row.items() if isinstance(value, str)]) == 1:
+        name = texts[0]
     if not name or name not in row:
-        known = ", ".join(map(str, row)) or "none"
-        if not column and {"messages", "conversations", "instruction", "prompt", "chosen"} & row.keys():
-            raise Refused("a row of a conversation, not a document", "scripts/17_prepare_chat.py reads these")
-        raise Refused(f"no column {column or 'of text is known'} among {known}", "--column NAME")
+        raise Refused(f"no column {column or 'of text is known'} among {', '.join(row) or 'none'}", "--column NAME")
     if not isinstance(row[name], str | None):
         raise Refused(f"{name} is {str(row[name])[:30]}, not a text", "write a text")
     return row[name], name
@@ -170,6 +174,8 @@ def split(texts: list[str], held_out: float) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for number, text in sorted((place(text), text) for text in texts):
         splits["test" if number < held_out / 2 else "val" if number < held_out else "train"].append(text)
+    if not splits["train"]:  # of very few documents one is for training
+        splits["train"].append(splits["val" if splits["val"] else "test"].pop())
     for name in ("val", "test"):  # of a few documents the one drawn nearest
         if held_out and not splits[name] and len(texts) >= FEWEST and len(splits["train"]) > 1:
             splits[name].append(splits["train"].pop(0))

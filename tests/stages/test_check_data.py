@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from common.preflight.checks import check_rows, detect_schema, require_clean
+from common.preflight.checks import check_rows, detect_schema, require_clean, scan
 from common.preflight.tokenizers import check_model_files
 from common.pretraining.char_tokenizer import build_tokenizer
 from common.settings import ROOT, UserError
@@ -31,6 +31,10 @@ def user(text=ASK):
 
 def assistant(text=POEMS[0]):
     return {"role": "assistant", "content": text}
+
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "北京"}}}
+OTHER = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
 
 
 def sft(answer=POEMS[0], ask=ASK, **changed):
@@ -196,6 +200,22 @@ def test_only_a_report_is_overwritten(run_stage, tmp_path):
         ("style", [style()], [style()], "error", "val.jsonl:1", "the same row as train line 1"),
         ("style", [style(ASK * 40)], [], "warning", "train.jsonl:1", "the text is cut at 512 tokens"),
         ("style", [style(), style() | {"label": ""}], [], "error", "train.jsonl:2", "label is empty"),
+        (
+            "sft",
+            [sft(), sft(prompt=[user(), {**assistant("查"), "tool_calls": [CALL]}, {"role": "tool", "content": "晴"}])],
+            [sft(POEMS[1], prompt=[user(), assistant("查"), {"role": "tool", "content": "晴"}])],
+            "error",
+            "val.jsonl:1",
+            "prompt[2] is a tool's reply, and no such call waits for one",
+        ),
+        (
+            "preference",
+            [pair() | {"rejected": [{**assistant(""), "tool_calls": [CALL]}], "tools": [OTHER]}],
+            [pair(POEMS[2], POEMS[3]) | {"chosen": [{**assistant(""), "tool_calls": [CALL]}], "tools": [OTHER]}],
+            "error",
+            "val.jsonl:1",
+            "chosen[0] calls get_weather, which is not among the tools of the row",
+        ),
         ("sft", [b""], [], "error", "train.jsonl", "the file holds no rows"),
         ("sft", [line(sft()).decode().encode("utf-16")], [], "error", "train.jsonl:1", "the file is UTF-16"),
     ],
@@ -223,6 +243,12 @@ def test_a_clean_file_raises_no_alarm(check, schema, train, val):
     report = check(train, val, schema)
     assert places(report) == []
     require_clean(report)
+
+
+def test_an_empty_array_is_a_finding(tmp_path):
+    (tmp_path / "a.json").write_text("[]", encoding="utf-8")
+    ((_, row, (found,)),) = scan(tmp_path / "a.json", "style")
+    assert row is None and found.reason == "the file holds no rows"
 
 
 def test_a_missing_file_is_a_finding(tokenizer, tmp_path):

@@ -110,6 +110,12 @@ FAULTS = {
     "a number": ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', r":2: text is 5, not a text"),
     "several columns": ("a.jsonl", b'{"eins": "x", "zwei": "y"}\n', ":1: no column of text is known among eins, zwei"),
     "a conversation": ("a.jsonl", b'{"instruction": "x", "output": "y"}\n', ":1: a row of a conversation"),
+    "a conversation with one text": (
+        "a.jsonl",
+        b'{"system": "x", "messages": [{"role": "user", "content": "y"}]}\n',
+        ":1: a row of a conversation, not a document; fix: .* --column NAME",
+    ),
+    "rows under the name of a text": ("a.txt", b'[\n{"text": "x"}]', ":1: .*begins as rows of JSON do; fix: name it"),
     "nothing": ("a.txt", b" \n\n", "no document holds any text"),
 }
 
@@ -122,6 +128,12 @@ def test_a_faulty_corpus_is_named_with_its_place_and_nothing_is_written(name, tm
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, tmp_path / file, document="paragraphs")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["甲", "乙", "丙", "丁", "戊", "己"])
+def test_a_single_document_is_for_training(text, tmp_path):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert prepare(tmp_path, tmp_path / "a.txt", held_out=0.9) == {"train": [text]}
 
 
 def test_faulty_documents_can_be_left_out(tmp_path, capsys):

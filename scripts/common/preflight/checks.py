@@ -158,6 +158,8 @@ def scan(path: Path, schema: str, *limit: int) -> Iterator[tuple[int, dict | Non
         return
     rows, findings = read_array(path)
     yield from ((line, row, validate_row(row, schema)) for line, row in rows)
+    if not rows and not findings:
+        findings = [Finding(path, 0, "the file holds no rows", "name another file")]
     yield from ((finding.line, None, [finding]) for finding in findings)
 
 

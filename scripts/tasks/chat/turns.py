@@ -67,6 +67,9 @@ def turns_of(value, key: str) -> list[dict]:
             continue
         if isinstance(content, list):
             thoughts = [part for part in content if isinstance(part, dict) and part.get("type") in THOUGHTS]
+            for part in (part for part in content if isinstance(part, dict)):
+                if word := next((key for key in part if OF_WEIGHTS.search(key.lower())), None):
+                    raise Refused(f"{place} holds a part with {word}", "a turn is trained whole, or with weight 0 not")
             content = text_of_parts([part for part in content if part not in thoughts], place)
             if thoughts:
                 said = (part.get(part["type"], part.get("text")) for part in thoughts)
