@@ -142,6 +142,7 @@ def test_four_models_with_long_answers_stay_side_by_side(chromium, chat, width):
     page.route("**/answer", lambda route: route.fulfill(body=json.dumps(last) + "\n"))
     page.goto(chat.url)
     expect(page.locator(".empty")).to_have_count(4)
+    expect(page.locator("#download")).to_be_in_viewport()  # with all fields open
     page.fill("#message", "你好")
     page.click("#send")
     wait_for_answers(page, 4)
