@@ -202,6 +202,7 @@ def main(settings: Settings) -> None:
     listener, url = listen(settings.host, settings.port)
     app = build_app(settings, task, open_writers(settings))
     judge(task, [{"role": "user", "content": "写"}], "春眠不觉晓，", {}, True)  # what the rules read, read it now
+    listener.listen(64)  # who opens it before the server runs has to wait, not to come again
     print(f"open {url} in a browser; Ctrl-C ends it", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=64)).run([listener])
 
