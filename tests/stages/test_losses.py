@@ -409,3 +409,15 @@ def test_answers_that_were_cut_teach_nothing_where_they_are_masked(masked, tmp_p
 def test_the_bound_of_cispo_is_5_unless_named():
     module = stage("50_train_grpo")
     assert module.loss_arguments(module.Settings(loss_type="cispo"))["epsilon_high"] == 5.0
+
+
+def test_a_run_has_one_name_in_trackers_before_and_after_a_kill(tmp_path):
+    from types import SimpleNamespace
+
+    from common.training import arguments
+
+    callbacks = SimpleNamespace(callbacks=[])
+    trainer = SimpleNamespace(args=SimpleNamespace(run_name=None), callback_handler=callbacks)
+    run = SimpleNamespace(record={"started": "2026-11-26T09:30:32+00:00"}, is_main=True)
+    arguments.name_in_trackers(trainer, SimpleNamespace(output_dir=tmp_path / "sft"), run)
+    assert trainer.args.run_name == "sft-2026-11-26T09-30-32"

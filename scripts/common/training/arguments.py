@@ -442,6 +442,7 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     trainer.add_callback(Guard(settings))
     show_progress(trainer)
+    name_in_trackers(trainer, settings, run)
     prepare_weights(trainer, settings)
     args = trainer.args
     steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
@@ -543,6 +544,24 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
         write_json(settings.output_dir / "log_history.json", log)
         curves = ({"loss": "training loss", "eval_loss": "validation loss"} if losses else {}) | curves
         plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
+
+
+def name_in_trackers(trainer, settings, run) -> None:
+    """One name for a run, before and after a kill: trackio takes a name that it does not know for another run."""
+    started = run.record["started"][:19].replace(":", "-")
+    trainer.args.run_name = f"{settings.output_dir.name}-{started}"
+    kinds = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    if "SwanLabCallback" in kinds and run.is_main:
+        import swanlab
+
+        # transformers 5.17 asks for the current run, and swanlab from .8 on raises where there is none
+        if hasattr(swanlab, "has_run") and not swanlab.has_run():
+            try:
+                swanlab.init(project=os.environ.get("SWANLAB_PROJECT"), name=trainer.args.run_name)
+            except Exception as error:  # no key, no network: a RuntimeError or one of its own
+                raise UserError(
+                    f"--report-to swanlab: {error}; fix: swanlab login, SWANLAB_MODE=offline, or --report-to none"
+                ) from None
 
 
 def tell_trackers(trainer, run) -> None:
