@@ -745,6 +745,16 @@ def test_a_kind_with_few_rows_has_one_for_training(count, tmp_path):
         assert parts["train"] and sum(map(len, parts.values())) == count
 
 
+def test_rows_that_differ_in_their_tools_are_no_copies():
+    from tasks.chat.rows import convert
+    from tasks.chat.splits import split_groups
+
+    tools = [[{"name": name}] for name in ("get_weather", "get_time", "get_time")]
+    rows = [convert({"instruction": "问", "output": "答", "tools": names}, 1).row for names in tools]
+    splits, dropped = split_groups({"sft": rows}, "answer", 0, 0)
+    assert len(splits["sft"]["train"]) == 2 and sum(dropped["sft"].values()) == 1
+
+
 def test_a_column_that_keep_names_and_no_row_has_is_told(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_bytes(lines({"instruction": "问", "output": "答", "topic": "x"}))
     rows, _, _ = read_file(tmp_path / "a.jsonl", {"topic": "kind"}, ("category", "kind", "tpoic"))

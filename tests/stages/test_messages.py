@@ -326,6 +326,15 @@ WRONG = {
         {"messages": [user("问"), assistant("答", no_loss=1)]},
         "messages[1].no_loss is 1: is that turn trained or not?",
     ),
+    "such a word in another spelling": (
+        {"messages": [user("问"), assistant("答", lossMask=0)]},
+        "messages[1].lossMask is 0: is that turn trained or not?",
+    ),
+    "a mask of the row": ({"instruction": "问", "output": "答", "mask": True}, "mask is True: is that row trained"),
+    "a call, and tools are empty": (
+        {"messages": [ASK, assistant("", tool_calls=[CALL])], "tools": []},
+        "a call of a function, and no function among tools",
+    ),
     "half a mask": ({"messages": [user("问"), assistant("答", loss_mask=0.5)]}, "messages[1].loss_mask is 0.5"),
     "masked and trained": (
         {"messages": [user("问"), assistant("答", masked=True, trainable=True)]},

@@ -326,6 +326,10 @@ def convert(row: dict, line: int, keep: tuple[str, ...] = (), labels: dict[str, 
         parts["completion"][-1] = {**parts["completion"][-1], **more}
     if tools := tools_of(given):
         parts["tools"] = tools
+    elif given.get("tools", given.get("functions")) in ([], "[]") and any(
+        turn.get("tool_calls") for turns in parts.values() for turn in turns
+    ):
+        raise Refused("a call of a function, and no function among tools", "write it into tools, or take tools out")
     refuse_weightless(given)
     used = used | {"tools", "functions"} | {key for key in REASONING if more or not given.get(key)}
     label = None

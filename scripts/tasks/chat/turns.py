@@ -28,7 +28,9 @@ NUMBERS = ("weight", "loss_weight", "loss_scale")  # 0: the turn is not to be tr
 WEIGHTS = (*NUMBERS, "loss", "train", "training", "trainable", "loss_mask")  # 0 or false: not to be trained
 MASKED = ("masked", "is_masked")  # 1 or true: not to be trained
 # other projects' words of this kind: "mask" means one thing here and another there
-OF_WEIGHTS = re.compile(r"(?:^|_)(?:un)?(?:mask|train|loss|weight|learn|ignore|skip)(?:e?d|ing|able|s)?(?:_|$)")
+OF_WEIGHTS = {"mask", "masked", "masking", "unmask", "unmasked", "train", "trained", "training", "trainable", "loss"}
+OF_WEIGHTS |= {"weight", "weights", "weighted", "learn", "learned", "ignore", "ignored", "skip", "skipped"}
+OF_WEIGHTS |= {"exclude", "excluded"}
 ON, OFF = ("1", "1.0", "true"), ("0", "0.0", "false")
 OF_REPLIES = ("tool_call_id", "name")
 TURN_KEYS = ("role", "content", "from", "value", "text", *REASONING, *CALLS, *OF_REPLIES, *WEIGHTS, *MASKED)
@@ -68,7 +70,7 @@ def turns_of(value, key: str) -> list[dict]:
         if isinstance(content, list):
             thoughts = [part for part in content if isinstance(part, dict) and part.get("type") in THOUGHTS]
             for part in (part for part in content if isinstance(part, dict)):
-                if word := next((key for key in part if OF_WEIGHTS.search(key.lower())), None):
+                if word := next((key for key in part if _is_of_weights(key)), None):
                     raise Refused(f"{place} holds a part with {word}", "a turn is trained whole, or with weight 0 not")
             content = text_of_parts([part for part in content if part not in thoughts], place)
             if thoughts:
@@ -141,11 +143,15 @@ def _more(turn: dict, place: str, role: str) -> dict:
     return more | _weight(turn, place, role)
 
 
+def _is_of_weights(key: str) -> bool:
+    return any(word.lower() in OF_WEIGHTS for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", key))
+
+
 def _weight(turn: dict, place: str, role: str) -> dict:
     """{"weight": 0} where the turn is not to be trained, {} where it is. Raises Refused for any other weight."""
     is_off = {}
     for key, value in turn.items():
-        if value is None or key in TURN_KEYS and key not in WEIGHTS + MASKED or not OF_WEIGHTS.search(str(key).lower()):
+        if value is None or key in TURN_KEYS and key not in WEIGHTS + MASKED or not _is_of_weights(key):
             continue
         if key not in WEIGHTS + MASKED:
             fix = '"weight": 0 where an answer is not to be trained, and leave the key out'
@@ -163,13 +169,15 @@ def _weight(turn: dict, place: str, role: str) -> dict:
 
 def refuse_weightless(row: dict) -> None:
     """A row that its own columns call not to be trained. Raises Refused."""
-    for key in (*WEIGHTS, *MASKED):
-        word = str(row.get(key)).strip().lower()
-        if key in ("loss", "train", "training") and not isinstance(row.get(key), bool):
+    for key in (key for key in (*WEIGHTS, *MASKED) if key in row):
+        word = str(row[key]).strip().lower()
+        if key in ("loss", "train", "training") and not isinstance(row[key], bool):
             continue  # a figure, or the name of a split
         if word in (ON if key in MASKED else OFF):
             fix = f"leave the row out (--skip-bad does); --rename {key}=other leaves the column unread"
             raise Refused(f"{key} is {row[key]!r}: nothing of the row is to be trained", fix)
+    if isinstance(row.get("mask"), bool):
+        raise Refused(f"mask is {row['mask']}: is that row trained or not?", "--rename mask=other leaves it unread")
 
 
 def _calls(value, place: str) -> list[dict]:
