@@ -145,11 +145,31 @@ def draw(probs, rows, count: int) -> torch.Tensor:
     return drawn.clamp(max=probs.shape[1] - 1)
 
 
+NUCLEUS = 1024  # tokens among which top-p is looked for before a row's whole vocabulary is sorted
+
+
+def cut_tail(scores, top_p: float) -> torch.Tensor:
+    """What transformers' TopPLogitsWarper makes of scores [rows, vocabulary]: -inf for what is not among the likeliest
+    tokens that together reach top_p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). It sorts the vocabulary:
+    with 262,144 words on a CPU longer than the model takes. Here only a row whose likeliest NUCLEUS do not reach it."""
+    from transformers import TopPLogitsWarper
+
+    best = scores.topk(min(NUCLEUS, scores.shape[-1])).values
+    mass = (best - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+    reached = mass >= top_p
+    last = best.gather(1, reached.int().argmax(-1, keepdim=True))
+    cut = scores.masked_fill(scores < last, -float("inf"))
+    if len(wide := (~reached[:, -1]).nonzero()[:, 0]):
+        cut[wide] = TopPLogitsWarper(top_p)(None, scores[wide])
+    return cut
+
+
 def write_on_cpu(
     model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
 ) -> torch.Tensor:
     """A decoding loop for generate(custom_generate=write_on_cpu): [rows, prompt + answer], padded on the right."""
     import torch
+    from transformers import TopPLogitsWarper
 
     width = input_ids.shape[1]
     answers = input_ids.new_full((len(input_ids), generation_config.max_length - width), generation_config.pad_token_id)
@@ -158,7 +178,10 @@ def write_on_cpu(
         return model(**inputs, logits_to_keep=1).logits[:, -1].float()
 
     def choose(rows, texts, logits):
-        scores = logits_processor(texts, logits)
+        scores = logits
+        for process in logits_processor:
+            is_top_p = type(process) is TopPLogitsWarper
+            scores = cut_tail(scores, process.top_p) if is_top_p else process(texts, scores)
         if not generation_config.do_sample:
             return scores.argmax(-1, keepdim=True)
         return draw(scores.softmax(-1), rows, len(input_ids))

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
-from common.generation import draw, render_prompt, sample, write_on_cpu
+from common.generation import NUCLEUS, cut_tail, draw, render_prompt, sample, write_on_cpu
 from common.models import load_model, load_tokenizer
 from conftest import ROOT
 
@@ -45,6 +46,17 @@ def test_a_row_draws_the_same_whether_others_have_ended_or_not():
     every = draw(probs, torch.arange(64), 64)
     torch.manual_seed(1)
     assert torch.equal(draw(probs[rows], rows, 64), every[rows])
+
+
+@pytest.mark.parametrize("words", [100, 20 * NUCLEUS])
+def test_top_p_keeps_the_tokens_that_transformers_keeps(words):
+    torch.manual_seed(1)
+    sharp_to_flat = torch.randn(6, words) * torch.tensor([[8.0], [4.0], [2.0], [1.0], [0.5], [0.0]])
+    for top_p in (0.01, 0.5, 0.95, 0.999):
+        kept = cut_tail(sharp_to_flat, top_p).isfinite()
+        theirs = TopPLogitsWarper(top_p)(None, sharp_to_flat).isfinite()
+        # where all tokens are alike, which ones are kept is chance, and how many differs by rounding
+        assert torch.equal(kept[:5], theirs[:5])
 
 
 def test_min_p_cuts_off_the_tail(base):
