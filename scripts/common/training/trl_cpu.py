@@ -370,7 +370,7 @@ class LeanDistillationTrainer(Rollout, DistillationTrainer):
         return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(self, *args, **kwargs):
-        seed = (self.args.seed + self.accelerator.process_index) * 1_000_003 + self.state.global_step
+        seed = self.args.seed * 1_000_003 + self.state.global_step  # all processes decide alike
         is_own = self.model.training and random.Random(seed).random() < self.own_share
         torch.manual_seed(seed)  # trl shuffles the answers of a step
         return super()._generate_single_turn(*args, **kwargs) if is_own else self.given
