@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from common.evaluation.tables import markdown_table, number  # noqa: E402
 from common.jsonl import read_jsonl, write_jsonl  # noqa: E402
 from common.training.rewards import load_rewards, score  # noqa: E402
+from tasks.base import load_task  # noqa: E402
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="of the reward model: auto, float32, bfloat16")
     arguments = parser.parse_args()
 
-    rewards = load_rewards((f"model={arguments.reward}",), "weibo", arguments.dtype, 1024)
+    rewards = load_rewards((f"model={arguments.reward}",), load_task("weibo"), arguments.dtype, 1024)
     prompts: dict[str, dict] = {}
     means = []
     for file in sorted(arguments.generations.glob("*.jsonl")):

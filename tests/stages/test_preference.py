@@ -210,6 +210,25 @@ def test_reward_model_learns_to_tell_verse_from_shuffled_characters(reward):
     assert record_of(reward)["figures"]["accuracy"] > 0.8
 
 
+def test_the_answers_of_all_models_stand_in_one_line_with_what_rules_and_reward_model_give_them(reward, tmp_path):
+    prompt = [{"role": "user", "content": "写一条评论"}]
+    for name, text in (("base", "哈"), ("sft", "真好看")):
+        row = {"id": "1#0", "prompt_id": "1", "sample": 0, "seed": 0, "prompt": prompt, "completion": text}
+        row |= {"reference": None, "model": name, "finish_reason": "stop", "tokens": 1, "meta": {}}
+        for folder, line in (("texts", row), ("scores", {"id": "1#0", "scores": {"length": len(text)}})):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", "utf-8")
+    words = ["--generations", tmp_path / "texts", "--scores", tmp_path / "scores", "--output", tmp_path / "all.jsonl"]
+    stage(ROOT / "runs/weibo_results.py", *words, "--reward", reward, "--dtype", "float32")
+    (line,) = map(json.loads, (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines())
+    (base,), (sft,) = line["answers"]["base"], line["answers"]["sft"]
+    assert (base["text"], sft["text"]) == ("哈", "真好看") and (base["scores"], sft["scores"]) == (
+        {"length": 1},
+        {"length": 3},
+    )
+    assert isinstance(base["reward_model"], float) and base["reward_model"] != sft["reward_model"]
+
+
 def test_reward_folder_loads_with_plain_transformers_and_no_new_weight(reward):
     from transformers import AutoModelForSequenceClassification
 
