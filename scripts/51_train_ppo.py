@@ -245,6 +245,7 @@ def main(settings: Settings) -> None:
             if over_budget:
                 break
             if "probe/nll" in entry:
+                arguments.return_freed_memory()
                 trained = (parameter for group in groups for parameter in group["params"])
                 arguments.require_finite_weights(trained, step + 1, settings)
                 save_checkpoint(settings.output_dir, agent, optimizer, step + 1, beta, log)

@@ -151,7 +151,8 @@ NUCLEUS = 1024  # tokens among which top-p is looked for before a row's whole vo
 def cut_tail(scores, top_p: float) -> torch.Tensor:
     """What transformers' TopPLogitsWarper makes of scores [rows, vocabulary]: -inf for what is not among the likeliest
     tokens that together reach top_p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). It sorts the vocabulary:
-    with 262,144 words on a CPU longer than the model takes. Here only a row whose likeliest NUCLEUS do not reach it."""
+    with 262,144 words on a CPU that takes longer than the model. Here the vocabulary is sorted only for rows whose
+    likeliest NUCLEUS tokens do not reach top_p."""
     from transformers import TopPLogitsWarper
 
     best = scores.topk(min(NUCLEUS, scores.shape[-1])).values
@@ -164,12 +165,21 @@ def cut_tail(scores, top_p: float) -> torch.Tensor:
     return cut
 
 
+def warped(processors, texts, scores) -> torch.Tensor:
+    """`scores` after each of transformers' processors in turn, top-p by cut_tail."""
+    from transformers import TopPLogitsWarper
+
+    for process in processors:
+        is_top_p = type(process) is TopPLogitsWarper
+        scores = cut_tail(scores, process.top_p) if is_top_p else process(texts, scores)
+    return scores
+
+
 def write_on_cpu(
     model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
 ) -> torch.Tensor:
     """A decoding loop for generate(custom_generate=write_on_cpu): [rows, prompt + answer], padded on the right."""
     import torch
-    from transformers import TopPLogitsWarper
 
     width = input_ids.shape[1]
     answers = input_ids.new_full((len(input_ids), generation_config.max_length - width), generation_config.pad_token_id)
@@ -178,10 +188,7 @@ def write_on_cpu(
         return model(**inputs, logits_to_keep=1).logits[:, -1].float()
 
     def choose(rows, texts, logits):
-        scores = logits
-        for process in logits_processor:
-            is_top_p = type(process) is TopPLogitsWarper
-            scores = cut_tail(scores, process.top_p) if is_top_p else process(texts, scores)
+        scores = warped(logits_processor, texts, logits)
         if not generation_config.do_sample:
             return scores.argmax(-1, keepdim=True)
         return draw(scores.softmax(-1), rows, len(input_ids))

@@ -1,8 +1,11 @@
 """What training stages build from their settings, and what ends a run as an error."""
 
 import math
+import platform
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -96,3 +99,18 @@ def test_a_pair_with_a_user_turn_inside_an_answer_is_refused_by_name():
     for key in ("chosen", "rejected"):
         found = validate_row({**row, key: turns("多久了？", "两周。", "去看门诊。")}, "preference")
         assert [f"{key}[1] is a user turn" in finding.reason for finding in found] == [True]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing, or has no way to ask")
+def test_memory_that_was_freed_goes_back_when_a_step_is_logged():
+    def used() -> float:
+        return psutil.Process().memory_info().rss / 2**20
+
+    kept, pieces = [], []
+    for _ in range(2000):
+        pieces.append(torch.ones(25 << 10))  # 100 KiB: below 128 glibc takes a piece from its heap
+        kept.append(torch.ones(1 << 10))  # behind it, so that the piece is no end of the heap
+    del pieces
+    before = used()
+    arguments.Guard(Settings()).on_log(None, SimpleNamespace(global_step=1), None, logs={"loss": 1.0})
+    assert before - used() > 100

@@ -31,17 +31,16 @@ class Writer:
         import torch
         from transformers import (
             DynamicCache,
-            LogitsProcessorList,
             MinPLogitsWarper,
             TemperatureLogitsWarper,
             TopKLogitsWarper,
             TopPLogitsWarper,
         )
 
-        from common.generation import decode
+        from common.generation import decode, warped
 
         greedy = sampling["temperature"] == 0
-        warpers = LogitsProcessorList()
+        warpers = []
         if not greedy and sampling["temperature"] != 1:
             warpers.append(TemperatureLogitsWarper(sampling["temperature"]))
         if not greedy and sampling["top_k"]:
@@ -60,7 +59,7 @@ class Writer:
         def choose(rows, texts, logits):
             if greedy:
                 return logits.argmax(-1, keepdim=True)
-            return torch.multinomial(warpers(texts, logits).softmax(-1), 1, generator=generator)
+            return torch.multinomial(warped(warpers, texts, logits).softmax(-1), 1, generator=generator)
 
         prompt, stops = torch.tensor([ids], device=device), torch.tensor(sorted(self.stops), device=device)
         cache, tokens = DynamicCache(config=self.model.config), []

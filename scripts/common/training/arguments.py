@@ -337,9 +337,9 @@ class Guard(TrainerCallback):
 
 
 def return_freed_memory() -> None:
-    """Give what this process no longer uses back to the system, at every logging step: at every step it costs a tenth.
-
-    glibc keeps freed pieces; with rows of many lengths no old piece fits the next tensor, and the process grows."""
+    """Give memory that this process has freed back to the system. glibc keeps freed pieces; with rows of many lengths
+    none of them fits the next tensor, and the process grows. Now and then: at every step it makes a step a tenth
+    slower (docs/LOG.md)."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
