@@ -2,6 +2,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 # start JOB "PROFILES" "$@": sets profile, quick, run (the folder's name), data, models, results, texts.
+# SEED=43 is another training of the same chain, in folders of its own: runs/reference.py --trainings shows the spread.
 # Words: a profile (the first one is the default), --quick, --overwrite, --print (shows the commands, runs nothing).
 start() {
   task=$1 profiles=$2 quick=false print=false again=()
@@ -20,6 +21,7 @@ start() {
   run=$task sampling=""
   if [ "$profile" != "${profiles%% *}" ]; then run=${task}_$profile; fi
   if $quick; then run=${run}_quick; fi
+  if [ -n "${SEED:-}" ]; then run=${run}_seed$SEED; fi
   # a profile may name another: two machines that pick different types would get different runs
   dtype=auto
   if [ "$profile" = tiny ]; then dtype=float32; fi
@@ -34,9 +36,10 @@ run_python() {
 # stage NAME FLAGS...: a finished stage says "already done", --overwrite makes it anew.
 # What loads a model computes in $dtype.
 stage() {
-  local precision=()
-  case "$1" in 2*|30*|31*|32*|4*|5*|60*|61*) precision=(--dtype "$dtype") ;; esac
-  run_python scripts/"$1".py --task "$task" ${precision[@]+"${precision[@]}"} "${@:2}" ${again[@]+"${again[@]}"}
+  local more=()
+  case "$1" in 2*|30*|31*|32*|4*|5*|60*|61*) more=(--dtype "$dtype") ;; esac
+  case "$1" in 20*|21*|30*|31*|4*|5*) more+=(${SEED:+--seed "$SEED"}) ;; esac
+  run_python scripts/"$1".py --task "$task" ${more[@]+"${more[@]}"} "${@:2}" ${again[@]+"${again[@]}"}
 }
 # check FLAGS...: the preflight, which keeps no record
 check() { run_python scripts/19_check_data.py --task "$task" "$@"; }

@@ -2,7 +2,8 @@
 one screen.
 
 Reads   results/RUN and checkpoints/RUN, as a recipe leaves them
-Writes  results/reference/<job>: README.md, generations/*.jsonl.xz, records/*.json, compare.{md,html,run.json}, plots
+Writes  results/reference/<job>: README.md, generations/*.jsonl.xz, records/*.json, compare.{md,html,run.json}, plots.
+        What a person wrote about the run stands in about.md there: it is kept and becomes part of README.md.
 Run     python runs/reference.py --job poems --command "bash runs/poems.sh"
 """
 
@@ -27,6 +28,8 @@ class Settings:
     """folder of the run under results and checkpoints; empty = the job's name"""
     command: str = ""
     """what made it, for the README"""
+    trainings: tuple[str, ...] = ()
+    """folders under results of the same chain trained with other seeds: a table of the spread between trainings"""
     columns: int = 6
     """metrics shown in the README: the first ones of the report"""
     rows: int = 5
@@ -37,7 +40,7 @@ def as_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def opening(settings: Settings, record: dict, stages: list[dict]) -> list[str]:
+def opening(settings: Settings, record: dict, stages: list[dict], about: str) -> list[str]:
     """The commits are those of all records: a chain that was taken up again may have run on more than one."""
     ordered = sorted([*stages, record], key=lambda one: one["started"])
     commits = dict.fromkeys(str((one.get("git") or {}).get("commit", "unknown"))[:8] for one in ordered)
@@ -49,10 +52,28 @@ def opening(settings: Settings, record: dict, stages: list[dict]) -> list[str]:
         "`generations/` has every text (`xz -dc FILE`), `records/` what each stage was run with, took and reached, the",
         "reports all figures.",
         "",
+        *([about.rstrip(), ""] if about else []),
     ]
 
 
-def readme(settings: Settings, report: dict, stages: list[dict], texts: dict[str, list[dict]]) -> str:
+def spread(tables: list[dict], metrics: list[str]) -> list[str]:
+    """Mean of each metric over trainings with its range: what the interval over prompts does not hold."""
+    from common.evaluation.tables import markdown_table
+
+    rows = []
+    for run in tables[0]:
+        means = [[table[run].get(name, [None])[0] for table in tables if run in table] for name in metrics]
+        cells = [
+            f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})" if None not in values else ""
+            for values in means
+        ]
+        rows.append([run, *cells])
+    return [f"{len(tables)} trainings, mean and range between them:", "", markdown_table(["", *metrics], rows), ""]
+
+
+def readme(
+    settings: Settings, report: dict, stages: list[dict], texts: dict[str, list[dict]], others: list[dict], about: str
+) -> str:
     """The first columns of the report, and the first texts of each run as they came."""
     from common.evaluation.tables import markdown_table
 
@@ -66,10 +87,12 @@ def readme(settings: Settings, report: dict, stages: list[dict], texts: dict[str
 
     rows = [[run, *(figure(run, name) for name in metrics)] for run in table]
     lines = [
-        *opening(settings, report, stages),
+        *opening(settings, report, stages, about),
         f"{report['figures']['prompts']} prompts; mean and 95 % interval over prompts:",
     ]
     lines += ["", markdown_table(["", *metrics], rows), ""]
+    if others:
+        lines += spread([table, *(other["figures"]["table"] for other in others)], metrics)
     lines += [f"The first {settings.rows} prompts, the first sample of each run, as they came:", ""]
     first = next(iter(texts.values()))
     for prompt in list(dict.fromkeys(row["prompt_id"] for row in first))[: settings.rows]:
@@ -98,10 +121,14 @@ def main(settings: Settings) -> None:
     reports = [path for path in sorted(results.glob("*")) if path.suffix in (".md", ".html", ".png", ".csv", ".json")]
     if not records or not reports:
         raise UserError(f"no finished run in {results}; fix: bash runs/{settings.job}.sh")
+    others = [read_json(ROOT / "results" / name / "compare.run.json") for name in settings.trainings]
+    about = (output / "about.md").read_text(encoding="utf-8") if (output / "about.md").is_file() else ""
     fresh = output.with_name(output.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     for path in reports:
         keep(path, fresh / path.name)
+    for name in settings.trainings:
+        keep(ROOT / "results" / name / "compare.md", fresh / "trainings" / f"{name}.md")
     for name, path in records.items():
         keep(path, fresh / "records" / f"{name}.run.json")
         for plot in path.parent.glob("*.png"):
@@ -111,11 +138,13 @@ def main(settings: Settings) -> None:
     if (results / "compare.run.json").is_file():
         files = sorted((results / "generations").glob("*.jsonl"))
         texts = {file.stem: read_jsonl(file, "generation") for file in files}
-        page = readme(settings, read_json(results / "compare.run.json"), stages, texts)
+        page = readme(settings, read_json(results / "compare.run.json"), stages, texts, others, about)
     else:  # a classifier: its reports are short
         tables = [path.read_text(encoding="utf-8") for path in reports if path.suffix == ".md"]
-        page = "\n".join([*opening(settings, stages[-1], stages), *tables])
+        page = "\n".join([*opening(settings, stages[-1], stages, about), *tables])
     (fresh / "README.md").write_text(page, encoding="utf-8")
+    if about:
+        (fresh / "about.md").write_text(about, encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     fresh.rename(output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())

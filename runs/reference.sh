@@ -4,6 +4,7 @@
 #   bash runs/reference.sh                  every job: poems on the embedded base, the others on Gemma 3 270M (hours)
 #   bash runs/reference.sh poems weibo      these
 #   bash runs/reference.sh --quick poems    the short chains, kept as results/reference/poems_quick
+#   SEEDS="43 44" bash runs/reference.sh poems    two trainings more, for the spread between trainings
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -26,7 +27,13 @@ for job in "${jobs[@]}"; do
   if [ -n "$quick" ]; then words+=("$quick") run=${run}_quick kept=${job}_quick; fi
   command="bash runs/$job.sh${words[*]:+ ${words[*]}}"
   $command
-  python runs/reference.py --job "$kept" --run "$run" --command "$command"
+  trainings=()
+  for seed in ${SEEDS:-}; do
+    SEED=$seed $command
+    trainings+=("${run}_seed$seed")
+  done
+  python runs/reference.py --job "$kept" --run "$run" --command "$command" \
+    ${trainings[@]+--trainings "${trainings[@]}"}
   if [ "$job" = poems ]; then
     python runs/picture.py --report "results/reference/$kept/compare.run.json" \
       --output "results/reference/$kept/chain.png"
