@@ -1,9 +1,12 @@
 """How long is a GRPO step of stage 50, rollout and update apart, beside trl's trainer as it comes?
 
-Both take the same model, prompts, reward and 128 answers a step (16 prompts x 8), in turn, several rounds. Everything
+All take the same model, prompts, reward and 128 answers a step (16 prompts x 8), in turn, several rounds. Everything
 else of trl is its default: 8 answers a micro-batch, gradient checkpointing, tiled log-probabilities; only bfloat16 is
-off, because it refuses to start on a CPU. The rollout ends when rewards and reference log-probabilities are known; the
-update is forward and backward.
+off, because it refuses to start on a CPU. Stage 50 runs in float32, and in bfloat16 too where --dtype auto would take
+it. The rollout ends when rewards and reference log-probabilities are known; the update is forward and backward.
+
+A step's products, counted by torch in the first step, over its time say how far it is from the rate at which the
+machine multiplies two large matrices.
 
 Reads   --model (a merged SFT model), processed_data/poems/prompts_train.jsonl (stage 10)
 Writes  a Markdown table on standard output; nothing else stays
@@ -23,23 +26,42 @@ sys.path.insert(0, str(ROOT / "scripts"))
 ANSWERS, GROUP = 128, 8
 
 
-def measure(kind: str, model_path: str, rows: list[dict], steps: int, beta: float) -> list[tuple[float, float]]:
-    """(rollout, update) in seconds for each step but the first, which warms up."""
+def multiplication_rate(dtype: str, size: int = 2048) -> float:
+    """GFLOP/s of the best of ten products of two square matrices."""
+    import torch
+
+    left, right = torch.randn(2, size, size, dtype=getattr(torch, dtype))
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def measure(
+    dtype: str, model_path: str, rows: list[dict], steps: int, beta: float
+) -> tuple[list[tuple[float, float]], float]:
+    """(rollout, update) in seconds for each step but the first, which warms up, and GFLOP of the first. dtype: of stage
+    50; empty for trl."""
+    from contextlib import nullcontext
+
     from datasets import Dataset
     from peft import LoraConfig
+    from torch.utils.flop_counter import FlopCounterMode
     from trl import GRPOConfig, GRPOTrainer
 
     from common.models import load_model, load_tokenizer
     from common.training.trl_cpu import LeanGRPOTrainer
 
     tokenizer = load_tokenizer(model_path)
-    model = load_model(model_path, tokenizer, "float32")
+    model = load_model(model_path, tokenizer, dtype or "float32")
     ours = {"per_device_train_batch_size": ANSWERS, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
     theirs = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": ANSWERS // 8}
     times: list[tuple[float, float]] = []
 
-    class Timed(LeanGRPOTrainer if kind == "ours" else GRPOTrainer):
-        rollout = 0.0
+    class Timed(LeanGRPOTrainer if dtype else GRPOTrainer):
+        rollout = flops = 0.0
 
         def _generate_and_score_completions(self, *args, **kwargs):
             started = time.perf_counter()
@@ -50,7 +72,11 @@ def measure(kind: str, model_path: str, rows: list[dict], steps: int, beta: floa
         def training_step(self, *args, **kwargs):
             if self._step % self.args.gradient_accumulation_steps == 0:
                 self.started, self.rollout = time.perf_counter(), 0.0
-            loss = super().training_step(*args, **kwargs)
+            counting = FlopCounterMode(display=False) if not times else nullcontext()
+            with counting:
+                loss = super().training_step(*args, **kwargs)
+            if not times:
+                self.flops += counting.get_total_flops()
             if self._step % self.args.gradient_accumulation_steps == 0:
                 times.append((self.rollout, time.perf_counter() - self.started - self.rollout))
             return loss
@@ -71,24 +97,25 @@ def measure(kind: str, model_path: str, rows: list[dict], steps: int, beta: floa
             max_steps=steps,
             beta=beta,
             learning_rate=1e-3,
-            bf16=False,
+            bf16=dtype == "bfloat16",
             use_cpu=model.device.type == "cpu",
             report_to="none",
             save_strategy="no",
             logging_steps=1,
-            **(ours if kind == "ours" else theirs),
+            **(ours if dtype else theirs),
         )
         lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
         data = Dataset.from_list([{"prompt": row["prompt"], "form": row["meta"]["form"]} for row in rows])
-        Timed(
+        trainer = Timed(
             model=model,
             args=config,
             reward_funcs=reward,
             train_dataset=data,
             processing_class=tokenizer,
             peft_config=lora,
-        ).train()
-    return times[1:]
+        )
+        trainer.train()
+    return times[1:], trainer.flops / 1e9
 
 
 def main() -> None:
@@ -101,22 +128,31 @@ def main() -> None:
     args = parser.parse_args()
 
     from common.jsonl import read_jsonl
+    from common.models import resolve_dtype
 
     rows = read_jsonl(args.prompts, "prompts")[:512]
-    times: dict[str, list[tuple[float, float]]] = {"trl": [], "ours": []}
+    dtypes = {"trl": "", "stage 50, float32": "float32"}
+    if str(resolve_dtype("auto")) == "torch.bfloat16":
+        dtypes["stage 50, bfloat16"] = "bfloat16"
+    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in dtypes}
+    work = {}
     for _ in range(args.rounds):
         for kind, seen in times.items():
-            seen += measure(kind, args.model, rows, args.steps, args.beta)
-    print(f"\n{ANSWERS} answers a step, beta {args.beta}, medians of {len(times['ours'])} steps, seconds\n")
-    print("| | rollout and rewards | update | whole step | lowest to highest |\n|---|---:|---:|---:|---:|")
-    whole = {}
+            steps, work[kind] = measure(dtypes[kind], args.model, rows, args.steps, args.beta)
+            seen += steps
+    print(f"\n{ANSWERS} answers a step, beta {args.beta}, medians of {len(times['trl'])} steps, seconds\n")
+    heads = ["", "rollout and rewards", "update", "whole step", "lowest to highest", "against trl", "GFLOP", "rate"]
+    print(f"| {' | '.join(heads)} |\n|---|{'---:|' * 7}")
+    theirs = statistics.median(map(sum, times["trl"]))
     for kind, seen in times.items():
         rollout, update = (statistics.median(column) for column in zip(*seen, strict=True))
         sums = [sum(pair) for pair in seen]
-        whole[kind] = statistics.median(sums)
-        spread = f"{min(sums):.2f} to {max(sums):.2f}"
-        print(f"| {kind} | {rollout:.2f} | {update:.2f} | {whole[kind]:.2f} | {spread} |")
-    print(f"\nwhole step: {whole['trl'] / whole['ours']:.2f} x")
+        whole = statistics.median(sums)
+        rate = multiplication_rate(dtypes[kind] or "float32")
+        print(
+            f"| {kind} | {rollout:.2f} | {update:.2f} | {whole:.2f} | {min(sums):.2f} to {max(sums):.2f} | "
+            f"{theirs / whole:.2f} x | {work[kind]:.0f} | {work[kind] / whole / rate:.1%} of {rate:.0f} GFLOP/s |"
+        )
 
 
 if __name__ == "__main__":
