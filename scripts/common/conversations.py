@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPENS, CLOSES = "<think>", "</think>"
 
@@ -48,12 +52,20 @@ def without_thought(text: str) -> str:
     return text.partition(OPENS)[0] if text.lstrip().startswith(OPENS) else text
 
 
-def render(tokenizer, turns: list[dict], enable_thinking: bool = False, tools: list | None = None, **options) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict],
+    enable_thinking: bool = False,
+    tools: list | None = None,
+    **options,
+) -> str:
     options = {"tokenize": False, "enable_thinking": enable_thinking, "tools": tools or None} | options
     return tokenizer.apply_chat_template(turns, **options)
 
 
-def written_answer(tokenizer, turns: list[dict], enable_thinking: bool = False, tools: list | None = None) -> str:
+def written_answer(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict], enable_thinking: bool = False, tools: list | None = None
+) -> str:
     """The last turn as a model writes it behind the rendered prompt, without its eos: reasoning and calls of tools as
     the template has them. A turn of plain content is its content, whatever the template adds to it."""
     answer = turns[-1]
@@ -103,7 +115,7 @@ def thought_of(turn: dict) -> str:
     return content.rpartition(CLOSES)[0].rpartition(OPENS)[2].strip()
 
 
-def _texts(value) -> Iterator[str]:
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield key

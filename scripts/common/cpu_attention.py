@@ -7,17 +7,31 @@ written the whole cache. Plain matrix products over the groups need neither.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "grouped"
 LARGEST = 384 * 384  # new tokens x tokens seen; the scores of longer rows would take much memory
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models add to the scores
 
 
-def grouped_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs) -> tuple:
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple:
     """Softmax attention as transformers calls it: ([rows, new, heads, width], None).
 
     query: [rows, heads, new, width]. key, value: [rows, groups, seen, width]. attention_mask: [rows, 1, new, seen],
@@ -42,7 +56,7 @@ AttentionInterface.register(NAME, grouped_attention)
 AttentionMaskInterface.register(NAME, eager_mask)
 
 
-def use_grouped_attention(model) -> None:
+def use_grouped_attention(model: PreTrainedModel) -> None:
     """Where transformers has chosen scaled_dot_product_attention; a model that cannot take that stays as it is."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

@@ -14,12 +14,18 @@ import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 LARGE_VOCABULARY = 32_000  # words, from which on the slices are worth it
 LOGITS_HELD = 1 << 24  # of each model, where distributions are compared: 64 tokens of a vocabulary of 262,144
@@ -40,7 +46,7 @@ class TokenFigures:
 class ScaledHead:
     """The head of a model that scales its logits or bends them (Granite, Cohere, Gemma 2), as a function."""
 
-    def __init__(self, head, scale: float, cap: float | None):
+    def __init__(self, head: torch.nn.Module, scale: float, cap: float | None):
         self.head, self.scale, self.cap = head, scale, cap
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ class ScaledHead:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
-def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
+def output_head(model: PreTrainedModel | PeftModel) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output layer of a causal model, what its config makes of the logits included."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
@@ -57,7 +63,12 @@ def output_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def token_figures(
-    head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    entropy_learns: bool = False,
 ) -> TokenFigures:
     """TokenFigures of `targets` [tokens] after the hidden states [tokens, width], logits divided by `temperature`.
 
@@ -95,7 +106,7 @@ def divergence(student: Tensor, teacher: Tensor, mix: float) -> tuple[Tensor, Te
     """
     own, wanted = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
 
-    def kl(one, other):
+    def kl(one: Tensor, other: Tensor):
         return (one.exp() * (one - other)).sum(-1)
 
     with torch.no_grad():
@@ -106,12 +117,19 @@ def divergence(student: Tensor, teacher: Tensor, mix: float) -> tuple[Tensor, Te
     return mix * kl(wanted, both) + (1 - mix) * kl(own, both), entropy
 
 
-def divergence_of_heads(student, own: Tensor, teacher, wanted: Tensor, mix: float, words: int) -> tuple[Tensor, Tensor]:
+def divergence_of_heads(
+    student: Callable[[Tensor], Tensor],
+    own: Tensor,
+    teacher: Callable[[Tensor], Tensor],
+    wanted: Tensor,
+    mix: float,
+    words: int,
+) -> tuple[Tensor, Tensor]:
     """`divergence` of two heads of `words` words (as output_head gives them) after the hidden states own and wanted,
     [tokens, width]. Where that would be more than LOGITS_HELD, some tokens at a time, computed again for the
     gradient."""
 
-    def of(own, wanted):
+    def of(own: Tensor, wanted: Tensor):
         with torch.no_grad():
             logits = teacher(wanted)
         return divergence(student(own), logits, mix)
@@ -124,7 +142,7 @@ def divergence_of_heads(student, own: Tensor, teacher, wanted: Tensor, mix: floa
     return tuple(torch.cat(column) for column in zip(*values, strict=True))
 
 
-def _frozen_weight(head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _frozen_weight(head: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(weight [vocabulary, width], trained rows [k, width], their indices [k]) of a plain linear layer; no weight for
     any other head."""
     rows = indices = None
@@ -157,7 +175,17 @@ class FusedHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, rows, indices, targets, scale, entropy, learns):
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        rows: Tensor | None,
+        indices: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        entropy: bool,
+        learns: bool,
+    ):
         states, dtype = hidden.detach().to(weight.dtype), weight.dtype
         count, words = len(targets), len(weight)
         best = torch.full((count,), -torch.inf, device=hidden.device)
@@ -166,7 +194,7 @@ class FusedHead(torch.autograd.Function):
         pulled = torch.zeros(count, weight.size(1), device=hidden.device)  # the same, times the words' weights
         total = torch.zeros_like(best)  # of all logits
 
-        def take(part, targets_here, is_here, closed=None):
+        def take(part: Tensor, targets_here: Tensor, is_here: Tensor, closed: Tensor | None = None):
             """One slice of the head: part [words of it, width]; closed: words that count elsewhere."""
             nonlocal best, wanted, others, pulled, total
             logits = (states @ part.T).float()
@@ -235,7 +263,7 @@ class FusedHead(torch.autograd.Function):
         return logprobs, is_top1, mean, spread
 
     @staticmethod
-    def backward(ctx, grad_logprobs, *_):
+    def backward(ctx: FunctionCtx, grad_logprobs: Tensor, *_):
         gradient, small_gradient, states = ctx.saved_tensors
         of_hidden = of_rows = None
         if ctx.needs_input_grad[0]:
@@ -246,12 +274,12 @@ class FusedHead(torch.autograd.Function):
         return of_hidden, None, of_rows, None, None, None, None, None
 
 
-def row_layers(model) -> list[TrainableTokensLayer]:
+def row_layers(model: torch.nn.Module) -> list[TrainableTokensLayer]:
     """Where trained rows stand in for rows of the embeddings; of tied ones there are two, with the same rows."""
     return [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
 
 
-def use_trained_rows(model) -> None:
+def use_trained_rows(model: torch.nn.Module) -> None:
     """Let the layers of `row_layers` look the trained rows up; peft copies all embeddings at every call, and gathers a
     gradient as large as they are."""
     for layer in row_layers(model):
@@ -261,7 +289,7 @@ def use_trained_rows(model) -> None:
             module.bias = module.original_module.bias  # trl's own head asks for it
 
 
-def _forward_rows(self, x, active_adapters, *args, **kwargs):
+def _forward_rows(self: TrainableTokensLayer, x: Tensor, active_adapters: list[str], *args, **kwargs):
     rows, indices = trained_rows(self)
     if rows is None:
         return type(self).forward_adapters(self, x, active_adapters, *args, **kwargs)

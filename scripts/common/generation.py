@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,16 @@ from common.settings import ROOT, UserError, next_command
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import (
+        DynamicCache,
+        GenerationConfig,
+        LogitsProcessor,
+        LogitsProcessorList,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        StoppingCriteriaList,
+    )
 
 
 def prompt_id(row: dict) -> str:
@@ -24,11 +34,13 @@ def prompt_id(row: dict) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def render_prompt(tokenizer, messages: list[dict], enable_thinking: bool = False, tools: list | None = None) -> str:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict], enable_thinking: bool = False, tools: list | None = None
+) -> str:
     return render(tokenizer, messages, enable_thinking, tools, add_generation_prompt=True)
 
 
-def opening(tokenizer, row: dict, enable_thinking: bool = False, characters: int = 32) -> str:
+def opening(tokenizer: PreTrainedTokenizerBase, row: dict, enable_thinking: bool = False, characters: int = 32) -> str:
     """What a model goes on from: the rendered prompt of a row, or the beginning of a document."""
     if "text" not in row:
         return render_prompt(tokenizer, row["prompt"], enable_thinking, row.get("tools"))
@@ -49,7 +61,9 @@ def generate_command(task: str, rows_file: Path, row: dict, **flags) -> str:
     return next_command("60_generate", task=task, **flags)
 
 
-def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -> list[tuple[dict, list[int]]]:
+def prompts_with_room(
+    tokenizer: PreTrainedTokenizerBase, file: Path, room: int, enable_thinking: bool
+) -> list[tuple[dict, list[int]]]:
     """The rows of a prompts file with the token ids of each rendered prompt; those of more than `room` tokens are left
     out and counted."""
     rows = read_jsonl(file, "prompts")
@@ -66,7 +80,13 @@ def prompts_with_room(tokenizer, file: Path, room: int, enable_thinking: bool) -
 
 
 def decode(
-    predict, choose, ids, seen, cache, stops, max_new_tokens: int
+    predict: Callable[[dict], torch.Tensor],
+    choose: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    ids: torch.Tensor,
+    seen: torch.Tensor,
+    cache: DynamicCache,
+    stops: torch.Tensor,
+    max_new_tokens: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(rows, tokens [rows, 1]) for each token written, until every row has written one of `stops`. Rows that have ended
     leave the batch at once, and equal prompts are read once: transformers' own loop computes both until the longest has
@@ -99,14 +119,14 @@ def decode(
         texts, kept = torch.cat([texts[going], ids], 1), torch.cat([kept[going], kept.new_ones(len(going), 1)], 1)
 
 
-def make_room(cache) -> None:
+def make_room(cache: DynamicCache) -> None:
     """Let a DynamicCache keep room for the tokens that come: its own layers copy all they hold for each token."""
     from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):
         ROOM = 64  # tokens
 
-        def update(self, key_states, value_states, *args, **kwargs):
+        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
                 self.rooms = {}
@@ -122,7 +142,7 @@ def make_room(cache) -> None:
                 setattr(self, name, self.rooms[name][..., :end, :])
             return self.keys, self.values
 
-        def batch_select_indices(self, indices):
+        def batch_select_indices(self, indices: torch.Tensor):
             length = self.get_seq_length()
             for name, room in self.rooms.items():
                 self.rooms[name] = room[indices]
@@ -133,7 +153,7 @@ def make_room(cache) -> None:
         cache.layer_class_to_replicate = RoomyLayer
 
 
-def draw(probs, rows, count: int) -> torch.Tensor:
+def draw(probs: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
     """One index of each row, [rows, 1]: through the inverse of the distribution function, on a CPU four times as fast
     as torch.multinomial. `rows` says which of the `count` rows of the whole batch these are: each has its random number
     whether the others have ended or not."""
@@ -148,7 +168,7 @@ def draw(probs, rows, count: int) -> torch.Tensor:
 NUCLEUS = 1024  # tokens among which top-p is looked for before a row's whole vocabulary is sorted
 
 
-def cut_tail(scores, top_p: float) -> torch.Tensor:
+def cut_tail(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """What transformers' TopPLogitsWarper makes of scores [rows, vocabulary]: -inf for what is not among the likeliest
     tokens that together reach top_p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). It sorts the vocabulary:
     with 262,144 words on a CPU that takes longer than the model. Here the vocabulary is sorted only for rows whose
@@ -165,7 +185,7 @@ def cut_tail(scores, top_p: float) -> torch.Tensor:
     return cut
 
 
-def warped(processors, texts, scores) -> torch.Tensor:
+def warped(processors: Iterable[LogitsProcessor], texts: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """`scores` after each of transformers' processors in turn, top-p by cut_tail."""
     from transformers import TopPLogitsWarper
 
@@ -176,7 +196,12 @@ def warped(processors, texts, scores) -> torch.Tensor:
 
 
 def write_on_cpu(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
+    model: PreTrainedModel | PeftModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs,
 ) -> torch.Tensor:
     """A decoding loop for generate(custom_generate=write_on_cpu): [rows, prompt + answer], padded on the right."""
     import torch
@@ -184,10 +209,10 @@ def write_on_cpu(
     width = input_ids.shape[1]
     answers = input_ids.new_full((len(input_ids), generation_config.max_length - width), generation_config.pad_token_id)
 
-    def predict(inputs):
+    def predict(inputs: dict):
         return model(**inputs, logits_to_keep=1).logits[:, -1].float()
 
-    def choose(rows, texts, logits):
+    def choose(rows: torch.Tensor, texts: torch.Tensor, logits: torch.Tensor):
         scores = warped(logits_processor, texts, logits)
         if not generation_config.do_sample:
             return scores.argmax(-1, keepdim=True)
@@ -202,8 +227,8 @@ def write_on_cpu(
 
 
 def sample(
-    model,
-    tokenizer,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     *,
     max_new_tokens: int,
@@ -213,7 +238,7 @@ def sample(
     seed: int,
     min_p: float = 0.0,
     batch_tokens: int = 32768,
-    skip=lambda indices: False,
+    skip: Callable[[list[int]], bool] = lambda indices: False,
 ) -> Iterator[tuple[int, str, str, int]]:
     """(index, completion, finish_reason, tokens) for every rendered prompt in `texts`, in the order of the plan.
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from common.preflight.finding import Finding, Refused, fault, list_findings
 from common.schemas import SCHEMAS, kind_of, validate_row
@@ -150,7 +151,7 @@ def read_utf8(path: Path | str) -> str:
     return decode_text(Path(path), read_bytes(path))
 
 
-def _lines(file, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
+def _lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[bytes, int]]:
     """(line, its size in bytes); of an overlong line only the beginning is kept in memory."""
     while raw := file.readline(max_line_bytes + 1):
         size, tail = len(raw), raw
@@ -193,7 +194,7 @@ def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control:
     return row
 
 
-def refuse_characters(value, allow_control: bool = False) -> None:
+def refuse_characters(value: Any, allow_control: bool = False) -> None:
     """Raises Refused where a text in a JSON value holds half a surrogate pair or a control character."""
     for text in texts_of(value):
         if SURROGATE.search(text):
@@ -202,7 +203,7 @@ def refuse_characters(value, allow_control: bool = False) -> None:
             raise Refused(f"control character U+{ord(found[0]):04X}", "delete it")
 
 
-def texts_of(value) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
     """All texts of a JSON value, keys too."""
     left = [value]
     while left:
@@ -357,7 +358,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> int:
     return count
 
 
-def write_json(path: Path | str, value) -> None:
+def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. Raises ValueError on NaN and infinity."""
     data = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode("utf-8")
     with _atomic(Path(path)) as file:

@@ -1,12 +1,24 @@
 """How likely a frozen model finds a text: NLL per character, comparable between tokenizers."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from common.batching import length_batches
 from common.conversations import written_answer
 from common.generation import render_prompt
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def nll_per_character(
-    model, tokenizer, rows: list[dict], token_budget: int = 8192, enable_thinking: bool = False
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    token_budget: int = 8192,
+    enable_thinking: bool = False,
 ) -> list[float | None]:
     """Nats per character of each row's completion given its prompt, in the order of `rows`.
 
@@ -31,7 +43,7 @@ def nll_per_character(
 
 
 def nll_of_ids(
-    model, prompts: list[list[int]], answers: list[list[int]], token_budget: int = 8192
+    model: PreTrainedModel | PeftModel, prompts: list[list[int]], answers: list[list[int]], token_budget: int = 8192
 ) -> list[float | None]:
     """Nats of each answer's ids behind its prompt's; None for an empty answer, and beyond the model's context."""
     import torch
@@ -78,7 +90,13 @@ def nll_of_ids(
     return values
 
 
-def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False, max_length: int = 512) -> float | None:
+def mean_nll(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    enable_thinking: bool = False,
+    max_length: int = 512,
+) -> float | None:
     """Mean over rows of nll_per_character; rows without a value are left out, None where none has one. Of documents
     document_nll."""
     if rows and "text" in rows[0]:
@@ -87,12 +105,16 @@ def mean_nll(model, tokenizer, rows: list[dict], enable_thinking: bool = False, 
     return sum(values) / len(values) if values else None
 
 
-def document_nll(model, tokenizer, texts: list[str], max_length: int) -> float:
+def document_nll(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> float:
     """Nats per character over all characters of some documents."""
     return sum(document_nlls(model, tokenizer, texts, max_length)) / sum(map(len, texts))
 
 
-def document_nlls(model, tokenizer, texts: list[str], max_length: int) -> list[float]:
+def document_nlls(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> list[float]:
     """Nats of each document, read in pieces of max_length tokens. Every token is counted once, given those before it
     in its piece; the first of a document is given the token that begins or ends documents."""
     prompts, answers, owners = [], [], []

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.jsonl import DataError, JsonlAppender, read_jsonl, unreadable
 from common.llm_endpoint import (
@@ -41,9 +41,12 @@ from common.llm_endpoint import (
     redact,
     status_fault,
 )
-from common.llm_settings import HOW_TO_ASK
+from common.llm_settings import HOW_TO_ASK, AskSettings
 from common.locks import FileLock
 from common.settings import UserError, show_path
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 FIRST_WAIT = 0.5  # seconds before the second try; doubled with each further one
 LONGEST_WAIT = 30.0
@@ -198,7 +201,7 @@ class LLM:
         self._appender = self._lock = None
 
     @classmethod
-    def of(cls, settings) -> LLM:
+    def of(cls, settings: AskSettings) -> LLM:
         """As a stage's settings say (HOW_TO_ASK)."""
         return cls(**{name: getattr(settings, name) for name in HOW_TO_ASK})
 
@@ -342,7 +345,7 @@ class LLM:
             )
         return [self.answers.get(request.key) or Failure(self.failures[request.key]) for request in requests]
 
-    async def _ask_all(self, requests: list[ChatRequest], client, label: str) -> None:
+    async def _ask_all(self, requests: list[ChatRequest], client: AsyncOpenAI, label: str) -> None:
         from tqdm import tqdm
 
         waiting = iter(requests)  # shared by the workers: each takes the next
@@ -358,7 +361,7 @@ class LLM:
             async with client:
                 await asyncio.gather(*(worker() for _ in range(min(self.concurrency, len(requests)))))
 
-    async def _ask_one(self, client, request: ChatRequest) -> None:
+    async def _ask_one(self, client: AsyncOpenAI, request: ChatRequest) -> None:
         for number in range(1, self.max_tries + 1):
             most = (self._tokens_in(request), request.most_tokens)
             if not await self._within_budget(most):
@@ -386,7 +389,7 @@ class LLM:
             if self._stop:
                 return
 
-    async def _try(self, client, request: ChatRequest) -> Answer:
+    async def _try(self, client: AsyncOpenAI, request: ChatRequest) -> Answer:
         """One try. Raises Fault, whatever goes wrong on the way."""
         import openai
 

@@ -13,15 +13,17 @@ import math
 import os
 import re
 import time
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, quote_plus, urlsplit
 
 from common.jsonl import CONTROL, SURROGATE
 from common.settings import UserError
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
+    from openai.types.chat import ChatCompletion
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_RETRY_AFTER = 120.0  # seconds that a server may ask for; longer ones are not believed, as in the openai library
@@ -59,7 +61,9 @@ class Answer(NamedTuple):
 class Fault(Exception):
     """Why a try brought no answer: `then` is again (wait and retry), skip (this question) or stop (all)."""
 
-    def __init__(self, reason: str, then: str = "again", wait: float | None = None, billed=False):
+    def __init__(
+        self, reason: str, then: str = "again", wait: float | None = None, billed: bool | tuple[int, ...] = False
+    ):
         super().__init__(reason)
         self.reason, self.then, self.wait = redact(reason, is_error=True), then, wait
         self.billed = billed  # may the server have charged for it? (tokens in, out) where it said how many
@@ -166,8 +170,7 @@ def open_client(time_limit: float) -> AsyncOpenAI:
 # ----------------------------------------------------------------------------------------------------- what comes back
 
 
-def status_fault(error) -> Fault:
-    """error: openai.APIStatusError."""
+def status_fault(error: APIStatusError) -> Fault:
     status, body = error.status_code, str(error.body)
     text = " ".join(redact(error.message, is_error=True).split())[:200]
     text = text if text.startswith("Error code") else f"Error code: {status} - {text}"
@@ -183,13 +186,13 @@ def status_fault(error) -> Fault:
     return Fault(f"HTTP {status}", wait=wait)
 
 
-def is_filtered(body) -> bool:
+def is_filtered(body: Any) -> bool:
     """Does an error's body name a content filter? By its words, or by a code of a provider that has only numbers."""
     codes = {str(part.get(name)) for part in _objects(body) for name in ("code", "status_code", "type", "error_code")}
     return bool(codes & FILTER_CODES) or bool(FILTER_ERRORS.search(str(body)))
 
 
-def _objects(body, depth: int = 0) -> list[dict]:
+def _objects(body: Any, depth: int = 0) -> list[dict]:
     inner = (
         [part for value in body.values() for part in _objects(value, depth + 1)]
         if isinstance(body, dict) and depth < 4
@@ -198,7 +201,7 @@ def _objects(body, depth: int = 0) -> list[dict]:
     return [body, *inner] if isinstance(body, dict) else []
 
 
-def retry_after(headers) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a server asks to wait: a number, or a date (RFC 9110, section 10.2.3); None where it does not say.
 
     A date counts from the server's own Date, because its clock or ours may be wrong.
@@ -221,7 +224,7 @@ def retry_after(headers) -> float | None:
     return until - now if until >= now else None
 
 
-def read_reply(reply) -> Answer:
+def read_reply(reply: ChatCompletion) -> Answer:
     """The answer in a reply. The library does not check what it parses: a field may hold anything, or be missing."""
     usage = getattr(reply, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]

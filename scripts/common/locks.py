@@ -6,6 +6,7 @@ import socket
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from common.settings import UserError, show_path
 
@@ -76,7 +77,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def _holder(file) -> str:
+def _holder(file: BinaryIO) -> str:
     try:
         file.seek(0)
         about = json.loads(file.read(1000))
@@ -85,7 +86,7 @@ def _holder(file) -> str:
         return "it has just begun"
 
 
-def _is_open_at(file, path: Path) -> bool:
+def _is_open_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

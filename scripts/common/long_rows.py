@@ -8,12 +8,17 @@ exchanges are left out, the system text stays: there the last answer is what cou
 enough is dropped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.conversations import is_trained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LongRowsPolicy = Literal["refuse", "drop", "cut"]
 
@@ -40,7 +45,12 @@ class LongRows:
 
 
 def fit_rows(
-    rows: list[dict], schema: str, tokenizer, max_length: int, policy: LongRowsPolicy, enable_thinking: bool = False
+    rows: list[dict],
+    schema: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    policy: LongRowsPolicy,
+    enable_thinking: bool = False,
 ) -> tuple[list[dict], LongRows]:
     """The rows that fit, in their order, and what was done. With refuse all rows come back, and `long` says which do
     not fit."""
@@ -66,7 +76,9 @@ def fit_rows(
     return [shorter.get(place, row) for place, row in enumerate(rows) if place not in left_out], long
 
 
-def lengths(rows: list[dict], schema: str, tokenizer, max_length: int, enable_thinking: bool) -> list[int | None]:
+def lengths(
+    rows: list[dict], schema: str, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool
+) -> list[int | None]:
     """Tokens that each row needs, its eos included, for its longest answer; None where the chat template refuses it."""
     from common.preflight.checks import measure
     from common.preflight.data import Data, File

@@ -20,11 +20,14 @@ then used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.conversations import render
 
@@ -44,7 +47,7 @@ class Difference:
     def __init__(self):
         self.largest, self.total, self.values, self.agreed, self.places = 0.0, 0.0, 0, 0, 0
 
-    def add(self, one, other) -> None:
+    def add(self, one: torch.Tensor, other: torch.Tensor) -> None:
         """one, other: float32 [places, vocabulary]"""
         difference = (one - other).abs()
         self.largest = max(self.largest, difference.max().item())
@@ -77,13 +80,13 @@ def compared_in(model: str, dtype: str) -> str:
     return dtype
 
 
-def probe_texts(tokenizer, rows: list[dict]) -> list[str]:
+def probe_texts(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[str]:
     if "text" in rows[0]:  # a document need not be read to its end
         return [row["text"][:1000] for row in rows]
     return [render(tokenizer, row["prompt"] + row.get("completion", []), tools=row.get("tools")) for row in rows]
 
 
-def text_logits(model, tokenizer, text: str) -> torch.Tensor:
+def text_logits(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """float32 tensor [POSITIONS or fewer, vocabulary] on the CPU, without padding: nothing but the weights differs."""
     import torch
 
@@ -93,7 +96,15 @@ def text_logits(model, tokenizer, text: str) -> torch.Tensor:
         return model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0].float().cpu()
 
 
-def certificate(adapted, merged, rough, logits, texts: list[str], dtype: str, is_classifier: bool = False) -> dict:
+def certificate(
+    adapted: PeftModel,
+    merged: PreTrainedModel,
+    rough: PeftModel | None,
+    logits: Callable[[PreTrainedModel | PeftModel, str], torch.Tensor],
+    texts: list[str],
+    dtype: str,
+    is_classifier: bool = False,
+) -> dict:
     """What differs between the adapter on its base and the merged model, what may differ, and whether it passed.
 
     adapted, merged: in the dtype that is compared in. rough: the adapter on its base in the merged file's `dtype`, for
@@ -132,7 +143,7 @@ def certificate(adapted, merged, rough, logits, texts: list[str], dtype: str, is
     }
 
 
-def compare_weights(adapted, merged, dtype: str) -> dict | None:
+def compare_weights(adapted: PeftModel, merged: PreTrainedModel, dtype: str) -> dict | None:
     """Weights of `merged` that are farther from W + s B A than rounding to `dtype` explains: how many, in which
     tensors.
 
@@ -160,7 +171,7 @@ def compare_weights(adapted, merged, dtype: str) -> dict | None:
     return {"compared": count, "wrong": sum(wrong.values()), "tensors": sorted(wrong, key=wrong.get, reverse=True)}
 
 
-def _base_and_change(module, leaf: str):
+def _base_and_change(module: torch.nn.Module | None, leaf: str):
     """(W, s B A or None) of a layer of the adapter's model; (None, None) where it has no such weight."""
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper

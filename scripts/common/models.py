@@ -77,7 +77,7 @@ def require_whole_weights() -> None:
         )
 
 
-def render(tokenizer, turns: list[dict]) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict]) -> str:
     """The chat template's text. Raises UserError where the template fails, or loses what was said."""
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -96,7 +96,7 @@ def render(tokenizer, turns: list[dict]) -> str:
     return text
 
 
-def turn_end(tokenizer) -> str:
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the chat template writes behind an assistant's answer, e.g. <|im_end|>.
 
     Raises UserError where there is no template, where it loses a turn, or where it ends an answer with ordinary text:
@@ -125,7 +125,7 @@ def turn_end(tokenizer) -> str:
     return tokenizer.convert_ids_to_tokens(tail[0])
 
 
-def document_end(tokenizer) -> str:
+def document_end(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that ends a document: the tokenizer's eos, or where a chat model has made that the end of a turn, the
     one of DOCUMENT_ENDS that it knows. Raises UserError where there is none."""
     known = [token for token in (tokenizer.eos_token, *DOCUMENT_ENDS) if token in tokenizer.get_vocab()]
@@ -213,7 +213,7 @@ def require_context(model: str, tokens: int, what: str = "--max-length") -> None
         raise UserError(f"{what} {tokens}: the model reads {context} tokens; fix: a smaller one")
 
 
-def marks_answers(tokenizer) -> bool:
+def marks_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Can trl separate the answer's tokens from the template's? True for templates with {% generation %} marks, and for
     those that trl has a marked copy of. Otherwise what the template writes behind the eos is trained too: a notice is
     printed."""
@@ -229,7 +229,7 @@ def marks_answers(tokenizer) -> bool:
         return False
 
 
-def load_strictly(kind, model: str, dtype, heads: str = "", **words) -> PreTrainedModel:
+def load_strictly(kind: type, model: str, dtype: torch.dtype, heads: str = "", **words) -> PreTrainedModel:
     """kind.from_pretrained(model) with every weight of the file in its place.
 
     heads: "new" lets a classifier's head be drawn at random, and is printed; "adapter" too, for a head that an adapter
@@ -289,7 +289,7 @@ def load_strictly(kind, model: str, dtype, heads: str = "", **words) -> PreTrain
     return loaded
 
 
-def check_finite(model, name: str) -> None:
+def check_finite(model: torch.nn.Module, name: str) -> None:
     """Raises UserError naming the first parameter that holds NaN or infinity."""
     import torch
 
@@ -300,7 +300,7 @@ def check_finite(model, name: str) -> None:
 
 def load_model(
     model: str,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     dtype: str = "auto",
     adapter: str | None = None,
     device_map: str = "",
@@ -332,13 +332,13 @@ def load_model(
     return loaded if device_map else loaded.to(pick_device())
 
 
-def contiguous_input(module, inputs: tuple) -> tuple:
+def contiguous_input(module: torch.nn.Module, inputs: tuple) -> tuple:
     """A hook for the head: torch 2.13 on a CPU copies a frozen weight once for each row of an input [rows, places,
     width] that is a slice, such as the last places of prompts: 10 GiB for 32 rows of Gemma 3 270M."""
     return inputs[0].contiguous(), *inputs[1:]
 
 
-def how_to_load(dtype, quantize: str, attn_implementation: str) -> dict:
+def how_to_load(dtype: torch.dtype, quantize: str, attn_implementation: str) -> dict:
     """Words of from_pretrained. 4bit is nf4 with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314),
     8bit is LLM.int8(): of linear layers, not of embeddings, norms and the head."""
     words = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
@@ -353,7 +353,7 @@ def how_to_load(dtype, quantize: str, attn_implementation: str) -> dict:
     return words | {"quantization_config": BitsAndBytesConfig(**kind), "device_map": {"": pick_device()}}
 
 
-def attach_adapter(model, adapter: str) -> PeftModel:
+def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     """The model with the LoRA on top. Raises UserError where a weight of the adapter finds no place, or a place no
     weight."""
     import warnings
@@ -383,7 +383,7 @@ def attach_adapter(model, adapter: str) -> PeftModel:
     return loaded
 
 
-def check_vocabulary(model, tokenizer) -> None:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises UserError where the tokenizer has an id that the model has no embedding for."""
     rows = model.get_input_embeddings().num_embeddings
     if max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())) > rows:
@@ -392,7 +392,7 @@ def check_vocabulary(model, tokenizer) -> None:
         )
 
 
-def align_stop_tokens(model, tokenizer) -> None:
+def align_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """generation_config and config stop at the tokenizer's eos; further stop tokens of the model are kept."""
     check_vocabulary(model, tokenizer)
     known = model.generation_config.eos_token_id

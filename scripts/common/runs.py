@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from common.jsonl import count_lines, read_json, sha256_file, write_bytes, write_json
 from common.locks import FileLock
@@ -64,7 +66,7 @@ class Run:
         self._earlier_wall = record["wall_seconds"]
         self._started = time.monotonic()
 
-    def figure(self, name: str, value) -> None:
+    def figure(self, name: str, value: Any) -> None:
         """Record a key figure (anything that JSON holds) and save."""
         self.record["figures"][name] = value
         self.save()
@@ -110,7 +112,9 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if self.record["status"] == "running":
                 if error is None:
@@ -145,7 +149,7 @@ class Run:
 
 def begin_run(
     output_dir: Path,
-    settings,
+    settings: Any,
     inputs: dict[str, Path | str | None],
     stage: str,
     *,
@@ -204,7 +208,15 @@ def begin_run(
     return run or Run(_record_path(arguments[0]), outcome[0][1], outcome[0][2], is_main=False)
 
 
-def _begin(output, settings, inputs, stage, resumable, ignore, also) -> Run:
+def _begin(
+    output: Path,
+    settings: Any,
+    inputs: dict[str, Path | str | None],
+    stage: str,
+    resumable: bool,
+    ignore: tuple[str, ...],
+    also: tuple[Path, ...],
+) -> Run:
     output, overwrite = Path(os.path.abspath(output)), settings.overwrite
     record_path = _record_path(output)
     _refuse_other_kind(output, record_path)
@@ -576,7 +588,7 @@ def _as_json(values: dict) -> dict:
     return {k: _plain(v) for k, v in values.items() if not k.endswith("api_key")}
 
 
-def _plain(value):
+def _plain(value: Any):
     if isinstance(value, Path) or (isinstance(value, str) and value.startswith(f"{ROOT}{os.sep}")):
         return show_path(Path(value))
     if isinstance(value, list | tuple):

@@ -1,6 +1,7 @@
 """The formats of rows (docs/DATA.md): what a row of each must hold, as a list of what is wrong with it."""
 
 import re
+from typing import Any
 
 from common.conversations import turn_text
 from common.preflight.finding import Finding, fault
@@ -22,7 +23,7 @@ def validate_row(row: dict, schema: str) -> list[Finding]:
     return SCHEMAS[schema](row) or _tool_faults(row, ENDS.get(schema, ()))
 
 
-def kind_of(value) -> str:
+def kind_of(value: Any) -> str:
     return "null" if value is None else KINDS.get(type(value), type(value).__name__)
 
 
@@ -203,7 +204,7 @@ def _messages(row: dict, key: str) -> list[Finding]:
     return []
 
 
-def _turn(turn, place: str) -> list[Finding]:
+def _turn(turn: Any, place: str) -> list[Finding]:
     if not isinstance(turn, dict):
         return [fault(f"{place} is a {kind_of(turn)}, not an object", 'write {"role": ..., "content": ...}')]
     found, role, content = [], turn.get("role"), turn.get("content")

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_type_hints
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,13 +175,13 @@ def read_settings(cls: type[T], argv: list[str] | None = None) -> T:
     return settings
 
 
-def refuse_clashes(settings) -> None:
+def refuse_clashes(settings: Any) -> None:
     """Raise UserError for the first of the settings' clashes: (what cannot be, how to fix it), see `unused`."""
     for what, fix in getattr(settings, "clashes", tuple)():
         raise UserError(f"{what}; fix: {fix}")
 
 
-def unused(settings, when: str, *names: str) -> Iterator[tuple[str, str]]:
+def unused(settings: Any, when: str, *names: str) -> Iterator[tuple[str, str]]:
     """The clashes of a mode: those of the named settings that are given although nothing reads them then.
 
     def clashes(self):
@@ -191,7 +192,7 @@ def unused(settings, when: str, *names: str) -> Iterator[tuple[str, str]]:
         yield f"{_flag(name)} has no effect {when}", "leave it out"
 
 
-def check_settings(settings) -> None:
+def check_settings(settings: Any) -> None:
     """Raise UserError for the first number out of its limits, a name that is not UTF-8, or a reporter that is not
     there."""
     hints = get_type_hints(type(settings), include_extras=True)
@@ -231,7 +232,7 @@ def not_utf8(name: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def default_settings(settings) -> dict:
+def default_settings(settings: Any) -> dict:
     """What each setting would be if its flag were not given, `{field}` marks filled in from `settings`."""
     defaults = {
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
@@ -242,14 +243,14 @@ def default_settings(settings) -> dict:
     return {name: _resolve(_fill(value, task), ROOT, names) for name, value in defaults.items()}
 
 
-def changed(settings, *names: str) -> dict:
+def changed(settings: Any, *names: str) -> dict:
     """Those of the named settings that are not as they come: what the next command has to carry."""
     defaults = default_settings(settings)
     return {name: getattr(settings, name) for name in names if getattr(settings, name) != defaults[name]}
 
 
 @contextmanager
-def settings_errors(settings) -> Iterator[None]:
+def settings_errors(settings: Any) -> Iterator[None]:
     """Around the building of a library's Config objects, before begin_run: what it refuses is one line with the flag.
 
     with settings_errors(settings):
@@ -364,7 +365,7 @@ def _set_up_process() -> None:
         signal.signal(signal.SIGTERM, _terminate)
 
 
-def _terminate(number, frame) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _main_process:  # a forked worker: it has nothing to bring in order
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -389,7 +390,7 @@ def _say(line: str) -> None:
     print(line, file=sys.__stderr__, flush=True)
 
 
-def _show_error(kind, error, traceback) -> None:
+def _show_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     # sys.__stderr__: torch.distributed swaps sys.stderr while a hook runs, and loses what is printed before an exit.
     if issubclass(kind, UserError):
         if _rank():
@@ -409,7 +410,7 @@ def _show_error(kind, error, traceback) -> None:
     sys.__excepthook__(kind, error, traceback)
 
 
-def _memory_error(kind, error) -> str | None:
+def _memory_error(kind: type[BaseException], error: BaseException) -> str | None:
     """torch says it as a RuntimeError on a CPU, numpy and Python as a MemoryError."""
     text = " ".join(str(error).split())
     if issubclass(kind, MemoryError) or "can't allocate memory" in text or kind.__name__ == "OutOfMemoryError":
@@ -417,7 +418,7 @@ def _memory_error(kind, error) -> str | None:
     return None
 
 
-def _reporter_error(kind, error) -> str | None:
+def _reporter_error(kind: type[BaseException], error: BaseException) -> str | None:
     reporter = next((name for name, package in REPORTERS.items() if package == kind.__module__.split(".")[0]), None)
     text = " ".join(str(error).split())[:300]
     return f"--report-to {reporter}: {text}; fix: log in to it, or --report-to none" if reporter else None
@@ -427,7 +428,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _words(value) -> str:
+def _words(value: Any) -> str:
     """A value as it stands on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
@@ -449,7 +450,7 @@ def _exit_unknown(unknown: list[str], names: list[str]) -> None:
     sys.exit(2)
 
 
-def _fill(value, names: dict):
+def _fill(value: Any, names: dict):
     """Put `names` into the `{name}` marks of a string, or of the strings in a tuple or list; leave other marks."""
     if isinstance(value, str):
         return re.sub(r"\{(\w+)\}", lambda m: str(names.get(m[1]) or m[0]), value)
@@ -458,7 +459,7 @@ def _fill(value, names: dict):
     return value
 
 
-def _resolve(value, base: Path, names: dict):
+def _resolve(value: Any, base: Path, names: dict):
     if isinstance(value, Path):
         return Path(os.path.abspath(base / Path(_fill(str(value), names)).expanduser()))
     if isinstance(value, tuple | list):

@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from common.llm_endpoint import is_loopback
 from common.settings import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm import LLM
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
@@ -102,7 +103,7 @@ def first_reason(error: Exception) -> str:
     return next((line for line in lines if "Value error" in line), lines[0] if lines else type(error).__name__)
 
 
-def stop_tokens(model: str, tokenizer) -> list[int]:
+def stop_tokens(model: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's eos and whatever else the model's generation_config stops at: as
     common.models.align_stop_tokens."""
     from transformers import GenerationConfig
@@ -116,15 +117,15 @@ def stop_tokens(model: str, tokenizer) -> list[int]:
 
 
 def vllm_sample(
-    engine,
-    tokenizer,
+    engine: LLM,
+    tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     stops: list[int],
     adapter: str | None = None,
     *,
     max_new_tokens: int,
     seed: int,
-    skip=lambda indices: False,
+    skip: Callable[[list[int]], bool] = lambda indices: False,
     **sampling,
 ) -> Iterator[tuple[int, str, str, int]]:
     """What common.generation.sample yields, as vLLM finishes rows: (index, completion, finish_reason, tokens).

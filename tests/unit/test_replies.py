@@ -46,6 +46,8 @@ GOOD = {
     '{"id": 1, "scores": {"韵律": 4, "主题": 5}}], "best": 1}',
     "scores beside the id": '{"texts": [{"id": 1, "韵律": 4, "主题": 5}, '
     '{"id": 2, "韵律": 2.5, "主题": 3}], "best": 1}',
+    "names in a list behind it": f'{BODY}\n排名：["文本1", "文本2"]',
+    "numbers in a list behind it": f"{BODY}\n总分：[9, 5.5]",
     "a bare list": '[{"韵律": 4, "主题": 5}, {"韵律": 2.5, "主题": 3}]',
     "an object by number": '{"1": {"韵律": 4, "主题": 5}, "2": {"韵律": 2.5, "主题": 3}, "best": "1"}',
     "an object by label": '{"文本1": {"韵律": 4, "主题": 5, "理由": "工整"}, '
@@ -76,6 +78,10 @@ BAD = {
     "null": BODY.replace("2.5", "null"),
     "a text twice": BODY.replace('"id": 2', '"id": 1'),
     "a best that is none of them": BODY.replace('"best": 1', '"best": 7'),
+    "names in a list": '{"best": ["文本1", "文本2"]}',
+    "numbers in a list": '{"scores": [4, 2.5]}',
+    "null in a list": '[null, {"韵律": 4, "主题": 5}]',
+    "a number without end": BODY.replace('"id": 2', f'"id": "{"2" * 5000}"'),
     "an error page": '<html><body>{"error": {"message": "upstream error"}}</body></html>',
 }
 

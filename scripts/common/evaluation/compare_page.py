@@ -37,14 +37,14 @@ class Table:
         """A column's heading: ↓ where less is better."""
         return f"{name} ↓" if name in self.lower else name
 
-    def _markdown_cell(self, cell) -> str:
+    def _markdown_cell(self, cell: str | Sequence[float | None]) -> str:
         text = cell if isinstance(cell, str) else interval(cell, self.changes)
         return f"**{text}**" if self.is_certain(cell) else text
 
-    def is_certain(self, cell) -> bool:
+    def is_certain(self, cell: str | Sequence[float | None]) -> bool:
         return self.changes and not isinstance(cell, str) and cell[1] is not None and (cell[1] > 0 or cell[2] < 0)
 
-    def html_cell(self, cell) -> dict:
+    def html_cell(self, cell: str | Sequence[float | None]) -> dict:
         """mean and bounds apart: the page puts one above the other."""
         if isinstance(cell, str):
             return {"mean": cell, "bounds": "", "certain": False}

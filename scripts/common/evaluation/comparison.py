@@ -1,9 +1,15 @@
 """The rows of stage 72: runs with their texts and scores, their figures, and what one changed against another."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common.settings import UserError, next_command
+
+if TYPE_CHECKING:
+    from tasks.base import Task
 
 GOLDEN = "reference"
 GENERAL = "general_nll"  # stage 70's figure of a run's model, not of its texts
@@ -28,7 +34,7 @@ class Entry:
         return [row["prompt_id"] for row in self.rows]
 
 
-def load_run(settings, name: str) -> tuple[Entry, dict[str, dict], str | None]:
+def load_run(settings: Any, name: str) -> tuple[Entry, dict[str, dict], str | None]:
     """The run, the golden texts' scores by prompt, and which model its NLL is under (None: not measured, or unknown).
 
     Raises UserError where the scores are missing or those of another text.
@@ -58,7 +64,7 @@ def load_run(settings, name: str) -> tuple[Entry, dict[str, dict], str | None]:
     )
 
 
-def general_file(settings, name: str) -> Path | None:
+def general_file(settings: Any, name: str) -> Path | None:
     path = settings.scores / f"{name}.general.jsonl"
     return path if path.is_file() else None
 
@@ -86,7 +92,7 @@ def golden_entry(entries: list[Entry], scores: dict[str, dict]) -> Entry | None:
     return Entry(GOLDEN, rows, [scores[row["prompt_id"]] for row in rows]) if rows else None
 
 
-def measure(entry: Entry, task, settings, metrics: list[str], prompts: int) -> None:
+def measure(entry: Entry, task: Task, settings: Any, metrics: list[str], prompts: int) -> None:
     from common.evaluation.scoring import measure_sets
     from common.evaluation.statistics import Estimate, bootstrap_mean
 
@@ -100,7 +106,7 @@ def measure(entry: Entry, task, settings, metrics: list[str], prompts: int) -> N
             entry.figures[name] = Estimate(figure["mean"], figure["low"], figure["high"])
 
 
-def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[str], settings) -> dict:
+def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[str], settings: Any) -> dict:
     """metric -> Estimate of entry minus parent. Metrics of a whole set have a difference but no interval."""
     from common.evaluation.statistics import Estimate, bootstrap_difference
 

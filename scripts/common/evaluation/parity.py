@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHOWN = 12  # tokens shown on both sides of a difference
 
 
-def prompt_ids(tokenizer, row: dict, thinking: bool) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, row: dict, thinking: bool) -> list[int]:
     from common.generation import render_prompt
 
     text = render_prompt(tokenizer, row["prompt"], thinking, row.get("tools"))
@@ -21,7 +26,7 @@ def chain(one: dict, two: dict) -> dict:
     return {**two, "prompt": one["prompt"] + one["completion"] + second} | ({"tools": tools} if tools else {})
 
 
-def difference(tokenizer, one: list[int], other: list[int]) -> dict:
+def difference(tokenizer: PreTrainedTokenizerBase, one: list[int], other: list[int]) -> dict:
     """Where two token lists first differ, and what stands there."""
     from common.preflight.checks import common_prefix
 
@@ -30,14 +35,14 @@ def difference(tokenizer, one: list[int], other: list[int]) -> dict:
     return {"place": place, "first": tokenizer.decode(one[cut]), "second": tokenizer.decode(other[cut])}
 
 
-def begins_with_answer(tokenizer, ids: list[int], answer: str) -> bool:
+def begins_with_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], answer: str) -> bool:
     """Nothing but a thinking block, then the answer as it is tokenized alone, then the token that ends a turn?"""
     wanted = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     places = (i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted)
     return any(re.fullmatch(r"(<think>.*</think>\s*)?", tokenizer.decode(ids[:i]), re.DOTALL) for i in places)
 
 
-def greedy(model, ids: list[int], max_new_tokens: int) -> list[int]:
+def greedy(model: PreTrainedModel | PeftModel, ids: list[int], max_new_tokens: int) -> list[int]:
     """The best continuation of one prompt, alone in its batch; ends with a stop token or at the limit."""
     import torch
 
@@ -65,7 +70,7 @@ def served_answer(url: str, name: str, row: dict, max_new_tokens: int) -> list[i
     return post(url, "v1/chat/completions", body)["choices"][0]["token_ids"]
 
 
-def best_gap(model, ids: list[int]) -> float:
+def best_gap(model: PreTrainedModel | PeftModel, ids: list[int]) -> float:
     """Difference of the two best logits behind ids."""
     import torch
 

@@ -1,14 +1,22 @@
 """Plots of several runs side by side, each with its data in a CSV file beside it. Chinese labels need a font that has
 them; where there is none, a panel with a Chinese name is left out and a notice says so."""
 
+from __future__ import annotations
+
 import csv
 import io
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
+from common.evaluation.calibration import Bin
 from common.jsonl import atomic_path, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GOLDEN, PLAIN = "#c9a227", "#4878a8"
 CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Microsoft YaHei", "SimHei")
@@ -41,7 +49,7 @@ def as_label(name: str) -> str:
     return shown.replace("_", " ").replace("$", r"\$")
 
 
-def save_figure(figure, path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+def save_figure(figure: Figure, path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """As a PNG, whole or not at all, and its data as a CSV file of the same name (UTF-8 with a mark, for Excel)."""
     with atomic_path(path) as tmp:
         figure.savefig(tmp, dpi=110, format="png")
@@ -51,7 +59,7 @@ def save_figure(figure, path: Path, header: Sequence[str], rows: Iterable[Sequen
     write_bytes(path.with_suffix(".csv"), table.getvalue().encode("utf-8-sig"))
 
 
-def draw_reliability(axes, bins, lowest: float, label: str) -> None:
+def draw_reliability(axes: Axes, bins: Sequence[Bin], lowest: float, label: str) -> None:
     """How often a model is right against how sure it says it is, the number of answers at each point. bins: see
     common/evaluation/calibration.py."""
     axes.plot([lowest, 1], [lowest, 1], color="0.7", linestyle="--", label="calibrated")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from common.conversations import without_thought
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    from tasks.base import Task
 
 
 def measured(measure: Callable, prompts: list[list[dict]], completions: list[str], meta: list[dict]) -> list:
@@ -15,7 +19,7 @@ def measured(measure: Callable, prompts: list[list[dict]], completions: list[str
     return list(measure([turns[-1]["content"] for turns in prompts], said, meta, conversations=prompts))
 
 
-def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
+def measure_texts(task: Task, rows: list[dict]) -> dict[str, list[float | None]]:
     """metric -> one value per row, None where it does not apply. rows hold prompt (messages), completion, meta, id.
 
     Raises UserError where a metric cannot judge a row, or returns anything but a finite number or None.
@@ -37,7 +41,7 @@ def measure_texts(task, rows: list[dict]) -> dict[str, list[float | None]]:
     return columns
 
 
-def _fails(metric, row: dict) -> bool:
+def _fails(metric: Callable, row: dict) -> bool:
     try:
         measured(metric, [row["prompt"]], [row["completion"]], [row["meta"]])
     except ValueError:
@@ -45,7 +49,7 @@ def _fails(metric, row: dict) -> bool:
     return False
 
 
-def measure_sets(task, rows: list[dict]) -> dict[str, dict]:
+def measure_sets(task: Task, rows: list[dict]) -> dict[str, dict]:
     """metric -> {"mean", "low", "high", "sets", "set_size"} for the metrics of a whole set, such as distinct-2.
 
     A set holds one text of every prompt: sample 0 of each, sample 1 of each, and so on, so that sets of any two runs on

@@ -5,8 +5,13 @@ Several samples of one prompt are alike, so prompts (clusters) are drawn with re
 chapter 8; Cameron, Gelbach and Miller 2008). Intervals are percentile intervals.
 """
 
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CHUNK = 4_000_000  # numbers in memory at once while resampling
 
@@ -85,12 +90,12 @@ def bootstrap_difference(
     return _interval(mean, np.concatenate(differences), (1 - level) / 2)
 
 
-def sorted_unique(clusters) -> list:
+def sorted_unique(clusters: Iterable[Hashable]) -> list:
     """Distinct clusters in an order that does not depend on that of the rows: the same draws for the same prompts."""
     return sorted(set(clusters), key=lambda cluster: (str(type(cluster)), cluster))
 
 
-def _by_cluster(values, clusters, order: list):
+def _by_cluster(values: Sequence[float | None], clusters: Sequence[Hashable], order: list):
     """Sum and count of the values that are not None, per cluster of `order`; rows of other clusters are left out."""
     import numpy as np
 
@@ -112,7 +117,7 @@ def _draws(clusters: int, samples: int, seed: int):
         yield rng.integers(0, clusters, (min(size, samples - start), clusters))
 
 
-def _interval(mean: float, resampled, tail: float) -> Estimate:
+def _interval(mean: float, resampled: np.ndarray, tail: float) -> Estimate:
     import numpy as np
 
     low, high = np.nanquantile(resampled, [tail, 1 - tail])

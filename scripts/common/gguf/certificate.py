@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import random
 import unicodedata
+from typing import TYPE_CHECKING
 
 from common.gguf.llama_cpp import LlamaCpp
 from common.settings import ROOT, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LIKELIEST = 64  # tokens of a distribution compared one by one; the others count as one
 # What people type and corpora hold, and where tokenizers go wrong.
@@ -41,7 +45,9 @@ def varied_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
-def compare_ids(tokenizer, other: LlamaCpp, texts: list[str]) -> list[tuple[str, list[int], list[int]]]:
+def compare_ids(
+    tokenizer: PreTrainedTokenizerBase, other: LlamaCpp, texts: list[str]
+) -> list[tuple[str, list[int], list[int]]]:
     """(text, ids here, ids in llama.cpp) of the texts whose token ids differ, special tokens in front included.
 
     Qwen's tokenizers compose accents first (Unicode NFC), llama.cpp never does: it is given the composed text."""
@@ -55,7 +61,9 @@ def compare_ids(tokenizer, other: LlamaCpp, texts: list[str]) -> list[tuple[str,
     return different
 
 
-def compare_distributions(model, tokenizer, other: LlamaCpp, texts: list[str], places: int) -> dict[str, float]:
+def compare_distributions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, other: LlamaCpp, texts: list[str], places: int
+) -> dict[str, float]:
     """KL(llama.cpp || model) in nats of the next token after the beginnings of `places` texts: mean, largest, and the
     share of places at which both name the same token first. The LIKELIEST tokens of llama.cpp are compared one by one,
     the others as one."""

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.gguf.files import without_marks
 from common.gguf.llama_cpp import HOW_TO_INSTALL
 from common.gguf.tokenizer import CONTROL, PATTERNS, USER_DEFINED
 from common.settings import UserError
 
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 ARCHITECTURES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "gemma3_text": "gemma3"}  # transformers -> GGUF
 NORMAL, BYTE = 1, 6  # further types of a token
 
 
-def require_exportable(path: str, config) -> None:
+def require_exportable(path: str, config: PretrainedConfig) -> None:
     """Raises UserError for an architecture without a place in GGUF here."""
     try:
         import gguf  # noqa: F401
@@ -32,7 +37,7 @@ def require_exportable(path: str, config) -> None:
         raise UserError(f"{path}: queries are scaled by {scale}, and llama.cpp scales by head_dim; fix: another model")
 
 
-def write_gguf(model, tokenizer, path: Path, name: str, type_: str) -> None:
+def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, name: str, type_: str) -> None:
     """Writes `model` (float32) with `tokenizer` to `path`; matrices as `type_` (F32, F16, BF16, Q8_0), vectors as
     F32."""
     import gguf
@@ -88,13 +93,13 @@ def write_gguf(model, tokenizer, path: Path, name: str, type_: str) -> None:
     partial.replace(path)
 
 
-def _rope_theta(config) -> float:
+def _rope_theta(config: PretrainedConfig) -> float:
     parameters = config.rope_parameters
     parameters = parameters.get("full_attention", parameters)  # Gemma has one for local and one for global layers
     return parameters["rope_theta"]
 
 
-def _add_tokenizer(writer, tokenizer, size: int) -> None:
+def _add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     model = core["model"]
     if model["type"] != "BPE":
@@ -155,7 +160,7 @@ def _cutting_rule(core: dict) -> str:
     raise UserError(f"llama.cpp's name for the patterns {patterns} is not known here; fix: report this tokenizer")
 
 
-def modelfile(tokenizer, file: str, temperature: float, top_p: float, min_p: float) -> str:
+def modelfile(tokenizer: PreTrainedTokenizerBase, file: str, temperature: float, top_p: float, min_p: float) -> str:
     """An Ollama Modelfile for `file`: the template as rendered turns, the stop token, sampling."""
     system, question, answer = "SYSTEM-TEXT", "USER-TEXT", "ANSWER-TEXT"
 

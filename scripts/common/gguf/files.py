@@ -18,7 +18,7 @@ from common.pretraining.char_tokenizer import CHATML
 from common.settings import UserError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def without_marks(template: str) -> str:
     return MARKS.sub("", template)
 
 
-def set_template(tokenizer, name: str, own: str | None) -> None:
+def set_template(tokenizer: PreTrainedTokenizerBase, name: str, own: str | None) -> None:
     """Gives `tokenizer` a chat template, with marked answers where trl or this file knows how to mark them.
 
     Raises UserError for a base without a template, and where the vocabulary lacks the template's turn tokens.

@@ -8,15 +8,20 @@ Judges favour positions and long answers, so every item is shown in rotated orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from common.evaluation.scoring import measured
 from common.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_mean
 from common.judging.prompts import conversation_text
 from common.judging.replies import HIGH, LOW, TIE, Reply, mean_score
 from common.settings import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tasks.base import Task
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Judged:
         return list(dict.fromkeys(name for verdict in self.verdicts for row in verdict.scores for name in row or ()))
 
 
-def rule_scores(task, items: Sequence[Item], candidate: int) -> list[dict[str, float]]:
+def rule_scores(task: Task, items: Sequence[Item], candidate: int) -> list[dict[str, float]]:
     """The task's own measures of one candidate's texts on the judge's scale: 0..1 becomes LOW..HIGH. Dimensions are
     those of task.JUDGE; for a task without it, its metrics with Chinese names, or `overall`. What does not apply is
     left out. Raises UserError where there are none."""
@@ -165,7 +170,7 @@ def length_controlled(
     return Estimate(rate, min(float(low), rate), max(float(high), rate))
 
 
-def _equal_length_rates(won, difference):
+def _equal_length_rates(won: np.ndarray, difference: np.ndarray):
     """won, difference: [fits, items]. Newton's method on all fits at once; [fits] rates."""
     import numpy as np
 
@@ -193,10 +198,10 @@ def figures(judged: Judged, samples: int, seed: int) -> dict:
     """Every figure of the report, as JSON holds it: estimates are [mean, low, high]."""
     names, items = judged.names, judged.items
 
-    def estimate(values, prompts=judged.prompts) -> list[float | None]:
+    def estimate(values: list[float | None], prompts: list[str] = judged.prompts) -> list[float | None]:
         return list(bootstrap_mean(values, prompts, samples, seed))
 
-    def score(values, prompts=judged.prompts) -> list[float | None]:
+    def score(values: list[float | None], prompts: list[str] = judged.prompts) -> list[float | None]:
         # bootstrap_mean takes a column of ones for a share of 1: shifted, a score of 1 is none
         shifted = estimate([None if value is None else value + 1 for value in values], prompts)
         return [None if value is None else value - 1 for value in shifted]
@@ -239,7 +244,7 @@ def figures(judged: Judged, samples: int, seed: int) -> dict:
     }
 
 
-def trust(judged: Judged, estimate) -> dict:
+def trust(judged: Judged, estimate: Callable[[list[float | None]], list[float | None]]) -> dict:
     """How far the judge can be trusted: places, disagreement, one text against itself, unparsed replies."""
     verdicts = judged.verdicts
     several = [len([pick for pick in verdict.picks if pick is not None]) >= 2 for verdict in verdicts]

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LOW, HIGH = 1.0, 5.0  # the scale that the judge prompts name
 LETTERS = "ABCDEFGH"  # of the candidates, in their order
@@ -23,7 +23,7 @@ class Reply(NamedTuple):
 
 
 KINDS = "text|answer|candidate|option|文本|文案|候选|作品|回答|答案|评论|诗|方案|选项|模型|应答"
-LABEL = rf"(?:{KINDS})?[\s_\-#:：]*第?[\s]*([0-9]+|[A-Ha-h]|[一二三四五六七八])[\s]*(?:篇|号|个|首|条|则)?(?:{KINDS})?"
+LABEL = rf"(?:{KINDS})?[\s_\-#:：]*第?[\s]*([0-9]{{1,9}}|[A-Ha-h]|[一二三四五六七八])[\s]*[篇号个首条则]?(?:{KINDS})?"
 DIGITS = (
     dict(zip("一二三四五六七八九十", range(1, 11), strict=True))
     | dict(zip("ABCDEFGH", range(1, 9), strict=True))
@@ -120,7 +120,7 @@ def _load(block: str):
         return None
 
 
-def _read(value, count: int, dimensions: Sequence[str]) -> Reply | None:
+def _read(value: Any, count: int, dimensions: Sequence[str]) -> Reply | None:
     """Look for the texts' scores anywhere in the value, outermost first."""
     for container in _walk(value):
         scores = _texts(container, count, dimensions)
@@ -130,15 +130,15 @@ def _read(value, count: int, dimensions: Sequence[str]) -> Reply | None:
     return None
 
 
-def _walk(value, depth: int = 0):
+def _walk(value: Any, depth: int = 0):
     yield value
     if depth < 4:
         for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from _walk(inner, depth + 1)
 
 
-def _texts(value, count: int, dimensions: Sequence[str]) -> list[dict[str, float]] | None:
-    items: dict[int, dict] = {}
+def _texts(value: Any, count: int, dimensions: Sequence[str]) -> list[dict[str, float]] | None:
+    items: dict[int, Any] = {}
     if isinstance(value, list) and len(value) == count:
         keys = [_place_key(item) for item in value]
         if any(keys) and sorted(key or 0 for key in keys) != list(range(1, count + 1)):
@@ -159,7 +159,7 @@ def _texts(value, count: int, dimensions: Sequence[str]) -> list[dict[str, float
     return scores if all(scores) else None
 
 
-def _place_key(item) -> int | None:
+def _place_key(item: Any) -> int | None:
     if not isinstance(item, dict):
         return None
     for key in ("id", "text", "文本", "文案", "编号", "index", "name", "label", "candidate", "序号"):
@@ -168,7 +168,7 @@ def _place_key(item) -> int | None:
     return None
 
 
-def _place(name, count: int) -> int | None:
+def _place(name: Any, count: int) -> int | None:
     """1, "1", "A", "文本1", "第二篇" -> a place counted from 1; None for what names none of `count` texts."""
     if isinstance(name, float) and name.is_integer():
         name = int(name)
@@ -181,7 +181,7 @@ def _place(name, count: int) -> int | None:
     return place if 1 <= place <= count else None
 
 
-def _column(value, count: int) -> list[float] | None:
+def _column(value: list | dict, count: int) -> list[float] | None:
     if isinstance(value, dict):
         places = {_place(key, count): item for key, item in value.items()}
         value = [places.get(place) for place in range(1, count + 1)]
@@ -189,12 +189,14 @@ def _column(value, count: int) -> list[float] | None:
     return scores if len(scores) == count and None not in scores else None
 
 
-def _dimensions(item, dimensions: Sequence[str]) -> dict[str, float] | None:
+def _dimensions(item: Any, dimensions: Sequence[str]) -> dict[str, float] | None:
     """The scores of one text: its dimensions may be keys, lie one level deeper, or stand in a list in their order."""
     if isinstance(item, list):
         values = [_score(value) for value in item]
         known = len(values) == len(dimensions) and None not in values
         return dict(zip(dimensions, values, strict=True)) if known else None
+    if not isinstance(item, dict):  # a list of names or numbers holds no text's scores
+        return None
     for inner in (item, *(value for value in item.values() if isinstance(value, dict))):
         keys = {_name(key): value for key, value in inner.items()}
         if all(name in keys for name in dimensions):
@@ -203,7 +205,7 @@ def _dimensions(item, dimensions: Sequence[str]) -> dict[str, float] | None:
     return None
 
 
-def _score(value) -> float | None:
+def _score(value: Any) -> float | None:
     """4, 4.0, "4", "4分", "4/5", "四分", {"score": 4, ...} -> 4.0; None for anything else and for what is outside
     LOW..HIGH."""
     if isinstance(value, dict):
@@ -216,7 +218,7 @@ def _score(value) -> float | None:
     return float(value) if LOW <= value <= HIGH else None
 
 
-def _best_of(value, count: int) -> tuple[int | None, bool]:
+def _best_of(value: Any, count: int) -> tuple[int | None, bool]:
     """(place from 0, or TIE, or None where it is none of the texts; is one named at all?)"""
     for inner in _walk(value):
         if not isinstance(inner, dict):
@@ -229,7 +231,7 @@ def _best_of(value, count: int) -> tuple[int | None, bool]:
     return None, False
 
 
-def _best(named, count: int) -> int | None:
+def _best(named: Any, count: int) -> int | None:
     if named is None or isinstance(named, list) and len(named) != 1:
         return TIE
     named = named[0] if isinstance(named, list) else named

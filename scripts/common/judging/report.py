@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
+from collections.abc import Callable
 
 from common.evaluation.statistics import Estimate
 from common.evaluation.tables import spreadsheet_cell
@@ -121,15 +122,15 @@ def columns(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _score(estimate, sign: str = "") -> str:
+def _score(estimate: Estimate | list, sign: str = "") -> str:
     return _interval(estimate, lambda value: f"{value:{sign}.2f}")
 
 
-def _percent(estimate) -> str:
+def _percent(estimate: Estimate | list) -> str:
     return _interval(estimate, _share)
 
 
-def _interval(estimate: Estimate | list, show) -> str:
+def _interval(estimate: Estimate | list, show: Callable[[float], str]) -> str:
     mean, low, high = estimate
     if mean is None:
         return NONE

@@ -11,6 +11,7 @@ import shutil
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,10 @@ from common.batching import length_batches
 from common.fused_head import output_head, token_figures
 from common.generation import decode, draw
 from common.jsonl import read_json, write_json
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -47,19 +52,19 @@ class Rollout:
     def lengths(self) -> list[int]:
         return self.mask.sum(1).tolist()
 
-    def texts(self, tokenizer) -> list[str]:
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """The answers as text, without their stop tokens."""
         ends = (self.mask.sum(1) - self.stopped.long()).tolist()
         answers = [row[:end] for row, end in zip(self.tokens.tolist(), ends, strict=True)]
         return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def at_tokens(self, tokenizer, earned: list[dict[int, float]]) -> Tensor:
+    def at_tokens(self, tokenizer: PreTrainedTokenizerBase, earned: list[dict[int, float]]) -> Tensor:
         """[N, T]: each value of an answer's {offset: value} at the token that completes text[:offset]."""
         result = torch.zeros_like(self.values)
         for row, (length, parts) in enumerate(zip(self.lengths, earned, strict=True)):
             ids = self.tokens[row, :length].tolist()
 
-            def written(count: int, ids=ids) -> int:
+            def written(count: int, ids: list[int] = ids) -> int:
                 return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
 
             for offset, value in parts.items():
@@ -95,7 +100,14 @@ class ActorCritic:
     here and everywhere.
     """
 
-    def __init__(self, model, lora, value_body: str, temperature: float, gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        lora: LoraConfig,
+        value_body: str,
+        temperature: float,
+        gradient_checkpointing: bool = False,
+    ):
         # eval: with dropout, old and new log-probabilities would differ
         self.model = get_peft_model(model, lora).eval()
         self.own = value_body == "own"
@@ -205,10 +217,10 @@ class ActorCritic:
         logprobs, values = torch.zeros(2, count, max_new_tokens, device=device)
         mask, stops = torch.zeros_like(tokens, dtype=torch.bool), torch.tensor(self.stop_ids, device=device)
 
-        def predict(inputs):
+        def predict(inputs: dict):
             return self.body(**inputs).last_hidden_state[:, -1]
 
-        def choose(rows, texts, states):
+        def choose(rows: Tensor, texts: Tensor, states: Tensor):
             nonlocal hidden, probs
             hidden = states
             probs = self.logits(hidden).softmax(-1)  # [rows still writing, vocabulary]
@@ -240,7 +252,9 @@ def draw_prompts(prompts: list, step: int, count: int, seed: int) -> list:
     return [orders[place // len(prompts)][place % len(prompts)] for place in places]
 
 
-def save_checkpoint(output_dir: Path, agent: ActorCritic, optimizer, step: int, beta: float, log: list[dict]) -> None:
+def save_checkpoint(
+    output_dir: Path, agent: ActorCritic, optimizer: torch.optim.Optimizer, step: int, beta: float, log: list[dict]
+) -> None:
     """checkpoint-{step}, whole or not at all: written under another name, then renamed. The newest two are kept. Of
     several processes the first writes."""
     if not PartialState().is_main_process:
@@ -256,7 +270,9 @@ def save_checkpoint(output_dir: Path, agent: ActorCritic, optimizer, step: int, 
         shutil.rmtree(folder)
 
 
-def load_checkpoint(folder: Path, agent: ActorCritic, optimizer) -> tuple[int, float, list[dict]]:
+def load_checkpoint(
+    folder: Path, agent: ActorCritic, optimizer: torch.optim.Optimizer
+) -> tuple[int, float, list[dict]]:
     """(step, beta, log) of a checkpoint; weights and optimizer are put back in place."""
     agent.load(folder)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=agent.model.device, weights_only=True))

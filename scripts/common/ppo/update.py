@@ -8,12 +8,17 @@ Shapes: N answers of at most T tokens, [N, T] with a mask of the real ones; insi
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+if TYPE_CHECKING:
+    from common.ppo.actor_critic import ActorCritic, Rollout
+    from common.training.options import AdapterSettings
 
-def kl_estimate(logprobs, reference, estimator: str = "k1") -> torch.Tensor:
+
+def kl_estimate(logprobs: torch.Tensor, reference: torch.Tensor, estimator: str = "k1") -> torch.Tensor:
     """KL(policy || reference) of each token from one draw of the policy, nats (Schulman 2020, "Approximating KL
     divergence")."""
     difference = logprobs - reference
@@ -25,7 +30,9 @@ def next_beta(beta: float, kl: float, target: float) -> float:
     return beta * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
-def token_rewards(scores, penalties, mask, earned=None) -> torch.Tensor:
+def token_rewards(
+    scores: torch.Tensor, penalties: torch.Tensor, mask: torch.Tensor, earned: torch.Tensor | None = None
+) -> torch.Tensor:
     """The KL penalty of each token (Ziegler et al. 2019, eq. 2, written per token), and the answer's score on its last:
     [N, T].
 
@@ -39,7 +46,9 @@ def token_rewards(scores, penalties, mask, earned=None) -> torch.Tensor:
     return rewards
 
 
-def gae(rewards, values, mask, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns, both [N, T] (Schulman et al. 2016, eq. 16); nothing follows the last real token of a row.
 
     delta_t = r_t + gamma V_(t+1) - V_t;  A_t = delta_t + gamma lambda A_(t+1);  return_t = A_t + V_t, the value head's
@@ -53,20 +62,22 @@ def gae(rewards, values, mask, gamma: float, lam: float) -> tuple[torch.Tensor, 
     return advantages, (advantages + values) * mask
 
 
-def whiten(values, mask) -> torch.Tensor:
+def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean 0 and standard deviation 1 over the real tokens; 0 elsewhere."""
     real = values[mask]
     return (values - real.mean()) / (real.std(correction=0) + 1e-8) * mask
 
 
-def policy_loss(logprobs, old_logprobs, advantages, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The clipped surrogate of each token, negative (Schulman et al. 2017, eq. 7), and where the clipping binds."""
     ratio = (logprobs - old_logprobs).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     return plain.maximum(clipped), clipped > plain
 
 
-def value_loss(values, old_values, returns, clip: float) -> torch.Tensor:
+def value_loss(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float) -> torch.Tensor:
     """Half the squared error of each token, clipped as the policy is (Engstrom et al. 2020, section 3); clip 0 =
     plain."""
     error = (values - returns) ** 2
@@ -75,14 +86,21 @@ def value_loss(values, old_values, returns, clip: float) -> torch.Tensor:
     return error / 2
 
 
-def explained_variance(values, returns) -> float:
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
     """1 - Var[returns - values] / Var[returns]: 1 = the value head knew, 0 = no better than a constant; 0 where nothing
     varies."""
     spread = returns.var(correction=0).item()
     return 1 - (returns - values).var(correction=0).item() / spread if spread else 0.0
 
 
-def update(agent, optimizer, batch, advantages, returns, settings) -> dict:
+def update(
+    agent: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    batch: Rollout,
+    advantages: torch.Tensor,
+    returns: torch.Tensor,
+    settings: AdapterSettings,
+) -> dict:
     """Up to `epochs` passes over one batch (common.ppo.actor_critic.Rollout) by its ActorCritic; means of what was seen
     in them.
 

@@ -9,11 +9,14 @@ common/preflight/files.py if it costs seconds: those only stage 19 makes. common
 text must not hold, common/preflight/tokenizers.py what a tokenizer must do.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.conversations import render
 from common.jsonl import MAX_DOCUMENT_BYTES, read_array, scan_jsonl
@@ -23,6 +26,11 @@ from common.preflight.rows import CHECKS
 from common.preflight.tokenizers import check_tokenizer
 from common.schemas import validate_row
 from common.settings import UserError, show_path
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+    from common.training.options import AdapterSettings
 
 CHUNK = 1000  # rows tokenized at once
 FILE_NAMES = {name: name for name in ("sft", "kto", "prompts", "style")} | {"pref": "preference", "styles": "style"}
@@ -40,7 +48,7 @@ def check_rows(
     train_file: Path | str,
     val_file: Path | str | None,
     schema: str,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     enable_thinking: bool = False,
     allow: Sequence[str] = (),
@@ -102,7 +110,13 @@ def drop_refused(data: Data, more_checks: Sequence[Check] = ()) -> list[Finding]
             file.rows = [(line, row) for line, row in file.rows if line not in lines]
 
 
-def require_clean_files(settings, tokenizer, schema: str, train_file: Path, val_file: Path | None = None) -> None:
+def require_clean_files(
+    settings: AdapterSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    schema: str,
+    train_file: Path,
+    val_file: Path | None = None,
+) -> None:
     """Check the files of a training stage with its own settings. Raises UserError listing the errors, if there are
     any."""
     limits = settings.max_length, settings.enable_thinking, settings.allow
@@ -240,12 +254,12 @@ def _sequences(row: dict, data: Data, rendered: dict[str, str]) -> list[tuple[st
     return [(prompt, render(data.tokenizer, one, *view)) for one in turns] or [(prompt, None)]
 
 
-def _encode(tokenizer, texts: list[str]) -> dict:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict:
     # no special tokens: apply_chat_template(tokenize=True) adds none to what the template wrote
     return tokenizer(texts, add_special_tokens=False, verbose=False) if texts else {"input_ids": []}
 
 
-def _answer_starts(encoded, pairs: list[tuple[str, str]]) -> Iterator[int | None]:
+def _answer_starts(encoded: BatchEncoding | dict, pairs: list[tuple[str, str]]) -> Iterator[int | None]:
     """Of each (prompt, prompt + answer) the token at which the answer begins, where a token begins there: the prompt
     alone need not be tokenized then. Else None."""
     for row, (prompt, whole) in enumerate(pairs):

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.conversations import answer_rows, render, written_answer
 from common.jsonl import write_bytes
 from common.preflight.checks import common_prefix
 from common.training.loss_masks import document_ids, label_answer, label_answers, marked_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LEGEND = {
     "trained": "trained: made more likely",
@@ -38,7 +42,7 @@ class Sequence:
 
 
 def sft_sequence(
-    row: dict, tokenizer, max_length: int, style: str = "prompt", enable_thinking: bool = False
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, style: str = "prompt", enable_thinking: bool = False
 ) -> Sequence:
     """The row as stage 20 trains it; style is its --row-style (common/training/loss_masks.py)."""
     turns = row["prompt"] + row["completion"]
@@ -68,13 +72,17 @@ def sft_sequence(
     return Sequence("", ids, _kinds(trained, "trained", max_length))
 
 
-def sft_sequences(row: dict, tokenizer, max_length: int, style: str, enable_thinking: bool) -> list[Sequence]:
+def sft_sequences(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, style: str, enable_thinking: bool
+) -> list[Sequence]:
     """The row as the sequences that stage 20 trains: one, or one for each answer."""
     parts, style = (answer_rows(row), "template") if style == "answers" else ([row], style)
     return [sft_sequence(part, tokenizer, max_length, style, enable_thinking) for part in parts]
 
 
-def dpo_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
+def dpo_sequences(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool = False
+) -> list[Sequence]:
     """chosen and rejected as stage 40 trains them: all that follows the part that both share with the prompt alone."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
@@ -88,7 +96,9 @@ def dpo_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool =
     ]
 
 
-def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> Sequence:
+def kto_sequence(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool = False
+) -> Sequence:
     """A labelled answer: all that follows the prompt, raised where it is good, lowered where it is bad."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
@@ -98,7 +108,9 @@ def kto_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = 
     return Sequence(name, ids, _kinds([i >= start for i in range(len(ids))], kind, max_length))
 
 
-def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> list[Sequence]:
+def reward_sequences(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool = False
+) -> list[Sequence]:
     """chosen and rejected as a reward model reads them: one score, at the last token. Longer rows are left out by
     trl."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
@@ -110,21 +122,23 @@ def reward_sequences(row: dict, tokenizer, max_length: int, enable_thinking: boo
     return sequences
 
 
-def prompt_sequence(row: dict, tokenizer, max_length: int, enable_thinking: bool = False) -> Sequence:
+def prompt_sequence(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool = False
+) -> Sequence:
     """An RL prompt: the model writes on behind its last token."""
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking, "tools": row.get("tools")}
     ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **options)["input_ids"]
     return Sequence("", ids, _kinds([False] * len(ids), "trained", max_length))
 
 
-def style_sequence(row: dict, tokenizer, max_length: int) -> Sequence:
+def style_sequence(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequence:
     """A classifier's text: read whole, scored at its last token."""
     ids = tokenizer(row["input"])["input_ids"]
     kept = min(len(ids), max_length)
     return Sequence(row["label"], ids, ["context"] * (kept - 1) + ["score"] + ["cut"] * (len(ids) - kept))
 
 
-def text_sequence(row: dict, tokenizer, max_length: int) -> Sequence:
+def text_sequence(row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequence:
     """A document: all of it is trained, in pieces of max_length; the first one is shown."""
     ids = next(document_ids([row["text"]], tokenizer)).tolist()
     name = f"the first {max_length} of {len(ids)} tokens" if len(ids) > max_length else ""
@@ -138,7 +152,9 @@ def _kinds(trained: list[bool], kind: str, max_length: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the page
 
 
-def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int, thinking: bool, style: str) -> list:
+def make_sections(
+    files: list[tuple[str, str, list]], tokenizer: PreTrainedTokenizerBase, max_length: int, thinking: bool, style: str
+) -> list:
     """files: (name, schema, [(line, row)]). One section a file; preference rows are shown as DPO and as a reward model
     sees them."""
     sections = []
@@ -166,7 +182,7 @@ def make_sections(files: list[tuple[str, str, list]], tokenizer, max_length: int
     return sections
 
 
-def _card(line: int, sequence: Sequence, tokenizer) -> dict:
+def _card(line: int, sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> dict:
     title = f"line {line}{' ' + sequence.name if sequence.name else ''}: {len(sequence.ids)} tokens"
     trained = sequence.trained
     if trained:
@@ -181,7 +197,7 @@ def _card(line: int, sequence: Sequence, tokenizer) -> dict:
     return {"title": title, "parts": _parts(sequence, tokenizer)}
 
 
-def _parts(sequence: Sequence, tokenizer) -> list[dict]:
+def _parts(sequence: Sequence, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """Tokens as text: one part a token, several where only together they make a character."""
     known = tokenizer.added_tokens_decoder
     parts, held = [], []

@@ -6,13 +6,19 @@ line. They are quick enough for every training stage: one search tells most text
 look.
 """
 
+from __future__ import annotations
+
 import datetime
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.preflight.finding import Finding, fault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LEAVE_OUT = "fix the text, or leave the row out"
 MIN_LOOP = 40  # characters; shorter answers may well repeat themselves
@@ -298,7 +304,7 @@ def faults_of_thinking(text: str, enable_thinking: bool, opened: bool) -> Iterat
     yield fault(reason, fix, level, "thinking")
 
 
-def special_tokens(tokenizer) -> re.Pattern | None:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
     """A pattern of every special token of the tokenizer."""
     names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)

@@ -4,10 +4,16 @@ to stop?
 Pure functions that return findings without a place; common/preflight/checks.py and stage 19 add the model's name.
 """
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.preflight.finding import Finding, fault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
 QUESTION = [{"role": "user", "content": "你好"}]
@@ -15,7 +21,9 @@ ANSWER = [{"role": "assistant", "content": "你也好"}]
 SECOND = [{"role": "user", "content": "再见"}]
 
 
-def check_tokenizer(tokenizer, talks: bool = True, enable_thinking: bool = False) -> list[Finding]:
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, talks: bool = True, enable_thinking: bool = False
+) -> list[Finding]:
     """pad and eos exist and differ, and the chat template ends the assistant's turn with eos and keeps what it wrote.
 
     talks: False for a classifier, which neither stops nor has turns.
@@ -47,7 +55,7 @@ def check_tokenizer(tokenizer, talks: bool = True, enable_thinking: bool = False
     return found
 
 
-def _check_template(tokenizer, enable_thinking: bool) -> list[Finding]:
+def _check_template(tokenizer: PreTrainedTokenizerBase, enable_thinking: bool) -> list[Finding]:
     options = {"tokenize": True, "return_dict": True, "enable_thinking": enable_thinking}
     marked = bool(GENERATION_MARK.search(tokenizer.chat_template))
     try:

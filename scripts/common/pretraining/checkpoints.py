@@ -17,6 +17,11 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -57,7 +62,14 @@ def newest_of(folder: Path, identity: dict) -> Path | None:
     return saved[-1]
 
 
-def save(folder: Path, model, tokenizer, optimizers, state: dict, keep: int) -> None:
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizers: list[torch.optim.Optimizer],
+    state: dict,
+    keep: int,
+) -> None:
     """Write step-N, then delete all but the newest `keep` and the last one before the decay. Raises UserError for
     weights that are not finite."""
     from safetensors.torch import save_file
@@ -88,7 +100,7 @@ def save(folder: Path, model, tokenizer, optimizers, state: dict, keep: int) -> 
             shutil.rmtree(path.replace(path.with_suffix(".tmp")))
 
 
-def load_state(folder: Path, model, optimizers) -> dict | None:
+def load_state(folder: Path, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer]) -> dict | None:
     """The counts of the checkpoint `folder`, its optimizer state put into `optimizers`; None where it is a model and no
     more."""
     from safetensors.torch import load_file

@@ -3,7 +3,12 @@ slices."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.no_grad()
@@ -46,7 +51,7 @@ def pad_batch(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tens
     return ids, labels
 
 
-def loss_and_backward(model, ids, labels, dtype) -> float:
+def loss_and_backward(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> float:
     """Mean cross-entropy in nats per token; gradients are added to the parameters."""
     keep = labels != -100
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):

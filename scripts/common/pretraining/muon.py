@@ -6,6 +6,8 @@ and one matrix at a time; this one works in the precision that it is given and s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 # quintic Newton-Schulz coefficients: steepest slope at 0 among those that map [0, 1] near 1
@@ -32,12 +34,19 @@ class Muon(torch.optim.Optimizer):
     Weight decay is cautious (Chen et al. 2025, arXiv 2510.12402): only weights that the step already brings nearer to 0
     are decayed. dtype: of the orthogonalisation; states have the parameters' own."""
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, dtype=torch.float32):
+    def __init__(
+        self,
+        params: list[torch.nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for param in group["params"]:

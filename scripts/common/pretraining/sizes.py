@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.settings import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def check_sizes(settings) -> None:
+def check_sizes(settings: Any) -> None:
     """Raises UserError for heads that attention cannot divide."""
     width, odd = divmod(settings.hidden_size, settings.heads)
     if odd or width % 2 or settings.heads % settings.kv_heads:
@@ -20,7 +20,7 @@ def check_sizes(settings) -> None:
         )
 
 
-def new_model(settings, tokenizer) -> PreTrainedModel:
+def new_model(settings: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """With weights drawn at random, and a vocabulary rounded up to a multiple of 64."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

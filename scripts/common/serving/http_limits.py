@@ -1,12 +1,20 @@
 """In front of the app of stage 62: limits that uvicorn does not have, the token, the log line."""
 
+from __future__ import annotations
+
 import asyncio
 import hmac
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from prometheus_client import Counter, Histogram
+    from starlette.types import Message, Receive, Scope, Send
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -27,7 +35,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def waits(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:
         if len(self.connections) >= self.most:
             waiting = [connection for connection in self.connections if connection.waits]
             if not waiting:
@@ -100,13 +108,13 @@ class Guard:
 
     OPEN = ("/health", "/docs", "/openapi.json")  # answered without a token
 
-    def __init__(self, app, settings, token: bytes | None, requests, seconds):
+    def __init__(self, app: FastAPI, settings: Any, token: bytes | None, requests: Counter, seconds: Histogram):
         self.app, self.settings, self.token, self.requests, self.seconds = app, settings, token, requests, seconds
         self.paths = {route.path for route in app.routes}
         self.failed: Exception | None = None  # why the models could not be loaded
         self.accepted = self.answered = 0  # answered: the whole answer was sent to a client that was still there
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -115,7 +123,7 @@ class Guard:
         self.accepted += 1
         started, status, size, chunks, more = time.perf_counter(), 500, 0, [], True
 
-        async def counted_send(message) -> None:
+        async def counted_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -170,7 +178,7 @@ class Guard:
         return hmac.compare_digest(given.strip(), self.token) and scheme.lower() == b"bearer"
 
     @staticmethod
-    def replay(body: bytes, receive):
+    def replay(body: bytes, receive: Receive):
         given = False
 
         async def again():
@@ -183,7 +191,7 @@ class Guard:
         return again
 
     @staticmethod
-    async def refuse(send, status: int, detail: str, headers: list) -> None:
+    async def refuse(send: Send, status: int, detail: str, headers: list) -> None:
         body = b'{"detail": "%s"}' % detail.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
         await send({"type": "http.response.start", "status": status, "headers": headers})

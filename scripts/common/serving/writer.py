@@ -1,13 +1,23 @@
 """A model that answers token by token, for the page of stage 63."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Writer:
     """A model and its tokenizer, and how it answers."""
 
-    def __init__(self, name: str, model, tokenizer, enable_thinking: bool):
+    def __init__(
+        self, name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool
+    ):
         self.name, self.model, self.tokenizer, self.enable_thinking = name, model, tokenizer, enable_thinking
         self.stops = set(model.generation_config.eos_token_id)
         self.busy = threading.Lock()  # two windows of one page must not share a cache
@@ -52,11 +62,11 @@ class Writer:
         device = self.model.device
         generator = torch.Generator(device).manual_seed(sampling["seed"])
 
-        def predict(inputs):
+        def predict(inputs: dict):
             with torch.inference_mode():
                 return self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
 
-        def choose(rows, texts, logits):
+        def choose(rows: torch.Tensor, texts: torch.Tensor, logits: torch.Tensor):
             if greedy:
                 return logits.argmax(-1, keepdim=True)
             return torch.multinomial(warped(warpers, texts, logits).softmax(-1), 1, generator=generator)

@@ -31,8 +31,22 @@ from common.settings import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+    from datasets import Dataset
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+
+    from common.runs import Run
+    from common.training.options import AdapterSettings
 
 MIN_STEPS = 20  # optimizer steps below which the default batch is made smaller, and a run says that they are few
 
@@ -49,7 +63,9 @@ ARGUMENTS = {
 }
 
 
-def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, object, dict]:
+def check_inputs(
+    settings: AdapterSettings, schema: str, wanted: str = "causal"
+) -> tuple[str, PreTrainedTokenizerBase, dict]:
     """(model path, tokenizer, inputs of the run record), after the checks that come before an earlier run's files are
     touched.
 
@@ -75,7 +91,9 @@ def check_inputs(settings, schema: str, wanted: str = "causal") -> tuple[str, ob
     return model_path, tokenizer, {"model": model_path, "train_file": rows[0], "val_file": rows[1]}
 
 
-def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict], dict]:
+def read_rows(
+    settings: AdapterSettings, schema: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[dict], list[dict], dict]:
     """(training rows, validation rows, what --long-rows did to each file), as many rows as max_train and eval_rows use;
     0 is all.
 
@@ -100,7 +118,7 @@ def read_rows(settings, schema: str, tokenizer) -> tuple[list[dict], list[dict],
     return kept["train"][: getattr(settings, "max_train", 0) or None], evaluated(kept["val"], settings), done
 
 
-def evaluated(rows: list[dict], settings) -> list[dict]:
+def evaluated(rows: list[dict], settings: AdapterSettings) -> list[dict]:
     """The first eval_rows of the rows. Of documents the beginnings, all equally long, where they have more characters
     than eval_rows sequences would hold: an evaluation must not take as long as a training."""
     rows = rows[: settings.eval_rows or None]
@@ -112,7 +130,7 @@ def evaluated(rows: list[dict], settings) -> list[dict]:
     return [{"text": row["text"][:limit]} for row in rows]
 
 
-def rows_of_sft(settings) -> str:
+def rows_of_sft(settings: AdapterSettings) -> str:
     """The schema of the training file of stage 20: text for documents, else sft."""
     from common.preflight.checks import detect_schema
 
@@ -123,7 +141,7 @@ def rows_of_sft(settings) -> str:
     return "text"
 
 
-def document_arguments(settings, dataset) -> dict:
+def document_arguments(settings: AdapterSettings, dataset: Dataset) -> dict:
     """Trainer arguments for documents: packed by trl into sequences of max_length, long ones split, loss on all tokens.
 
     On a CPU a micro-batch is one sequence, because trl makes one long sequence of a batch and the mask of that costs
@@ -143,7 +161,7 @@ def document_arguments(settings, dataset) -> dict:
 
 
 def lora_config(
-    settings, model_path: str, task_type: str = "CAUSAL_LM", heads: tuple[str, ...] = ()
+    settings: AdapterSettings, model_path: str, task_type: str = "CAUSAL_LM", heads: tuple[str, ...] = ()
 ) -> LoraConfig | None:
     """peft's LoraConfig, None where all weights are trained (lora_r 0).
 
@@ -172,7 +190,7 @@ def lora_config(
         )
 
 
-def trained_dtype(settings) -> str:
+def trained_dtype(settings: AdapterSettings) -> str:
     """Of the base's weights. float32 where they are changed themselves: a small step is lost in bfloat16's eight bits.
 
     --dtype is that of the multiplications then.
@@ -181,7 +199,9 @@ def trained_dtype(settings) -> str:
     return "float32" if changed else settings.dtype
 
 
-def load_trained(settings, model_path: str, tokenizer, device_map: str = "") -> PreTrainedModel:
+def load_trained(
+    settings: AdapterSettings, model_path: str, tokenizer: PreTrainedTokenizerBase, device_map: str = ""
+) -> PreTrainedModel:
     """The causal model that a stage trains, or puts its adapter on."""
     from common.models import load_model
 
@@ -192,7 +212,9 @@ def load_trained(settings, model_path: str, tokenizer, device_map: str = "") -> 
     return load_model(model_path, tokenizer, trained_dtype(settings), device_map=device_map, **how)
 
 
-def with_adapter(model, lora, settings) -> PreTrainedModel | PeftModel:
+def with_adapter(
+    model: PreTrainedModel, lora: LoraConfig | None, settings: AdapterSettings
+) -> PreTrainedModel | PeftModel:
     """For a Trainer that does not put the adapter on by itself, as trl's do."""
     from peft import get_peft_model
 
@@ -243,7 +265,9 @@ def check_targets(targets: tuple[str, ...], model_path: str) -> str | list[str]:
     return list(targets)
 
 
-def trainer_arguments(cls, settings, rows: int = 0, least: int = 1, **more) -> TrainingArguments:
+def trainer_arguments(
+    cls: type[TrainingArguments], settings: AdapterSettings, rows: int = 0, least: int = 1, **more
+) -> TrainingArguments:
     """A Config of trl or TrainingArguments: every setting that Trainer knows, and `more` from the stage.
 
     rows: training rows, for the size of a batch (fit_batch); 0 keeps it as it is set. least: rows that a batch needs.
@@ -285,7 +309,7 @@ def trainer_arguments(cls, settings, rows: int = 0, least: int = 1, **more) -> T
         return cls(**values | more)
 
 
-def fit_batch(settings, rows: int, least: int = 1) -> tuple[int, int]:
+def fit_batch(settings: AdapterSettings, rows: int, least: int = 1) -> tuple[int, int]:
     """(batch_size, accumulation): as set, or smaller where both are the defaults and `rows` would make fewer than
     MIN_STEPS steps."""
     chosen = (settings.batch_size, getattr(settings, "accumulation", 1))
@@ -312,19 +336,23 @@ class Guard(TrainerCallback):
     """Ends a run whose numbers are no numbers, keeps what a resumed run needs to equal an undisturbed one, deletes
     pickles."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: AdapterSettings):
         self.settings = settings
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             raise Ended
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs
+    ) -> None:
         names = ("loss", "grad_norm", "eval_loss", "reward", "kl")
         require_finite({name: logs[name] for name in names if name in logs}, state.global_step, self.settings)
         return_freed_memory()
 
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **kwargs
+    ) -> None:
         if control.should_save:
             control.should_log = True  # a resumed run counts its losses from here
             trained = [value for value in model.parameters() if value.requires_grad]
@@ -332,7 +360,7 @@ class Guard(TrainerCallback):
 
     on_epoch_end = on_step_end
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         delete_pickle(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
@@ -344,7 +372,7 @@ def return_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def require_finite(figures: dict, step: int, settings) -> None:
+def require_finite(figures: dict, step: int, settings: AdapterSettings) -> None:
     """Raises UserError for a figure that is NaN or infinite. Call it before a checkpoint is written: those on disk stay
     good."""
     for name, value in figures.items():
@@ -352,13 +380,13 @@ def require_finite(figures: dict, step: int, settings) -> None:
             _stop(step, f"{name} is {value}", settings)
 
 
-def require_finite_weights(weights, step: int, settings) -> None:
+def require_finite_weights(weights: Iterable[torch.Tensor], step: int, settings: AdapterSettings) -> None:
     """Raises UserError where one of the tensors has an element that is NaN or infinite."""
     if not all(value.isfinite().all() for value in weights):
         _stop(step, "a weight is not a finite number", settings)
 
 
-def _stop(step: int, reason: str, settings):
+def _stop(step: int, reason: str, settings: AdapterSettings):
     raise UserError(
         f"step {step}: {reason}; the checkpoints from before it are kept; fix: a lower --lr (now {settings.lr:g}), "
         "--dtype float32, or the rows of this step, if it comes at the same step again"
@@ -375,13 +403,15 @@ class Progress(ProgressCallback):
 
     SHOWN = {"loss": "loss", "reward": "reward", "kl": "KL", "rewards/accuracies": "right", "rewards/margins": "margin"}
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         counts = [tokens_of(entry) for entry in state.log_history if tokens_of(entry)]
         self.start = self.mark = time.monotonic()
         self.first_step, self.tokens = state.global_step, counts[-1] if counts else 0
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs
+    ) -> None:
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "eval_loss" in logs:
@@ -421,14 +451,16 @@ def memory_used() -> str:
     return f"{used / 2**30:.1f}"
 
 
-def show_progress(trainer) -> None:
+def show_progress(trainer: Trainer) -> None:
     """Readable lines in the place of the dictionaries that transformers prints."""
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(Progress())
 
 
-def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
+def watch_stops(
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, val: list[dict], settings: AdapterSettings
+) -> None:
     """Every evaluation samples and shows how many answers stop (common/training/probes.py)."""
     from common.training.probes import StopProbe
 
@@ -437,7 +469,7 @@ def watch_stops(trainer, tokenizer, val: list[dict], settings) -> None:
         trainer.add_callback(StopProbe(trainer, tokenizer, val, *probe))
 
 
-def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dict]:
+def fit(trainer: Trainer, settings: AdapterSettings, run: Run, chance: float = math.inf, **figures) -> list[dict]:
     """Train, or go on from the newest checkpoint; returns the log. The best weights are loaded where the arguments say
     so.
 
@@ -493,7 +525,7 @@ def fit(trainer, settings, run, chance: float = math.inf, **figures) -> list[dic
     return log
 
 
-def prepare_weights(trainer, settings) -> None:
+def prepare_weights(trainer: Trainer, settings: AdapterSettings) -> None:
     """What the settings of adapters ask for, before the first step: LoRA+, PiSSA's start, float32 beside 4 bits."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if getattr(settings, "quantize", "none") != "none":
@@ -514,7 +546,7 @@ def prepare_weights(trainer, settings) -> None:
         trainer.optimizer = create_loraplus_optimizer(model, kind, **words)
 
 
-def first_and_kept(trainer) -> list[dict]:
+def first_and_kept(trainer: Trainer) -> list[dict]:
     """The evaluations of the untrained model and of the weights that were kept."""
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return [entry for step in (0, trainer.state.best_global_step) for entry in evaluations if entry["step"] == step]
@@ -542,7 +574,7 @@ def require_learned(
         )
 
 
-def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str) -> None:
+def save_log(log: list[dict], settings: AdapterSettings, run: Run, losses: bool = True, **curves: str) -> None:
     """log_history.json and learning_curve.png; curves: name in the log = name in the picture, beside the losses.
 
     A figure without a value is left out, such as the spread of rewards of which one is known: JSON knows no NaN.
@@ -557,7 +589,7 @@ def save_log(log: list[dict], settings, run, losses: bool = True, **curves: str)
         plot_learning_curve(log, settings.output_dir / "learning_curve.png", curves)
 
 
-def name_in_trackers(trainer, settings, run) -> None:
+def name_in_trackers(trainer: Trainer, settings: AdapterSettings, run: Run) -> None:
     """One name for a run, before and after a kill: trackio takes a name that it does not know for another run."""
     started = run.record["started"][:19].replace(":", "-")
     trainer.args.run_name = f"{settings.output_dir.name}-{started}"
@@ -575,7 +607,7 @@ def name_in_trackers(trainer, settings, run) -> None:
                 ) from None
 
 
-def tell_trackers(trainer, run) -> None:
+def tell_trackers(trainer: Trainer, run: Run) -> None:
     """The record's figures and samples to every tracker of --report-to, behind the log of the training: as eval/final_*
     numbers and one text."""
     figures = {name: value for name, value in run.record["figures"].items() if value == value}
@@ -594,7 +626,7 @@ def tell_trackers(trainer, run) -> None:
             callback.on_train_end(trainer.args, trainer.state, trainer.control, **words)
 
 
-def save_trained(trainer, settings) -> None:
+def save_trained(trainer: Trainer, settings: AdapterSettings) -> None:
     """The adapter, or the whole model where all of it was trained, and the tokenizer. The figures that follow are of
     the model in memory: its weights are those of the file."""
     import torch
@@ -628,7 +660,7 @@ def sort_targets(adapter: Path) -> None:
         write_json(path, config | {"target_modules": sorted(config["target_modules"])})
 
 
-def save_as_lora(model, settings, folder: Path) -> None:
+def save_as_lora(model: PeftModel, settings: AdapterSettings, folder: Path) -> None:
     """PiSSA's adapter as an ordinary one of twice the rank, on the base as it ships: what it is now less what it began
     with (Meng et al. 2024, arXiv 2404.02948, appendix C)."""
     import shutil
@@ -639,7 +671,13 @@ def save_as_lora(model, settings, folder: Path) -> None:
     sort_targets(folder)
 
 
-def save_merged(trainer, tokenizer, settings, model_path: str, mapping: dict | None = None) -> None:
+def save_merged(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: AdapterSettings,
+    model_path: str,
+    mapping: dict | None = None,
+) -> None:
     """A classifier with its head at the folder's root, the adapter beside it in adapter/ where there is one.
 
     mapping: content of label_mapping.json, for a classifier with named labels.
@@ -666,7 +704,14 @@ def save_merged(trainer, tokenizer, settings, model_path: str, mapping: dict | N
             write_json(folder / "label_mapping.json", mapping)
 
 
-def finish_trained(run, trainer, tokenizer, val: list[dict], settings, **figures) -> None:
+def finish_trained(
+    run: Run,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    val: list[dict],
+    settings: AdapterSettings,
+    **figures,
+) -> None:
     """Sample from the trained model, record `figures` and what the samples show, name the next stage."""
     from common.generation import generate_command
     from common.training.probes import stop_rate

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 
 def load_classifier(
@@ -88,7 +89,12 @@ def classifier_text(prompt: str | list[dict], answer: str) -> str:
 
 
 def new_classifier(
-    base: str, tokenizer, dtype, quantize: str = "none", attn_implementation: str = "auto", **labels
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    quantize: str = "none",
+    attn_implementation: str = "auto",
+    **labels,
 ) -> PreTrainedModel:
     """`base` with a head of its own, drawn at random: what stages 30 and 31 train. labels: num_labels, or id2label and
     label2id.
@@ -104,7 +110,9 @@ def new_classifier(
     return model
 
 
-def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: bool = False) -> PeftModel:
+def open_classifier(
+    base: str, adapter: str, tokenizer: PreTrainedTokenizerBase, dtype: str, force_base: bool = False
+) -> PeftModel:
     """A classifier's adapter on its base, as many labels as its own head has, named as label_mapping.json in or above
     its folder says."""
     from transformers import AutoModelForSequenceClassification
@@ -133,7 +141,11 @@ def open_classifier(base: str, adapter: str, tokenizer, dtype: str, force_base: 
 
 
 def render_conversation(
-    tokenizer, prompt: list[dict], completion: str | dict, enable_thinking: bool = False, tools: list | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[dict],
+    completion: str | dict,
+    enable_thinking: bool = False,
+    tools: list | None = None,
 ) -> str:
     """The text that a scalar reward model is trained on and scores: prompt and answer through the chat template.
 
@@ -144,7 +156,12 @@ def render_conversation(
 
 
 def logits_of(
-    model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int = 512,
+    token_budget: int = 8192,
+    finite: bool = True,
 ) -> torch.Tensor:
     """float32 tensor [texts, labels] on the CPU, in the order of `texts`.
 
@@ -170,7 +187,7 @@ def logits_of(
     return logits
 
 
-def label_index(model, label: str) -> int:
+def label_index(model: PreTrainedModel, label: str) -> int:
     """Index of a class by its name, as config.id2label has it. Raises UserError naming the classes."""
     names = {str(name): int(index) for index, name in model.config.id2label.items()}
     if label not in names:
@@ -179,7 +196,10 @@ def label_index(model, label: str) -> int:
 
 
 def make_loss(
-    weights=None, label_smoothing: float = 0.0, teacher_share: float = 0.5, temperature: float = 2.0
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    teacher_share: float = 0.5,
+    temperature: float = 2.0,
 ) -> Callable:
     """loss(outputs, labels) for transformers' Trainer(compute_loss_func=...).
 
@@ -191,7 +211,9 @@ def make_loss(
     import torch.nn.functional as F
 
     def loss(
-        outputs, labels, num_items_in_batch=None
+        outputs: SequenceClassifierOutputWithPast,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ):  # the last is for accumulated steps: a classifier's stage has none
         logits = outputs.logits.float()
         weight = None if weights is None else weights.to(logits.device)

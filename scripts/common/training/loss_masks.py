@@ -16,6 +16,7 @@ from common.settings import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 # prompt: trl renders the file's messages, loss on the completion; text: two strings, trl appends eos; template: one
 # rendered text, labels made here; messages: whole conversations, loss on every answer; answers: each answer of a
@@ -24,7 +25,9 @@ RowStyle = Literal["prompt", "text", "template", "messages", "answers"]
 HISTORY = "the chat template writes an earlier answer in another way than the last one (Qwen3 takes its thinking out)"
 
 
-def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: bool) -> Dataset | None:
+def row_dataset(
+    rows: list[dict], style: RowStyle, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool
+) -> Dataset | None:
     """SFT rows ({"prompt", "completion"}, lists of messages) as the datasets.Dataset that SFTTrainer gets. Documents
     ({"text"}) become token ids, which are trained whole, whatever the style. None where there are no rows.
 
@@ -59,7 +62,7 @@ def row_dataset(rows: list[dict], style: RowStyle, tokenizer, enable_thinking: b
     return Dataset.from_list([label_answer(turns, tokenizer, *view) for turns, *view in conversations])
 
 
-def count_trained(rows: list[dict], style: RowStyle, dataset) -> dict[str, int]:
+def count_trained(rows: list[dict], style: RowStyle, dataset: Dataset) -> dict[str, int]:
     """Answers and tokens that are trained, and those that are not; `dataset` as the trainer holds it, with labels."""
     answers = sum(turn["role"] == "assistant" for row in rows for turn in row["prompt"] + row["completion"])
     parts = [
@@ -88,7 +91,7 @@ def trained_sentence(counts: dict[str, int]) -> str:
     )
 
 
-def label_answers(row: dict, style: str, tokenizer, enable_thinking: bool) -> dict:
+def label_answers(row: dict, style: str, tokenizer: PreTrainedTokenizerBase, enable_thinking: bool) -> dict:
     """One conversation: {"input_ids", "labels"}, labels -100 but on the answers that are trained, each with its eos.
 
     style: messages trains all answers, prompt those of the completion. The answers are found by the marks of the
@@ -140,7 +143,7 @@ def _runs(mask: list) -> list[tuple[int, int]]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def marked_template(tokenizer) -> str | None:
+def marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A template that marks the answers: the tokenizer's own, or trl's copy of it; None where there is none."""
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -152,7 +155,7 @@ def marked_template(tokenizer) -> str | None:
         return None
 
 
-def document_ids(texts: list[str], tokenizer) -> Iterator:
+def document_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator:
     """The token ids of each document as it is trained, an array [tokens]: what the tokenizer puts in front of a text
     (a bos, where it has one), the text, eos."""
     import numpy as np
@@ -163,7 +166,9 @@ def document_ids(texts: list[str], tokenizer) -> Iterator:
             yield np.array(ids if ids[-1:] == [eos] else [*ids, eos], dtype=np.int32)
 
 
-def label_answer(turns: list[dict], tokenizer, enable_thinking: bool, tools: list | None = None) -> dict:
+def label_answer(
+    turns: list[dict], tokenizer: PreTrainedTokenizerBase, enable_thinking: bool, tools: list | None = None
+) -> dict:
     """One conversation rendered to text: {"input_ids", "labels"}, labels -100 but on the last answer and its eos.
 
     The answer begins where the text parts from that of the prompt with its generation prompt, so a template that writes

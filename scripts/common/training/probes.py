@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -22,9 +23,22 @@ from common.training.arguments import require_finite
 from common.training.rewards import check_meta, check_order, load_rewards, score, total
 from common.training.turn_tokens import check_tokens, why_no_stop
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+
+    from common.training.options import AdapterSettings
+    from tasks.base import Task
+
 
 def stop_rate(
-    model, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    enable_thinking: bool,
 ) -> tuple[float, list[str]]:
     """Share of `count` answers sampled at temperature 1 that end by eos, and the answers. Of documents
     the beginning is what it goes on from."""
@@ -36,7 +50,7 @@ def stop_rate(
 
 
 @contextmanager
-def reference_of(model, reference=None) -> Iterator:
+def reference_of(model: PreTrainedModel | PeftModel, reference: PreTrainedModel | None = None) -> Iterator:
     """The model with its adapter switched off; where all weights are trained, the `reference` beside it."""
     if reference is not None:
         yield reference
@@ -46,7 +60,12 @@ def reference_of(model, reference=None) -> Iterator:
 
 
 def kl_to_reference(
-    model, tokenizer, rows: list[dict], answers: list[str], enable_thinking: bool, reference=None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    answers: list[str],
+    enable_thinking: bool,
+    reference: PreTrainedModel | None = None,
 ) -> float:
     """KL(policy || reference) in nats an answer: at every token of `answers` (samples of the policy, eos added) the
     exact divergence of the two next-token distributions, summed over the answer, averaged over answers (the chain rule
@@ -82,13 +101,13 @@ class StopProbe(TrainerCallback):
     Sampling must not move the training run: the random state is put back afterwards.
     """
 
-    def __init__(
-        self, trainer, tokenizer, rows: list[dict], count: int, max_new_tokens: int, seed: int, enable_thinking: bool
-    ):
+    def __init__(self, trainer: Trainer, *arguments):
         self.trainer = trainer
-        self.arguments = (tokenizer, rows, count, max_new_tokens, seed, enable_thinking)
+        self.arguments = arguments  # of stop_rate, behind the model
 
-    def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **kwargs
+    ) -> None:
         with torch.random.fork_rng():
             rate, texts = stop_rate(model, *self.arguments)
         self.trainer.log({"eval_stop_rate": rate})
@@ -100,7 +119,7 @@ class StopProbe(TrainerCallback):
             print(f"  {text[:120]!r}")
 
 
-def rl_inputs(settings, task) -> tuple[str, object, list, DriftProbe, dict]:
+def rl_inputs(settings: AdapterSettings, task: Task) -> tuple[str, PreTrainedTokenizerBase, list, DriftProbe, dict]:
     """(model path, tokenizer, prompts with their token ids, probe, inputs of the run record) of stages 50 and 51, all
     of it checked: a wrong setting or file is told here, before an earlier run is touched."""
     require_launcher()
@@ -129,7 +148,7 @@ class DriftProbe:
     held-out answers.
     """
 
-    def __init__(self, settings, task, tokenizer, rows: list[dict]):
+    def __init__(self, settings: AdapterSettings, task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[dict]):
         self.reference = None  # a stage sets it where all weights are trained
         self.settings, self.set_metrics, self.tokenizer, self.rows = settings, task.SET_METRICS, tokenizer, rows
         how = (task, settings.dtype, settings.max_length)
@@ -162,7 +181,7 @@ class DriftProbe:
         means = {name: sum(values) / len(values) for name, values in known.items() if values}
         return total(self.rewards, columns), means | {name: metric(texts) for name, metric in self.set_metrics.items()}
 
-    def measure(self, model, step: int) -> dict:
+    def measure(self, model: PreTrainedModel | PeftModel, step: int) -> dict:
         """probe/*: every reward, KL to the reference (nats an answer) and stopped share of samples at temperature 1,
         NLL of the held-out answers (nats per character); and two of the samples. Every process measures and has the
         first one's figures, so that all decide alike. Raises UserError where one is not finite."""
@@ -192,7 +211,7 @@ class DriftProbe:
 
 
 @contextmanager
-def as_loaded(model) -> Iterator[None]:
+def as_loaded(model: torch.nn.Module) -> Iterator[None]:
     """The model as it loads from disk: accelerate runs its forward pass under autocast, which rounds the adapter to
     bfloat16."""
     wrapped = vars(model).get("forward")
@@ -215,11 +234,13 @@ class ProbeCallback(TrainerCallback):
     budget that ended the run.
     """
 
-    def __init__(self, trainer, probe: DriftProbe, every: int):
+    def __init__(self, trainer: Trainer, probe: DriftProbe, every: int):
         self.trainer, self.probe, self.every = trainer, probe, every
         self.stopped_by = ""
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **kwargs
+    ) -> None:
         probes = [entry for entry in state.log_history if "probe/kl" in entry]
         if probes:
             self.first, self.last = probes[0], probes[-1]
@@ -228,11 +249,15 @@ class ProbeCallback(TrainerCallback):
             self.first = self.probe.measure(model, 0)
             self.measured(self.first, model, state, control)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **kwargs
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.measured(self.probe.measure(model, state.global_step), model, state, control)
 
-    def measured(self, figures: dict, model, state, control) -> None:
+    def measured(
+        self, figures: dict, model: PreTrainedModel | PeftModel, state: TrainerState, control: TrainerControl
+    ) -> None:
         samples, due = figures["samples"], control.should_log
         Trainer.log(self.trainer, {name: value for name, value in figures.items() if name != "samples"})
         control.should_log = due  # else this would stand for the log of the step itself
@@ -247,13 +272,13 @@ class ProbeCallback(TrainerCallback):
             self.kept, self.last, control.should_save = trained_of(model), figures, True
 
 
-def trained_of(model) -> dict:
+def trained_of(model: PreTrainedModel | PeftModel) -> dict:
     """A copy of the adapter, or of all weights where there is none."""
     weights = get_peft_model_state_dict(model) if hasattr(model, "peft_config") else model.state_dict()
     return {name: value.detach().cpu().clone() for name, value in weights.items()}
 
 
-def put_back(model, weights: dict) -> None:
+def put_back(model: PreTrainedModel | PeftModel, weights: dict) -> None:
     """What trained_of has copied."""
     if hasattr(model, "peft_config"):
         set_peft_model_state_dict(model, weights)

@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.evaluation.scoring import measured
 from common.settings import UserError, resolve_model, show_path
+
+if TYPE_CHECKING:
+    from tasks.base import Task
 
 SPEC = re.compile(r"(?P<name>.+?)(?::(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)))?")
 
@@ -34,7 +38,7 @@ class Reward:
     steps: Callable | None = None  # the same -> list[list[(offset, value)]]: what of it is earned before the end
 
 
-def load_rewards(specs: tuple[str, ...], task, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
+def load_rewards(specs: tuple[str, ...], task: Task, dtype: str = "auto", max_length: int = 512) -> list[Reward]:
     """The rewards that `specs` name, models loaded. task: as tasks.base.load_task gives it.
 
     Raises UserError for an unknown name, a weight of 0, a name given twice, a model without its head.
@@ -103,7 +107,7 @@ def check_meta(rewards: list[Reward], file: Path, rows: list[dict]) -> None:
         raise
 
 
-def check_order(rewards: list[Reward], task) -> None:
+def check_order(rewards: list[Reward], task: Task) -> None:
     """The self-test before a run: each rule gives every good text of the job's REWARD_EXAMPLES that names it more than
     the bad one. Raises UserError where one does not.
 
@@ -160,7 +164,7 @@ def step_shares(
     return earned
 
 
-def _load(spec: str, task, dtype: str, max_length: int) -> Reward:
+def _load(spec: str, task: Task, dtype: str, max_length: int) -> Reward:
     match = SPEC.fullmatch(spec)
     weight = float(match["weight"]) if match and match["weight"] else 1.0
     if not match or weight == 0:
@@ -198,7 +202,9 @@ def _model_reward(path: str, dtype: str, max_length: int) -> Callable:
 
     model, tokenizer = load_classifier(path, dtype, num_labels=1)
 
-    def function(prompts, completions, meta, tools=None) -> list[float]:
+    def function(
+        prompts: list[list[dict]], completions: list[str], meta: list[dict], tools: list[list | None] | None = None
+    ) -> list[float]:
         asked = zip(prompts, completions, tools or [None] * len(prompts), strict=True)
         texts = [render_conversation(tokenizer, prompt, text, tools=known) for prompt, text, known in asked]
         return logits_of(model, tokenizer, texts, max_length)[:, 0].tolist()
@@ -212,7 +218,7 @@ def _style_reward(path: str, label: str, dtype: str, max_length: int) -> Callabl
     model, tokenizer = load_styles(path, dtype)
     index = label_index(model, label)
 
-    def function(prompts, completions, meta) -> list[float]:
+    def function(prompts: list[list[dict]], completions: list[str], meta: list[dict]) -> list[float]:
         texts = [classifier_text(p, text) for p, text in zip(prompts, completions, strict=True)]
         return logits_of(model, tokenizer, texts, max_length).softmax(-1)[:, index].tolist()
 

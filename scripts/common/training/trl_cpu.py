@@ -14,7 +14,7 @@ import json
 import random
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -29,11 +29,21 @@ from common.generation import write_on_cpu
 from common.models import chat_dataset
 from common.settings import UserError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from peft import PeftModel
+    from torch.utils.data import Sampler
+    from transformers import PreTrainedModel
+
 ACTIVATIONS = 1 << 29  # bytes that a pass on a CPU may keep for its backward pass
 
 
 def use_lean_head(
-    model, temperature: float = 1.0, entropy: bool = False, entropy_learns: bool = False, always: bool = False
+    model: PreTrainedModel,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    entropy_learns: bool = False,
+    always: bool = False,
 ) -> None:
     """Replace the tiled head that trl 1.16 puts on a model (trl.trainer.utils.add_fused_lm_head) by the project's own.
 
@@ -44,7 +54,14 @@ def use_lean_head(
     """
 
     @functools.wraps(type(model).forward)  # generate() reads the signature
-    def forward(self, *args, fused_lm_head=False, labels=None, num_items_in_batch=None, **kwargs):
+    def forward(
+        self: PreTrainedModel,
+        *args,
+        fused_lm_head: bool = False,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ):
         if not (fused_lm_head or (always and labels is not None)):
             return type(self).forward(self, *args, **({} if labels is None else {"labels": labels}), **kwargs)
         kwargs["use_cache"] = False
@@ -84,14 +101,14 @@ class LeanHead:
             learns = bool(getattr(self.args, "entropy_coef", 0.0))
             use_lean_head(model, getattr(self, "temperature", 1.0), self.needs_entropy, learns)
 
-    def log(self, logs, start_time=None) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.args.device.type == "cpu" and not self.needs_entropy:
             for metrics in self._metrics.values():
                 metrics.pop("entropy", None)  # not computed, see use_lean_head
         super().log(logs, start_time)
 
 
-def activation_bytes(model) -> int:
+def activation_bytes(model: PreTrainedModel | PeftModel) -> int:
     """About what one token leaves behind for the backward pass, with LoRA on every layer in bfloat16
     (docs/OPERATIONS.md); of Gemma 3 270M .7 MiB, measured."""
     config = model.config.get_text_config()
@@ -113,7 +130,12 @@ class InParts:
     rows of a micro-batch go through the model in parts, so that few activations are kept: the gradients add up to the
     same, and larger products are no faster there."""
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         step = super().training_step
         mask = inputs.get("attention_mask")
         is_one = self.args.device.type == "cpu" and self.accelerator.num_processes == 1
@@ -135,7 +157,7 @@ class LeanTrainer(InParts, Trainer):
 
 
 class LeanSFTTrainer(InParts, LeanHead, SFTTrainer):
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
         return _seeded(super()._get_train_sampler(train_dataset), self.args.seed)
 
 
@@ -147,12 +169,12 @@ class LeanDPOTrainer(LeanHead, DPOTrainer):
         if self.accelerator.num_processes > 1:
             self.accelerator.gather = functools.partial(gather_uneven, self.accelerator)
 
-    def _prepare_dataset(self, dataset, *args, **kwargs):
+    def _prepare_dataset(self, dataset: Dataset, *args, **kwargs):
         dataset = super()._prepare_dataset(dataset, *args, **kwargs)
         lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset]
         return dataset.add_column("length", lengths)
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None):
         # the data loader hands over a copy without the length column
         return _seeded(super()._get_train_sampler(self.train_dataset), self.args.seed)
 
@@ -171,7 +193,7 @@ class ReferenceFreeTrainer(LeanDPOTrainer):
         self.accelerator._models = [model for model in self.accelerator._models if model is not self.ref_model]
         self.ref_model = None  # trl loads one where all weights are trained
 
-    def _compute_loss(self, model, inputs, return_outputs=False):
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False):
         mask = inputs["completion_mask"]
         words = {name: value for name, value in inputs.items() if name != "completion_mask"}
         labels = inputs["input_ids"].masked_fill(mask == 0, -100)
@@ -210,7 +232,7 @@ class LeanKTOTrainer(LeanHead, KTOTrainer):
     """Rows keep trl's order: the KL is estimated from the answers of a batch set against each other's prompts."""
 
 
-def gather_uneven(accelerator, values) -> Any:
+def gather_uneven(accelerator: Accelerator, values: Any) -> Any:
     """accelerator.gather for a tensor of which every process has another number of rows: batch_rebalance gives each its
     own, and trl gathers a value per row for its log, where unlike shapes end the run or, worse, hang it. Anything but
     such a tensor goes as it is."""
@@ -222,13 +244,13 @@ def gather_uneven(accelerator, values) -> Any:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def _seeded(sampler, seed: int):
+def _seeded(sampler: Sampler, seed: int):
     sampler.seed = seed  # transformers leaves batch_rebalance at seed 42 whatever the settings say
     return sampler
 
 
 @contextlib.contextmanager
-def folded(model) -> Iterator[None]:
+def folded(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """A PeftModel with its adapter added to copies of the base's weights: a third fewer matrix products for each token
     written.
 
@@ -253,7 +275,7 @@ class EpochSampler(RepeatSampler):
     """trl's sampler, its order of an epoch decided by seed and epoch: trl's own begins a resumed run with the first
     epoch's order."""
 
-    def __init__(self, sampler: RepeatSampler, trainer):
+    def __init__(self, sampler: RepeatSampler, trainer: Trainer):
         vars(self).update(vars(sampler))
         self.trainer = trainer
 
@@ -306,7 +328,7 @@ class Rollout:
         with folded(model) if self.args.device.type == "cpu" else contextlib.nullcontext():
             return super()._generate_single_turn(*args, **kwargs)
 
-    def _get_train_sampler(self, dataset=None):
+    def _get_train_sampler(self, dataset: Dataset | None = None):
         return EpochSampler(super()._get_train_sampler(dataset), self)
 
 
@@ -317,7 +339,13 @@ class LeanGRPOTrainer(LeanHead, Rollout, GRPOTrainer):
     needs_entropy = True
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs,
     ):
         """Chunks of rows of one length, each without the columns in which all its rows are padding; in trl every row is
         as wide as the longest prompt and the longest completion of the whole generation batch."""
@@ -365,7 +393,7 @@ class LeanDistillationTrainer(Rollout, DistillationTrainer):
         use_trained_rows(self.model)
         self.own_share, self.given = own_share, []
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: list[dict]):
         self.given = [row["answer_ids"] for row in inputs]
         return super()._generate_and_score_completions(inputs)
 
@@ -375,7 +403,12 @@ class LeanDistillationTrainer(Rollout, DistillationTrainer):
         torch.manual_seed(seed)  # trl shuffles the answers of a step
         return super()._generate_single_turn(*args, **kwargs) if is_own else self.given
 
-    def _compute_loss(self, student, inputs, num_items_in_batch):
+    def _compute_loss(
+        self,
+        student: PreTrainedModel | PeftModel,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None,
+    ):
         """trl's loss on the positions of the answers alone, with heads of any kind; its own fused one on a GPU."""
         head = student.get_output_embeddings()
         if self.args.device.type != "cpu" and type(head) is torch.nn.Linear:

@@ -11,6 +11,7 @@ answers has been trained on turns, however its rows look.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,12 +21,16 @@ from common.likelihood import nll_of_ids
 from common.models import render
 from common.settings import UserError
 
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ALIKE = 0.95  # cosine to another row from which on a row looks untrained: words reach .85, unused tokens .96 to 1
 ENDS = 0.01  # chance of the turn's end behind an answer, from which on a model has learned it (docs/LOG.md)
 EXCHANGES = (("中国的首都是哪里？", "北京。"), ("说一句话。", "今天天气真好。"), ("What is 1 + 1?", "It is 2."))
 
 
-def turn_tokens(tokenizer) -> list[str]:
+def turn_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The special tokens that the chat template writes around turns, without the one that begins every text."""
     if not tokenizer.chat_template:
         return []
@@ -38,7 +43,9 @@ def turn_tokens(tokenizer) -> list[str]:
 
 
 @torch.no_grad()
-def look_untrained(model, tokenizer, tokens: list[str]) -> list[str]:
+def look_untrained(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]
+) -> list[str]:
     """Those of `tokens` whose row of the base's embeddings is, but for its length, nearly that of another token."""
     if not tokens:
         return []
@@ -55,7 +62,7 @@ def look_untrained(model, tokenizer, tokens: list[str]) -> list[str]:
     return [token for token, value in zip(tokens, nearest.tolist(), strict=True) if value > ALIKE]
 
 
-def ends_answers(model, tokenizer) -> bool:
+def ends_answers(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Does the model end one of some short answers by itself, with a chance of ENDS or more?"""
     prompts, ends = [], []
     for question, answer in EXCHANGES:
@@ -65,19 +72,21 @@ def ends_answers(model, tokenizer) -> bool:
     return math.exp(-min(nll_of_ids(model, prompts, ends))) > ENDS
 
 
-def untrained_turns(model, tokenizer, tokens: list[str]) -> list[str]:
+def untrained_turns(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]
+) -> list[str]:
     """Those of `tokens` that look untrained, of a model that does not end its answers."""
     found = look_untrained(model, tokenizer, tokens)
     return [] if found and ends_answers(model, tokenizer) else found
 
 
-def _embeddings(model):
+def _embeddings(model: PreTrainedModel | PeftModel):
     layer = model.get_input_embeddings()
     layer = getattr(layer, "token_adapter", layer)
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
-def check_tokens(words: tuple[str, ...], tokenizer) -> None:
+def check_tokens(words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises UserError for a word of --train-tokens that is no token."""
     if len(words) > 1 and {"auto", "none"} & set(words):
         raise UserError(f"--train-tokens {' '.join(words)}: auto and none stand alone; fix: leave the others out")
@@ -88,7 +97,9 @@ def check_tokens(words: tuple[str, ...], tokenizer) -> None:
             raise UserError(f"--train-tokens {word}: no token of this model; fix: auto, none, or such as {seen}")
 
 
-def train_token_rows(lora, model, tokenizer, words: tuple[str, ...]) -> None:
+def train_token_rows(
+    lora: LoraConfig | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...]
+) -> None:
     """Write into `lora` which rows it trains: none, those of `words`, or for auto those of turn tokens that look
     untrained, unless the model ends its answers."""
     if lora is None or words in (("none",), ()):
@@ -103,7 +114,7 @@ def train_token_rows(lora, model, tokenizer, words: tuple[str, ...]) -> None:
         lora.trainable_token_indices = sorted(tokenizer.convert_tokens_to_ids(tokens))
 
 
-def why_no_stop(model, tokenizer) -> str:
+def why_no_stop(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A notice for a model whose answers do not end: which turn tokens look untrained and are not trained; empty where
     there are none."""
     trained = {number for layer in row_layers(model) for rows in layer.token_indices.values() for number in rows}
