@@ -91,7 +91,7 @@ class Task:
     FILES: tuple[Path, ...] = ()
     """files besides the module that the metrics depend on: when one changes, earlier scores are stale"""
 
-    def fill_in(self, settings) -> Any:
+    def fill_in(self, settings: Any) -> Any:
         """Settings with the job's own rewards where no flag names any: what the run record then shows."""
         chosen = {"rewards": self.DEFAULT_REWARDS, "watch": self.WATCHED_REWARDS}
         return replace(settings, **{k: v for k, v in chosen.items() if getattr(settings, k, None) == ()})
@@ -171,7 +171,7 @@ def _import_fault(file: Path, error: Exception) -> str:
     return f"{place}: {type(error).__name__}: {error}; fix: {fix}"
 
 
-def _fault(export: str, value, kind) -> str | None:
+def _fault(export: str, value: Any, kind: Any) -> str | None:
     """What is wrong with the value of an export, or None. `kind` is the type of its field in Task."""
     is_a = f"{export} is a {type(value).__name__}"
     if get_origin(kind) is tuple:

@@ -60,7 +60,7 @@ def per_text(function: Callable) -> Callable:
     """f(text, meta) of one text as a measure."""
 
     @wraps(function)
-    def measure(prompts, completions, meta, **_) -> list[float | None]:
+    def measure(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float | None]:
         return [function(text, m) for text, m in zip(completions, meta, strict=True)]
 
     return measure
@@ -74,7 +74,7 @@ def named(*functions: Callable) -> dict[str, Callable]:
 def mean_of(*parts: Callable, all_known: bool = False) -> Callable:
     """The mean of the parts that apply, None where none does. all_known: None where any does not."""
 
-    def measure(prompts, completions, meta, **known) -> list[float | None]:
+    def measure(prompts: list[str], completions: list[str], meta: list[dict], **known) -> list[float | None]:
         values = []
         for row in zip(*(part(prompts, completions, meta, **known) for part in parts), strict=True):
             there = [value for value in row if value is not None]
@@ -87,7 +87,7 @@ def mean_of(*parts: Callable, all_known: bool = False) -> Callable:
 def passes(part: Callable) -> Callable:
     """1 where the part is met in full, else 0."""
 
-    def measure(prompts, completions, meta, **known) -> list[float | None]:
+    def measure(prompts: list[str], completions: list[str], meta: list[dict], **known) -> list[float | None]:
         values = part(prompts, completions, meta, **known)
         return [None if value is None else float(value == 1) for value in values]
 
@@ -98,7 +98,7 @@ def zero_for_none(metric: Callable) -> Callable:
     """A metric as a reward: 0 where there is too little text to judge. With None an empty answer would be left out."""
 
     @wraps(metric)
-    def reward(prompts, completions, meta, **known) -> list[float]:
+    def reward(prompts: list[str], completions: list[str], meta: list[dict], **known) -> list[float]:
         return [0.0 if value is None else value for value in metric(prompts, completions, meta, **known)]
 
     return reward
@@ -112,7 +112,7 @@ def near_copy(library: Callable[[], Iterable[str]], size: int, key: Callable[[st
     def known() -> frozenset[str]:
         return frozenset(run for text in library() for run in runs(key(text), size))
 
-    def measure(prompts, completions, meta, **_) -> list[float]:
+    def measure(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float]:
         return [float(not known().isdisjoint(runs(key(text), size))) for text in completions]
 
     return measure

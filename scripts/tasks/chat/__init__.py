@@ -9,6 +9,7 @@ reward model (stage 30) or a judge (stage 71).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from tasks.base import RewardExample
 from tasks.text_metrics import distinct, distinct_share, han_only, mean_of, no_space, passes, per_text, zero_for_none
@@ -71,7 +72,7 @@ def include(text: str, meta: dict) -> float | None:
     return sum(part in text for part in wanted) / len(wanted) if wanted else None
 
 
-def _near(key: str, count):
+def _near(key: str, count: Callable[[str], int]):
     """1 where the text has the number that meta[key] asks for, less by the share it is off, at least 0."""
 
     def nearness(text: str, meta: dict) -> float | None:

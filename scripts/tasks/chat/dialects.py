@@ -6,6 +6,7 @@ A dialect is found by the columns of a row. MAPPINGS says for every format what 
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from common.preflight.finding import Refused
 
@@ -236,7 +237,7 @@ def _transcripts(row: dict, given: set[str]) -> tuple[str, dict] | None:
     return "transcript", _renamed(row, names) | {"prompt": turns[:-1]}
 
 
-def _transcript(text) -> list[dict] | None:
+def _transcript(text: Any) -> list[dict] | None:
     """The turns of "Human: ... Assistant: ...", each on lines of its own (HH-RLHF, BELLE); None for any other text."""
     if not isinstance(text, str) or not (start := re.match(r"(\n*)Human:", text)):
         return None
@@ -247,11 +248,11 @@ def _transcript(text) -> list[dict] | None:
     return turns if "assistant" in roles else None
 
 
-def _is_spoken(texts) -> bool:
+def _is_spoken(texts: Any) -> bool:
     return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) for text in texts)
 
 
-def _by_turns(texts, key: str) -> list[dict]:
+def _by_turns(texts: Any, key: str) -> list[dict]:
     if not _is_spoken(texts):
         raise Refused(f"{key} is not a list of texts", 'write ["question", "answer", ...], or messages')
     if all(text.startswith(("问：", "答：")[number % 2]) for number, text in enumerate(texts)):
@@ -358,7 +359,7 @@ def text_of_parts(parts: list, place: str) -> str | None:
     return "".join(texts)
 
 
-def _text(value, place: str) -> str:
+def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise Refused(f"{place} is {json.dumps(value, default=str)[:30]}, not a text", "write a text")
     return value

@@ -8,6 +8,7 @@ are 0, and bad where the others are 5.
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from common.preflight.finding import Refused
 
@@ -27,7 +28,7 @@ NEITHER = {"neutral", "none", "null", "nan", "unrated", "中立", "中评", "一
 MOST_STARS, GOOD_FROM, BAD_UP_TO = 5, 4, 2
 
 
-def word_of(value) -> str:
+def word_of(value: Any) -> str:
     """A value as it is looked up: True -> "true", 1.0 -> "1", "Thumbs Up" -> "thumbs_up", ★★★☆☆ and 3/5 -> "3"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.jsonl import (
     BOM,
@@ -395,11 +396,11 @@ def _alpaca(given: dict) -> list[dict]:
     return _begin(given, chat.messages(given | {"history": []})[len(system) :])
 
 
-def _is_set(turn, key: str) -> bool:
+def _is_set(turn: Any, key: str) -> bool:
     return isinstance(turn, dict) and turn.get(key) is not None
 
 
-def _answer(value, key: str) -> list[dict]:
+def _answer(value: Any, key: str) -> list[dict]:
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
         raise Refused(f"{key} is a list of texts", "write a pair as chosen and rejected, else a row for each answer")
     return [{"role": "assistant", "content": value}] if isinstance(value, str) else turns_of(value, key)

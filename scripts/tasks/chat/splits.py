@@ -8,6 +8,7 @@ out stays in train, and a split that would be empty gets the group that was draw
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 from common.comparing import comparable, split_key
 from common.conversations import turn_text
@@ -46,7 +47,7 @@ def wanted_answers(row: dict) -> set[str]:
     return _long(turn for turn in wanted if turn["role"] == "assistant")
 
 
-def _long(turns) -> set[str]:
+def _long(turns: Iterable[dict]) -> set[str]:
     return {text for turn in turns if len(text := comparable(turn["content"])) >= CHANCE_LENGTH}
 
 
@@ -56,7 +57,7 @@ def groups_of(rows: list[dict], by: str) -> list[list[dict]]:
     wanted = set().union(*map(wanted_answers, rows)) if by == "answer" else set()
     parent: dict = {}
 
-    def root(key):
+    def root(key: tuple):
         while parent.setdefault(key, key) != key:
             parent[key] = parent[parent[key]]
             key = parent[key]
@@ -133,7 +134,9 @@ def split_groups(
     return splits, {kind: +counts for kind, counts in dropped.items()}
 
 
-def _fill(groups: list, drawn: list[str], shares: dict[str, float], limit: float, is_of_kind) -> None:
+def _fill(
+    groups: list, drawn: list[str], shares: dict[str, float], limit: float, is_of_kind: Callable[[dict], bool]
+) -> None:
     """Give each split that holds no row of a kind the group drawn nearest to it: train first, then small ones, and
     never the last of train."""
     of_kind = [i for i, (_, group) in enumerate(groups) if any(map(is_of_kind, group))]

@@ -7,6 +7,7 @@ Which turns are trained: weight and its other names; a word of the kind that is 
 
 import json
 import re
+from typing import Any
 
 from common.conversations import CLOSES, OPENS
 from common.jsonl import DECODER
@@ -38,7 +39,7 @@ CALL = 'write {"name": "...", "arguments": {...}}'
 CALL_KEYS = ("id", "index", "type", "function", "name", "arguments", "parameters")
 
 
-def turns_of(value, key: str) -> list[dict]:
+def turns_of(value: Any, key: str) -> list[dict]:
     """A string as one user turn; a list of {"role", "content"} or {"from", "value"} as messages. Raises Refused."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
@@ -180,7 +181,7 @@ def refuse_weightless(row: dict) -> None:
         raise Refused(f"mask is {row['mask']}: is that row trained or not?", "--rename mask=other leaves it unread")
 
 
-def _calls(value, place: str) -> list[dict]:
+def _calls(value: Any, place: str) -> list[dict]:
     """Calls of tools: an object or a list, or either as JSON; the arguments too may be JSON. Raises Refused."""
     value, calls = _json(value, place, CALL), []
     for call in value if isinstance(value, list) else [value]:
@@ -198,7 +199,7 @@ def _calls(value, place: str) -> list[dict]:
     return calls
 
 
-def _json(value, place: str, fix: str):
+def _json(value: Any, place: str, fix: str):
     if not isinstance(value, str):
         return value
     try:

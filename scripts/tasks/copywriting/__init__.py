@@ -397,7 +397,7 @@ near_copy = text_metrics.near_copy(_golden_copies, SHARED_RUN, no_space)
 PARTS = (allowed, encouraged, structure, facts, calm, length, persona, no_repeat)
 
 
-def overall(prompts, completions, meta, **_) -> list[float | None]:
+def overall(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float | None]:
     """Mean of the parts that apply: words, structure, facts, calm, length, persona, no repetition; 0 without a
     sentence."""
     values = mean_of(*PARTS)(prompts, completions, meta)

@@ -139,7 +139,7 @@ def false(row: dict, golden: list[dict], rng: random.Random) -> tuple[str, str] 
     return (text.replace(NAME, name), "; ".join(done)) if done else None
 
 
-def _concentration(text: str, product: dict, rng) -> tuple[str, str] | None:
+def _concentration(text: str, product: dict, rng: random.Random) -> tuple[str, str] | None:
     found = [
         match
         for item in product["ingredients"]
@@ -157,7 +157,7 @@ def _concentration(text: str, product: dict, rng) -> tuple[str, str] | None:
     return text[: match.start()] + new + text[match.end() :], f"{match.group()}% -> {new}%"
 
 
-def _ingredient(text: str, product: dict, rng) -> tuple[str, str] | None:
+def _ingredient(text: str, product: dict, rng: random.Random) -> tuple[str, str] | None:
     own = {item["name"] for item in product["ingredients"]}
     # with its concentration, so that the sheet contradicts it
     there = [i for i in product["ingredients"] if re.search(rf"{re.escape(i['name'])}\s*[\d.]+\s*%", text)]
@@ -170,7 +170,7 @@ def _ingredient(text: str, product: dict, rng) -> tuple[str, str] | None:
     return text.replace(old, new), f"{old} -> {new}"
 
 
-def _claim(text: str, product: dict, rng) -> tuple[str, str] | None:
+def _claim(text: str, product: dict, rng: random.Random) -> tuple[str, str] | None:
     there = [effect for effect in product["effects"] if effect in text]
     # a medical claim is recognised by its words alone: too easy to tell from the golden text
     claims = [claim for claim in product["must_not_claim"] if not any(w in claim for w in task.MEDICAL + task.ABSOLUTE)]
@@ -180,7 +180,7 @@ def _claim(text: str, product: dict, rng) -> tuple[str, str] | None:
     return text.replace(old, new, 1), f"{old} -> {new}"
 
 
-def _contents(text: str, product: dict, rng) -> tuple[str, str] | None:
+def _contents(text: str, product: dict, rng: random.Random) -> tuple[str, str] | None:
     found = list(re.finditer("不含(?=[香色乙皂硅矿])", text))
     if not found:
         return None
@@ -188,7 +188,7 @@ def _contents(text: str, product: dict, rng) -> tuple[str, str] | None:
     return text[: match.start()] + "富含" + text[match.end() :], "不含 -> 富含"
 
 
-def _size(text: str, product: dict, rng) -> tuple[str, str] | None:
+def _size(text: str, product: dict, rng: random.Random) -> tuple[str, str] | None:
     price = f"{product['price_yuan']} 元"
     if price in text:
         new = f"{product['price_yuan'] + rng.choice((-40, -20, 30, 60))} 元"

@@ -247,7 +247,7 @@ prosodic = mean_of(rhyme, meter, all_known=True)  # 韵律一致性: rhyme and m
 style = mean_of(form, fluency, no_repeat, all_known=True)
 
 
-def overall(prompts, completions, meta, **_) -> list[float | None]:
+def overall(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float | None]:
     """整体质量: the mean of 韵律一致性, 风格符合度 and, where a theme is asked, 主题相关性; 0 for a near-copy."""
     columns = (measure(prompts, completions, meta) for measure in (mean_of(prosodic, style, theme), near_copy))
     return [0.0 if copied else value for value, copied in zip(*columns, strict=True)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 from tasks import poems as task
 from tasks.poems import prosody
+from tasks.poems.corpus import Poem
 
 
 def is_strict(text: str) -> bool:
@@ -12,7 +15,7 @@ def is_strict(text: str) -> bool:
     return not verdict.oblique and all(part.status == "pass" for part in (verdict.form, verdict.rhyme, verdict.meter))
 
 
-def request_for(poem, title: str, rng) -> str:
+def request_for(poem: Poem, title: str, rng: random.Random) -> str:
     """What a user might ask for to get this poem: the instruction of the SFT rows, in some with the title or the rhyme
     group."""
     if title and rng.random() < 0.2:

@@ -209,7 +209,7 @@ def _tfidf():
     return tfidf_classifier([answer_of(row["input"]) for row in rows], [row["label"] for row in rows])
 
 
-def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
+def tfidf_style(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float | None]:
     """Probability of the wanted style under TF-IDF + logistic regression on the training answers; None where no style
     is wanted."""
     if not completions:
@@ -221,7 +221,7 @@ def tfidf_style(prompts, completions, meta, **_) -> list[float | None]:
     return [None if index is None else float(row[index]) for row, index in zip(chances, known, strict=True)]
 
 
-def overall(prompts, completions, meta, **_) -> list[float]:
+def overall(prompts: list[str], completions: list[str], meta: list[dict], **_) -> list[float]:
     """整体质量, as far as rules see it: mean of length, ends_whole and no_repeat; 0 for a near-copy. Style is not in
     it."""
     parts = (mean_of(length, ends_whole, zero_for_none(no_repeat)), near_copy)

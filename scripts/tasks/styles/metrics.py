@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 def evaluate(
     labels: Sequence[str],
     truth: Sequence[str],
-    probabilities,
+    probabilities: np.ndarray | list[list[float]],
     questions: Sequence[str],
     samples: int = 2000,
     seed: int = 0,
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def compare_with_baselines(
-    labels: list[dict], train: list[dict], val: list[dict], probabilities, seed: int = 0
+    labels: list[dict], train: list[dict], val: list[dict], probabilities: list[list[float]], seed: int = 0
 ) -> dict:
     """The classifier's figures on `val`, and those of the majority class and TF-IDF on the same rows, as JSON holds
     them.
@@ -121,7 +121,7 @@ def report_table(report: dict) -> str:
     )
 
 
-def plot_report(report: dict, probabilities, labels: list[dict], folder: Path) -> None:
+def plot_report(report: dict, probabilities: list[list[float]], labels: list[dict], folder: Path) -> None:
     """confusion.png and reliability.png of the classifier; labels by their English names."""
     ours = report["systems"]["classifier"]
     plot_confusion(ours["confusion"], [label["label_english"] for label in labels], folder / "confusion.png")
@@ -129,7 +129,7 @@ def plot_report(report: dict, probabilities, labels: list[dict], folder: Path) -
     plot_reliability(confidences, ours["correct"], 1 / len(labels), folder / "reliability.png")
 
 
-def f1_of(matrix) -> np.ndarray:
+def f1_of(matrix: np.ndarray) -> np.ndarray:
     """F1 per class of confusion matrices [..., true, predicted]; 0 for a class that is never right."""
     import numpy as np
 
@@ -137,7 +137,9 @@ def f1_of(matrix) -> np.ndarray:
     return 2 * hits / np.maximum(matrix.sum(-1) + matrix.sum(-2), 1)
 
 
-def f1_interval(true, said, questions: Sequence[str], count: int, samples: int, seed: int) -> Estimate:
+def f1_interval(
+    true: np.ndarray, said: np.ndarray, questions: Sequence[str], count: int, samples: int, seed: int
+) -> Estimate:
     """Macro-F1 with its percentile interval: questions are drawn with replacement, and F1 is taken of each draw's
     matrix."""
     import numpy as np
@@ -146,7 +148,7 @@ def f1_interval(true, said, questions: Sequence[str], count: int, samples: int, 
     matrices = np.zeros((len(names), count, count))  # one confusion matrix per question
     np.add.at(matrices, ([names[question] for question in questions], true, said), 1)
 
-    def macro(matrix):  # [..., count, count] -> [...]
+    def macro(matrix: np.ndarray):  # [..., count, count] -> [...]
         known = matrix.sum(-1) + matrix.sum(-2) > 0
         return f1_of(matrix).sum(-1) / known.sum(-1)
 
@@ -169,7 +171,7 @@ def question_pairs(truth: Sequence[str], questions: Sequence[str]) -> list[Pair]
     return [Pair(a, b) for group in rows.values() for a, b in combinations(group, 2) if truth[a] != truth[b]]
 
 
-def pairs_told_apart(pairs: list[Pair], true, probabilities) -> list[float]:
+def pairs_told_apart(pairs: list[Pair], true: np.ndarray, probabilities: np.ndarray | list[list[float]]) -> list[float]:
     """1 where the two labels fit the two answers better as they are than exchanged, 0.5 for a tie (chance: 0.5)."""
     import numpy as np
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from common.training.classifiers import logits_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def count_cut(tokenizer, texts: list[str], max_length: int) -> int:
+
+def count_cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> int:
     """How many texts have more tokens than max_length, and so lose their beginning."""
     return sum(len(ids) > max_length for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def predict_styles(
-    model, tokenizer, texts: list[str], max_length: int = 512, token_budget: int = 8192, finite: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    max_length: int = 512,
+    token_budget: int = 8192,
+    finite: bool = True,
 ) -> list[dict]:
     """{"predicted_label", "confidence", "probabilities": {label: probability}} of each text, labels in the order of
     their ids."""

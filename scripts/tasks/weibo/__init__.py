@@ -76,7 +76,9 @@ def length(text: str, meta: dict) -> float:
     return ratio_to_range(weibo_text.characters(text.strip()), *human_range())
 
 
-def no_copy(prompts, completions, meta, conversations=None, **_) -> list[float]:
+def no_copy(
+    prompts: list[str], completions: list[str], meta: list[dict], conversations: list[list[dict]] | None = None, **_
+) -> list[float]:
     """1 minus the share of characters in runs of 8 or more that the post, the thread or the instruction has too."""
     sources = ["\n".join(turn["content"] for turn in turns) for turns in conversations] if conversations else prompts
     return [
@@ -128,7 +130,7 @@ def words(text: str) -> str:
     return STRETCH.sub(r"\1\1\1", weibo_text.key(weibo_text.BRACKET_EMOJI.sub("", text)))
 
 
-def overall(prompts, completions, meta, **known) -> list[float]:
+def overall(prompts: list[str], completions: list[str], meta: list[dict], **known) -> list[float]:
     """The mean of length, no_copy and no_repeat; 0 where no_personal, no_assistant or clean fails."""
     parts = (mean_of(length, no_copy, no_repeat), *GATES)
     columns = (part(prompts, completions, meta, **known) for part in parts)

@@ -14,10 +14,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.jsonl import DataError, unreadable
 from common.settings import UserError
 from tasks.weibo.cleaning import HALF_CHARACTER
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 BLOCK = 1 << 22  # bytes read at once
 MAX_RECORD = 1 << 24  # bytes of the largest record read; DuckDB's own limit, too
@@ -87,7 +91,9 @@ def find_arrays(patterns: tuple[Path, ...], flag: str) -> list[Path]:
     return list(files)
 
 
-def load_arrays(con, table: str, files: list[Path], fields: dict, scratch: Path, allow_truncated: bool) -> Counter:
+def load_arrays(
+    con: DuckDBPyConnection, table: str, files: list[Path], fields: dict, scratch: Path, allow_truncated: bool
+) -> Counter:
     """Write table `table`: n, kind (JSON type), nan (a bare NaN stands in the record) and one column a field.
 
     Returns what had to be fixed, by reason. Raises UserError with file and line where a file is broken or cut off.
@@ -112,7 +118,7 @@ def _ends_as_array(file: Path) -> bool:
         return stream.read().rstrip().endswith(b"]")
 
 
-def _load(con, table: str, file: Path, fields: dict, layout: str, before: int) -> bool:
+def _load(con: DuckDBPyConnection, table: str, file: Path, fields: dict, layout: str, before: int) -> bool:
     """Append the records of one file; False where DuckDB cannot read it (nothing of it is kept then)."""
     import duckdb
 

@@ -9,16 +9,18 @@ Nothing depends on the order of the records, nor on their ids where anything els
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.weibo import cleaning as weibo_text
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow
 
 MAX_RAW = 10_000  # characters of a raw text; a longer one is no comment, whatever it is
 NEAR = 0.8  # Jaccard similarity of character 3-grams from which two texts are near-copies
@@ -103,14 +105,22 @@ def digest_comments(columns: dict) -> dict:
     return {"n": columns["n"], **_as_columns(rows, COMMENT_COLUMNS)}
 
 
-def _work(function, schema, batch):
+def _work(function: Callable[[dict], dict], schema: pyarrow.Schema, batch: pyarrow.RecordBatch):
     """One batch in a worker: Arrow in, Arrow out, which costs the main process next to nothing."""
     import pyarrow
 
     return pyarrow.record_batch(function(batch.to_pydict()), schema=schema)
 
 
-def _digest(con, query: str, function, table: str, columns: str, workers: int, label: str) -> None:
+def _digest(
+    con: duckdb.DuckDBPyConnection,
+    query: str,
+    function: Callable[[dict], dict],
+    table: str,
+    columns: str,
+    workers: int,
+    label: str,
+) -> None:
     """Run `function` over the rows of `query`, batch by batch, into a new table; more than one batch goes to worker
     processes."""
     import pyarrow
@@ -155,7 +165,7 @@ def _digest(con, query: str, function, table: str, columns: str, workers: int, l
 # --- posts
 
 
-def make_posts(con, rules: Rules, workers: int) -> None:
+def make_posts(con: duckdb.DuckDBPyConnection, rules: Rules, workers: int) -> None:
     """Table post: one row a record of raw_post, with cleaned text, key, split and the reason it is dropped for, if
     any."""
     con.execute("CREATE TABLE post_key AS SELECT n, k AS key FROM (SELECT DISTINCT n, unnest(keys) AS k FROM raw_post)")
@@ -217,7 +227,7 @@ def _when(column: str) -> str:
 # --- comments
 
 
-def make_comments(con, rules: Rules, workers: int) -> None:
+def make_comments(con: duckdb.DuckDBPyConnection, rules: Rules, workers: int) -> None:
     """Table comment: one row a record of raw_comment, with its post, thread, account, and the reason it is dropped for,
     if any.
 
@@ -321,7 +331,7 @@ def make_comments(con, rules: Rules, workers: int) -> None:
             FROM user_cap WHERE over) late WHERE comment.n = late.n""")
 
 
-def _make_accounts(con, rules: Rules) -> None:
+def _make_accounts(con: duckdb.DuckDBPyConnection, rules: Rules) -> None:
     """Table account: one class a user who comments. The users file wins over what a comment says about its writer."""
     con.execute("""CREATE TABLE listed AS SELECT key, max(lower(verified)) AS verified,
         max(verified_type) AS verified_type,
@@ -356,7 +366,7 @@ KEPT = (
 )
 
 
-def make_pairs(con, rules: Rules, recipe: str) -> dict[str, dict]:
+def make_pairs(con: duckdb.DuckDBPyConnection, rules: Rules, recipe: str) -> dict[str, dict]:
     """Table pair, and for each source what it was made from, what was left out and why."""
     print("pairs", flush=True)
     con.execute(f"CREATE VIEW kept AS {KEPT}")
@@ -380,7 +390,7 @@ def make_pairs(con, rules: Rules, recipe: str) -> dict[str, dict]:
     }
 
 
-def make_verdicts(con, rules: Rules) -> dict[str, int]:
+def make_verdicts(con: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, int]:
     """Table verdict: human comments whose log(1 + likes) lies half of min_margin or more above the median of their
     thread (good) or below it (bad), so that both sides of a pair are among them where the thread has no third comment;
     of each thread at most pairs_per_thread of a kind."""
@@ -393,11 +403,11 @@ def make_verdicts(con, rules: Rules) -> dict[str, int]:
     return {word: _count(con, f"FROM verdict WHERE {test}") for word, test in (("good", "label"), ("bad", "NOT label"))}
 
 
-def _count(con, query: str) -> int:
+def _count(con: duckdb.DuckDBPyConnection, query: str) -> int:
     return con.execute(f"SELECT count(*) FROM ({query})").fetchone()[0]
 
 
-def _like_pairs(con, rules: Rules) -> dict:
+def _like_pairs(con: duckdb.DuckDBPyConnection, rules: Rules) -> dict:
     """Two human comments under one prompt, log(1 + likes) apart by min_margin or more; each comment stands in one pair
     at most."""
     con.execute("""CREATE TABLE ranked AS SELECT n, row_number() OVER (thread ORDER BY likes DESC, id) AS high,
@@ -425,7 +435,7 @@ def _like_pairs(con, rules: Rules) -> dict:
     }
 
 
-def _bot_pairs(con, rules: Rules) -> dict:
+def _bot_pairs(con: duckdb.DuckDBPyConnection, rules: Rules) -> dict:
     """The best liked human comment against the bot's reply to the same post, where people took the bot's reply badly or
     liked it less."""
     # what the bot said under a post, from its comments and from the chains of posts that forward them, and how people
@@ -470,7 +480,7 @@ def _bot_pairs(con, rules: Rules) -> dict:
     }
 
 
-def _relevance_pairs(con) -> dict:
+def _relevance_pairs(con: duckdb.DuckDBPyConnection) -> dict:
     """A comment that takes up words of its post against one of another post, of about its length, that takes up none;
     one a post."""
     con.execute("""CREATE TABLE on_topic AS SELECT *, row_number() OVER (PARTITION BY post ORDER BY id) AS turn
@@ -496,7 +506,7 @@ def _relevance_pairs(con) -> dict:
     }
 
 
-def _classic_pairs(con) -> dict[str, dict]:
+def _classic_pairs(con: duckdb.DuckDBPyConnection) -> dict[str, dict]:
     """The older published recipe: score = ln(likes + 1), -1 under 5 characters, +0.5 for 10 to 60, +0.2 for an emoji;
     chosen has 2 likes or more; rejected is the lowest of the same post by more than 0.5, else a comment of another
     post."""
@@ -529,7 +539,7 @@ def _classic_pairs(con) -> dict[str, dict]:
 # --- the connection, and the counts
 
 
-def connect(path, memory_gib: float, workers: int) -> duckdb.DuckDBPyConnection:
+def connect(path: Path, memory_gib: float, workers: int) -> duckdb.DuckDBPyConnection:
     """A DuckDB database that keeps to its memory; what does not fit goes to files under `path`."""
     import duckdb
 
@@ -551,7 +561,7 @@ def similarity(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def counts(con, fixed: dict[str, dict]) -> dict:
+def counts(con: duckdb.DuckDBPyConnection, fixed: dict[str, dict]) -> dict:
     """What was read, kept and dropped, by reason, for posts, comments and accounts; read = kept + set aside +
     dropped."""
 

@@ -3,14 +3,20 @@
 settings: those of stage 11.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from tasks.base import answer, text_id
 from tasks.weibo import messages
 from tasks.weibo.cleaning import cut
 
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
-def prompt_row(settings, row: dict) -> tuple[list[dict], str]:
+
+def prompt_row(settings: Any, row: dict) -> tuple[list[dict], str]:
     """The chat messages of a post and its thread, and the post's own id."""
     meta = {
         "post": cut(row["post_text"], settings.max_post),
@@ -22,13 +28,13 @@ def prompt_row(settings, row: dict) -> tuple[list[dict], str]:
     return messages(meta), text_id(row["post_text"])
 
 
-def select(con, query: str) -> Iterator[dict]:
+def select(con: DuckDBPyConnection, query: str) -> Iterator[dict]:
     """The rows of a query, as a stream."""
     for batch in con.cursor().sql(query).to_arrow_reader(10_000):
         yield from batch.to_pylist()
 
 
-def sft_rows(con, settings, split: str) -> Iterator[dict]:
+def sft_rows(con: DuckDBPyConnection, settings: Any, split: str) -> Iterator[dict]:
     columns = "id, text, is_reply, likes, post_text, root, root_is_bot, parent, parent_is_bot"
     for row in select(con, f"SELECT {columns} FROM kept WHERE split = '{split}' ORDER BY id, n"):
         prompt, post = prompt_row(settings, row)
@@ -37,7 +43,7 @@ def sft_rows(con, settings, split: str) -> Iterator[dict]:
         yield {"prompt": prompt, "completion": answer(row["text"]), "meta": meta}
 
 
-def pref_rows(con, settings, split: str) -> Iterator[dict]:
+def pref_rows(con: DuckDBPyConnection, settings: Any, split: str) -> Iterator[dict]:
     order = "sha256(chosen || chr(10) || rejected), source, post_text"
     for row in select(con, f"SELECT * FROM pair WHERE split = '{split}' ORDER BY {order}"):
         prompt, post = prompt_row(settings, row)
@@ -51,7 +57,7 @@ def pref_rows(con, settings, split: str) -> Iterator[dict]:
         yield {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"]), "meta": meta}
 
 
-def kto_rows(con, settings, split: str) -> Iterator[dict]:
+def kto_rows(con: DuckDBPyConnection, settings: Any, split: str) -> Iterator[dict]:
     """Comments far above the median of their thread's likes are good, those far below bad."""
     text, labels = "", {}
     query = f"SELECT * FROM verdict WHERE split = '{split}' ORDER BY sha256(text), post_text, parent, id"
@@ -66,7 +72,7 @@ def kto_rows(con, settings, split: str) -> Iterator[dict]:
         yield {"prompt": prompt, "completion": answer(row["text"]), "label": row["label"], "meta": meta}
 
 
-def prompt_rows(con, settings, split: str) -> Iterator[dict]:
+def prompt_rows(con: DuckDBPyConnection, settings: Any, split: str) -> Iterator[dict]:
     """One prompt a post; the reference is its best liked human comment, where it has one: never a target here."""
     limit = f"LIMIT {settings.max_prompts}" if settings.max_prompts else ""
     query = f"""SELECT min(p.text) AS post_text, '' AS root, false AS root_is_bot, '' AS parent, false AS parent_is_bot,
