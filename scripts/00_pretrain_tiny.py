@@ -23,9 +23,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.settings import UserError, read_settings, resolve_model, show_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from common.runs import Run
+    from tasks.poems.corpus import Poem
 
 
 @dataclass
@@ -145,7 +151,9 @@ def load_texts(settings: Settings) -> tuple[list, list[str], list, set[str]]:
     return splits["train"], sentences, held_out, characters
 
 
-def encode_rows(settings: Settings, tokenizer, poems, sentences) -> list[list[int]]:
+def encode_rows(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, poems: list[Poem], sentences: list[str]
+) -> list[list[int]]:
     """Token ids of one text each, from <|endoftext|> to <|endoftext|>: verse alone, behind its title, or as a ChatML
     turn."""
     import random
@@ -196,7 +204,9 @@ def is_decaying(settings: Settings, tokens: int) -> bool:
     return tokens > (1 - settings.decay_share) * settings.train_tokens
 
 
-def evaluate(model, tokenizer, held_out, samples_wanted: int, seed: int, dtype) -> dict[str, float]:
+def evaluate(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Poem]
+) -> dict[str, float]:
     """NLL per token (nats, in float32, the closing <|endoftext|> included) of held-out poems, and rates of
     unconditional samples.
 
@@ -205,30 +215,32 @@ def evaluate(model, tokenizer, held_out, samples_wanted: int, seed: int, dtype) 
     """
     import torch
 
+    from common.models import resolve_dtype
     from common.pretraining.loss import pad_batch
     from tasks.poems import prosody
 
     model.eval()
-    device = model.device
-    rows = [[tokenizer.pad_token_id, *tokenizer(poem.text)["input_ids"], tokenizer.pad_token_id] for poem in held_out]
+    device, pad, count = model.device, tokenizer.pad_token_id, settings.eval_samples
+    rows = [[pad, *tokenizer(poem.text)["input_ids"], pad] for poem in held_out[: settings.eval_poems]]
     nll = characters = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), 32):
-            ids, labels = (tensor.to(device) for tensor in pad_batch(rows[start : start + 32], tokenizer.pad_token_id))
+            ids, labels = (tensor.to(device) for tensor in pad_batch(rows[start : start + 32], pad))
             logits = model(input_ids=ids).logits.float()
             nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
             characters += (labels != -100).sum().item()
-        torch.manual_seed(seed)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        torch.manual_seed(settings.seed)
+        is_short = resolve_dtype(settings.dtype) == torch.bfloat16
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_short):
             samples = model.generate(
-                torch.full((samples_wanted, 1), tokenizer.pad_token_id, device=device),
-                attention_mask=torch.ones((samples_wanted, 1), dtype=torch.long, device=device),
+                torch.full((count, 1), pad, device=device),
+                attention_mask=torch.ones((count, 1), dtype=torch.long, device=device),
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
                 max_new_tokens=128,
-                eos_token_id=tokenizer.pad_token_id,
+                eos_token_id=pad,
             )
     model.train()
     texts = [text.rpartition("\n")[2] for text in tokenizer.batch_decode(samples, skip_special_tokens=True)]
@@ -237,12 +249,14 @@ def evaluate(model, tokenizer, held_out, samples_wanted: int, seed: int, dtype) 
     for verdict in verdicts:
         parts = {part: getattr(verdict, part).status == "pass" for part in ("form", "rhyme", "meter")}
         for part, passed in (*parts.items(), ("all three", all(parts.values()))):
-            rates[part] += passed / samples_wanted
+            rates[part] += passed / count
     print("sample:", texts[0][:80])
     return {"nll_per_token": nll / characters, **rates}
 
 
-def train(settings: Settings, run, poems, sentences, held_out, characters) -> None:
+def train(
+    settings: Settings, run: Run, poems: list[Poem], sentences: list[str], held_out: list[Poem], characters: set[str]
+) -> None:
     import json
 
     import torch
@@ -338,9 +352,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         if step % 20 == 0:
             print(f"step {step} tokens {tokens / 1e6:.2f}M loss {average:.3f} rate {share:.2f} {speed} tokens/s")
         if step % settings.eval_every == 0 or ended:
-            figures = evaluate(
-                model, tokenizer, held_out[: settings.eval_poems], settings.eval_samples, settings.seed, dtype
-            )
+            figures = evaluate(settings, model, tokenizer, held_out)
             print(f"step {step} " + " ".join(f"{name} {value:.3f}" for name, value in figures.items()))
             with log.open("a", encoding="utf-8") as file:
                 entry = {"step": step, "tokens": tokens, "rate_share": share, "loss": average, **figures}
@@ -349,7 +361,7 @@ def train(settings: Settings, run, poems, sentences, held_out, characters) -> No
         if step % settings.checkpoint_every == 0 or ended:
             save_checkpoint()
 
-    figures = evaluate(model, tokenizer, held_out[: settings.eval_poems], settings.eval_samples, settings.seed, dtype)
+    figures = evaluate(settings, model, tokenizer, held_out)
     for name, value in {"parameters": count, "tokens": tokens, "train_loss": average, **figures}.items():
         run.figure(name, value)
     model.to(torch.bfloat16).save_pretrained(settings.output_dir)

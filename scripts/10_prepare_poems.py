@@ -17,9 +17,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from common.settings import Limit, UserError, read_settings, unused
+
+if TYPE_CHECKING:
+    from tasks.poems.corpus import Poem
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Settings:
 NEAR_COPY = "near-copy of a held-out poem (shared run of 10 characters)"
 
 
-def asked_too(poem, settings: Settings) -> dict:
+def asked_too(poem: Poem, settings: Settings) -> dict:
     """What some rows ask for besides form and themes. A row's own hash decides: a larger share adds rows and moves
     none."""
     from tasks.base import text_id
@@ -120,7 +123,7 @@ def main(settings: Settings) -> None:
             poems.sort(key=lambda poem: text_id(poem.key))  # decided by the text: the first n are a fair sample
             themes = {poem.key: task.themes_of(poem.title, poem.text, settings.themes) for poem in poems}
 
-            def prompt_of(poem, themes=themes) -> dict:
+            def prompt_of(poem: Poem, themes: dict[str, list[str]] = themes) -> dict:
                 meta = {"id": text_id(poem.key), "form": poem.form, "themes": themes[poem.key]}
                 meta |= {"title": poem.title, "author": poem.author} | asked_too(poem, settings)
                 return {"prompt": task.messages(meta), "meta": meta}

@@ -16,7 +16,7 @@ Run     python scripts/11_prepare_weibo.py
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -158,7 +158,7 @@ def main(settings: Settings) -> None:
         how = {"resumable": False, "ignore": ("scratch_dir", "memory_gib", "workers")}
         with begin_run(settings.output_dir, settings, inputs, "11_prepare_weibo", **how) as run:
 
-            def progress(name: str, split: str, rows) -> Iterator[dict]:
+            def progress(name: str, split: str, rows: Callable) -> Iterator[dict]:
                 bar = tqdm(desc=f"{name}_{split}", unit=" rows", mininterval=1, leave=False)
                 for row in rows(con, settings, split):
                     yield row

@@ -18,9 +18,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
 from common.settings import UserError, next_command, read_settings, show_path, unused
+
+if TYPE_CHECKING:
+    from common.runs import Run
 
 MISSING = "not in the shipped set"
 
@@ -141,7 +145,7 @@ def main(settings: Settings) -> None:
             write_copies(settings, run, wanted, texts, [settings.model] * len(wanted))
 
 
-def write_copies(settings: Settings, run, wanted: list[tuple], texts: list[tuple], sources: list[str]) -> None:
+def write_copies(settings: Settings, run: Run, wanted: list[tuple], texts: list[tuple], sources: list[str]) -> None:
     """wanted: (product, copy type, sample); texts: (copy, why it is left out or None)."""
     from common.jsonl import write_jsonl
 

@@ -18,11 +18,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
 from common.settings import UserError, next_command, read_settings, show_path, unused
+
+if TYPE_CHECKING:
+    from common.llm_api import LLM
+    from common.runs import Run
+    from tasks.copywriting.rows import Writer
+
+MARKS = ("tag", "markdown", "exclamation", "punctuation")  # kinds that can be fixed without writing
+HEADING = re.compile(r"^#{1,6}\s.*\n?", re.MULTILINE)
+LINK = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
 
 
 @dataclass
@@ -68,12 +79,7 @@ class Settings(AskSettings):
             yield from unused(self, "without --model: nothing is asked", *ASKING)
 
 
-MARKS = ("tag", "markdown", "exclamation", "punctuation")  # kinds that can be fixed without writing
-HEADING = re.compile(r"^#{1,6}\s.*\n?", re.MULTILINE)
-LINK = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)")
-
-
-def fix_marks(text: str, meta: dict, problems) -> str:
+def fix_marks(text: str, meta: dict, problems: Callable[[str, dict], list]) -> str:
     """The text without the marks that `problems` finds in it: tags and markdown go, exclamation marks and dots become
     stops."""
     text = LINK.sub(r"\1", HEADING.sub("", text))
@@ -140,7 +146,9 @@ def main(settings: Settings) -> None:
                     run.figure("api", llm.figures())
 
 
-def rewrite_requests(settings, writer, failing: dict[str, str], metas, products, number: int) -> list:
+def rewrite_requests(
+    settings: Settings, writer: Writer, failing: dict[str, str], metas: dict, products: dict, number: int
+) -> list:
     """One request a failing copy (id -> text), with its problems in the prompt; the round is its sample number."""
     from common.llm_api import ChatRequest, read_extra
     from tasks import copywriting as task
@@ -155,7 +163,16 @@ def rewrite_requests(settings, writer, failing: dict[str, str], metas, products,
     return requests
 
 
-def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file: Path) -> None:
+def clean_rounds(
+    settings: Settings,
+    run: Run,
+    llm: LLM,
+    writer: Writer | None,
+    rows: list[dict],
+    metas: dict[str, dict],
+    products: dict[str, dict],
+    rejects_file: Path,
+) -> None:
     """Check, fix, check again; writes what passes and what was rejected on the way."""
     from common.jsonl import write_jsonl
     from common.llm_api import Failure
@@ -171,11 +188,8 @@ def clean_rounds(settings, run, llm, writer, rows, metas, products, rejects_file
             requests = rewrite_requests(settings, writer, texts, metas, products, number)
             broken = {}
             for id, answer in zip(list(texts), llm.ask(requests, f"rewrites of round {number}"), strict=True):
-                text, reason = (
-                    ("", answer.reason)
-                    if isinstance(answer, Failure)
-                    else usable_text(answer.text, answer.finish_reason)
-                )
+                failed = isinstance(answer, Failure)
+                text, reason = ("", answer.reason) if failed else usable_text(answer.text, answer.finish_reason)
                 if reason:
                     broken[id] = reason  # the text of the round before is rewritten again
                 else:

@@ -18,9 +18,14 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
 from common.settings import UserError, next_command, read_settings, unused
+
+if TYPE_CHECKING:
+    from common.llm_api import Answer, ChatRequest, Failure
+    from common.runs import Run
 
 
 @dataclass
@@ -162,7 +167,15 @@ def main(settings: Settings) -> None:
             write_rejected(settings, run, rows, kinds, shares, requests, answers)
 
 
-def write_rejected(settings, run, rows, kinds, shares, requests, answers) -> None:
+def write_rejected(
+    settings: Settings,
+    run: Run,
+    rows: list[dict],
+    kinds: dict[str, str],
+    shares: dict[str, float],
+    requests: list[ChatRequest],
+    answers: list[Answer | Failure | None],
+) -> None:
     """Answers that show their fault, rules for the rest; the mix and the leakage of what came out."""
     from common.evaluation.tables import markdown_table
     from common.jsonl import write_jsonl

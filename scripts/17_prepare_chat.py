@@ -23,9 +23,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.long_rows import LongRowsPolicy
+from common.preflight.finding import Finding
 from common.settings import UserError, next_command, read_settings, resolve_model, show_path, unused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHIPPED = ("sft.json", "pairs.jsonl", "prompts.jsonl")
 
@@ -83,11 +88,12 @@ def kept_columns(settings: Settings) -> tuple[str, ...]:
     return settings.keep + more
 
 
-def fit(of_kinds: dict[str, list[dict]], settings: Settings, tokenizer, origins: dict) -> dict[str, dict]:
+def fit(
+    of_kinds: dict[str, list[dict]], settings: Settings, tokenizer: PreTrainedTokenizerBase, origins: dict
+) -> dict[str, dict]:
     """Make the rows fit max_length by the policy, in place; kind -> what was done. Raises DataError with refuse."""
     from common.jsonl import DataError
     from common.long_rows import fit_rows
-    from common.preflight.finding import Finding
     from tasks.chat.rows import SCHEMAS
 
     found, problems, lines = {}, [], []
@@ -119,18 +125,17 @@ def as_files(splits: dict[str, list[dict]]) -> None:
             row["meta"] = {key: row["meta"].get(key) for key in columns}
 
 
-def drop_refused(splits: dict[str, list[dict]], kind: str, settings: Settings, tokenizer, origins: dict) -> list:
+def drop_refused(
+    splits: dict[str, list[dict]], kind: str, settings: Settings, tokenizer: PreTrainedTokenizerBase, origins: dict
+) -> list:
     """Leave out the rows that the training stages would refuse; one finding for each, at its place in the source."""
     from common.preflight.checks import drop_refused
     from common.preflight.data import Data, File
     from common.preflight.files import CHECKS
     from tasks.chat.rows import SCHEMAS
 
-    held_out = splits["val"] + splits["test"]
-    files = [
-        File(name, Path(name), list(enumerate(part, start=1)))
-        for name, part in (("train", splits["train"]), ("val", held_out))
-    ]
+    parts = (("train", splits["train"]), ("val", splits["val"] + splits["test"]))
+    files = [File(name, Path(name), list(enumerate(part, start=1))) for name, part in parts]
     known = {file.name: dict(file.rows) for file in files}
     findings = drop_refused(Data(files, SCHEMAS[kind], tokenizer, settings.max_length), CHECKS)
     left = {id(row) for file in files for _, row in file.rows}
@@ -140,7 +145,7 @@ def drop_refused(splits: dict[str, list[dict]], kind: str, settings: Settings, t
     def source(name: str, line: int) -> tuple[Path, int]:
         return origins[id(known[name][line])]
 
-    def with_source(found):  # the checks number the rows that they were given
+    def with_source(found: Finding):  # the checks number the rows that they were given
         name = str(found.file)
         reason = re.sub(
             r"(train )?line (\d+)", lambda m: "{}:{}".format(*source(m[1] and "train" or name, int(m[2]))), found.reason

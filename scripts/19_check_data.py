@@ -18,10 +18,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.settings import UserError, next_command, read_settings, resolve_model, show_path, unused
 from common.training.loss_masks import RowStyle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from common.preflight.data import Report
 
 
 @dataclass
@@ -59,7 +64,7 @@ class Settings:
             yield from unused(self, "with --preview None", "preview_rows")
 
 
-def print_findings(report) -> None:
+def print_findings(report: Report) -> None:
     """One line a kind: level, count, name, first place, reason, fix."""
     rows = [("level", "count", "check", "first at", "reason", "fix")]
     rows += [(g[0].level, str(len(g)), g[0].check or "-", g[0].place, g[0].reason, g[0].fix) for g in report.groups()]
@@ -70,7 +75,7 @@ def print_findings(report) -> None:
     print("--allow NAME ... switches checks off by the name in the third column")
 
 
-def print_figures(report, max_length: int) -> None:
+def print_figures(report: Report, max_length: int) -> None:
     for name, figures in report.figures.items():
         print(f"\n{name}: {figures['rows']} rows")
         for part, counts in figures["tokens"].items():
@@ -126,7 +131,7 @@ def text_length(row: dict) -> int:
     return len(row.get("input", "")) + sum(len(turn_text(turn)) for turn in turns)
 
 
-def write_preview(settings: Settings, schema: str, tokenizer) -> None:
+def write_preview(settings: Settings, schema: str, tokenizer: PreTrainedTokenizerBase) -> None:
     from common.preflight.checks import FILE_NAMES, read_rows
     from common.preflight.data import File
     from common.preflight.mask_preview import make_sections, write_page

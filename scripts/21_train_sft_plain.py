@@ -17,13 +17,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from common.conversations import written_answer
 from common.generation import render_prompt
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, read_settings, settings_errors
 from common.training.options import ChatSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that the loss leaves out
 
@@ -91,7 +94,9 @@ class Settings(ChatSettings):
     """replace what an earlier run left in output_dir"""
 
 
-def encode(row: dict, tokenizer, max_length: int, enable_thinking: bool) -> dict[str, list[int]]:
+def encode(
+    row: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, enable_thinking: bool
+) -> dict[str, list[int]]:
     """One row as {"input_ids", "labels"}, both [tokens]: the prompt without loss, the answer and one eos with it.
 
     The prompt is exactly what the model will be given when it writes: the template's text up to the start of an answer.

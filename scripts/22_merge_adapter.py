@@ -21,8 +21,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.settings import UserError, next_command, read_settings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -60,7 +65,9 @@ class Settings:
     """replace what an earlier run left in output_dir"""
 
 
-def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> list[str]:
+def greedy_texts(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_new_tokens: int
+) -> list[str]:
     from common.generation import opening, sample
 
     texts = [opening(tokenizer, row) for row in rows]
@@ -70,7 +77,7 @@ def greedy_texts(model, tokenizer, rows: list[dict], max_new_tokens: int) -> lis
     return [text for _, text, _, _ in sorted(results)]
 
 
-def score_texts(tokenizer, rows: list[dict]) -> list[str]:
+def score_texts(tokenizer: PreTrainedTokenizerBase, rows: list[dict]) -> list[str]:
     """What a classifier or reward model scores: labelled inputs as they are, both sides of a pair, or prompt and
     answer."""
     if all("input" in row for row in rows):
@@ -83,7 +90,9 @@ def score_texts(tokenizer, rows: list[dict]) -> list[str]:
     return [render(tokenizer, turns, tools=row.get("tools")) for turns, row in sides]
 
 
-def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict], dtype: str, compare: str) -> dict:
+def merge_classifier(
+    settings: Settings, base: str, tokenizer: PreTrainedTokenizerBase, rows: list[dict], dtype: str, compare: str
+) -> dict:
     """Merge, save, read back; the certificate of the scores."""
     from common.merging import certificate
     from common.models import resolve_dtype
@@ -96,14 +105,16 @@ def merge_classifier(settings: Settings, base: str, tokenizer, rows: list[dict],
     tokenizer.save_pretrained(settings.output_dir)
     merged, tokenizer = load_classifier(str(settings.output_dir), compare)
 
-    def logits(model, text: str):
+    def logits(model: PreTrainedModel | PeftModel, text: str):
         return logits_of(model, tokenizer, [text])
 
     rough = opened(dtype) if compare != dtype else None
     return certificate(opened(compare), merged, rough, logits, score_texts(tokenizer, rows), dtype, is_classifier=True)
 
 
-def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict], dtype: str, compare: str) -> dict:
+def merge_causal(
+    settings: Settings, base: str, tokenizer: PreTrainedTokenizerBase, rows: list[dict], dtype: str, compare: str
+) -> dict:
     """Merge, save, read back; the certificate of the logits, and greedy texts of both."""
     from common.merging import certificate, probe_texts, text_logits
     from common.models import load_model, resolve_dtype
@@ -117,7 +128,7 @@ def merge_causal(settings: Settings, base: str, tokenizer, rows: list[dict], dty
     adapted, merged = opened(compare), load_model(str(settings.output_dir), tokenizer, compare)
     rough = opened(dtype) if compare != dtype else None
 
-    def logits(model, text: str):
+    def logits(model: PreTrainedModel | PeftModel, text: str):
         return text_logits(model, tokenizer, text)
 
     report = certificate(adapted, merged, rough, logits, probe_texts(tokenizer, rows), dtype)

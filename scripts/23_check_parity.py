@@ -21,20 +21,17 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.evaluation.parity import (
-    begins_with_answer,
-    best_gap,
-    chain,
-    difference,
-    greedy,
-    prompt_ids,
-    question,
-    served_answer,
-)
+from common.evaluation import parity
 from common.settings import UserError, next_command, read_settings, resolve_model
 from common.training.loss_masks import RowStyle
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -81,7 +78,15 @@ class Settings:
     """replace what an earlier run left in output_file"""
 
 
-def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer, url, name) -> list[dict]:
+def compare_tokens(
+    settings: Settings,
+    rows: list[dict],
+    kind: str,
+    trained_with: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase,
+    url: str | None,
+    name: str | None,
+) -> list[dict]:
     """Differences of training, transformers and vLLM over rows, thinking off and on. trained_with: the adapter's
     tokenizer. Rows with reasoning are trained with thinking on only."""
     from common.conversations import thinks, written_answer
@@ -93,22 +98,22 @@ def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer,
         faults = []
         compared = [(number, row) for number, row in enumerate(rows) if thinking or not thinks(row["completion"][-1])]
         for number, row in compared:
-            asked = prompt_ids(tokenizer, row, thinking)
+            asked = parity.prompt_ids(tokenizer, row, thinking)
             trained = sft_sequence(row, trained_with, 1 << 20, settings.row_style, thinking).ids
             turns = row["prompt"] + row["completion"]
             rest, answer = trained[len(asked) :], written_answer(tokenizer, turns, thinking, row.get("tools"))
             pairs = {}
             if trained[: len(asked)] != asked:
                 pairs["training and hf: prompt"] = trained[: len(asked)], asked
-            elif not begins_with_answer(trained_with, rest, answer):
+            elif not parity.begins_with_answer(trained_with, rest, answer):
                 pairs["training and answer"] = rest, trained_with(answer, add_special_tokens=False)["input_ids"]
             if url:
-                body = question(name, row, thinking) | {"add_generation_prompt": True}
+                body = parity.question(name, row, thinking) | {"add_generation_prompt": True}
                 served = post(url, "tokenize", body)["tokens"]
                 if served != asked:
                     pairs["hf and vllm: prompt"] = asked, served
             place = {"row": number, "turns": kind, "thinking": thinking}
-            faults += [{"what": what, **place, **difference(tokenizer, *pair)} for what, pair in pairs.items()]
+            faults += [{"what": what, **place, **parity.difference(tokenizer, *pair)} for what, pair in pairs.items()]
         bad = len({fault["row"] for fault in faults})
         who = "training = hf = vllm" if url else "training = hf"
         if compared:
@@ -118,39 +123,29 @@ def compare_tokens(settings: Settings, rows, kind: str, trained_with, tokenizer,
     return found
 
 
-def compare_models(settings: Settings, rows, tokenizer, base: str, adapted, merged, stored: str) -> dict:
-    """The certificate of the merged folder, whose weights are stored in `stored`; models as they were opened."""
-    from common.merging import certificate, print_certificate, probe_texts, text_logits
-    from common.models import load_model
-
-    rough = None
-    if settings.dtype == "float32" and stored != "float32":
-        rough = load_model(base, tokenizer, stored, settings.adapter, force_base=settings.force_base)
-
-    def logits(model, text: str):
-        return text_logits(model, tokenizer, text)
-
-    report = certificate(adapted, merged, rough, logits, probe_texts(tokenizer, rows), stored)
-    print_certificate(report)
-    return report
-
-
 def compare_texts(
-    settings: Settings, rows, tokenizer, adapted, merged, url, name, near_tie: float
+    settings: Settings,
+    rows: list[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    adapted: PeftModel,
+    merged: PreTrainedModel,
+    url: str | None,
+    name: str | None,
+    near_tie: float,
 ) -> tuple[list[dict], list[dict]]:
     """(differences, near-ties) of the greedy answers of adapter, merged model and vLLM."""
     found, ties = [], []
     for number, row in enumerate(rows):
-        ids = prompt_ids(tokenizer, row, False)
-        texts = {"adapter": greedy(adapted, ids, settings.max_new_tokens)}
-        texts["merged"] = greedy(merged, ids, settings.max_new_tokens)
+        ids = parity.prompt_ids(tokenizer, row, False)
+        texts = {"adapter": parity.greedy(adapted, ids, settings.max_new_tokens)}
+        texts["merged"] = parity.greedy(merged, ids, settings.max_new_tokens)
         if url:
-            texts["vllm"] = served_answer(url, name, row, settings.max_new_tokens)
+            texts["vllm"] = parity.served_answer(url, name, row, settings.max_new_tokens)
         for other in list(texts)[1:]:
             if texts[other] != texts["adapter"]:
                 shown = {"what": f"adapter and {other}: text", "row": number}
-                shown |= difference(tokenizer, texts["adapter"], texts[other])
-                shown["gap"] = best_gap(adapted, ids + texts["adapter"][: shown["place"]])
+                shown |= parity.difference(tokenizer, texts["adapter"], texts[other])
+                shown["gap"] = parity.best_gap(adapted, ids + texts["adapter"][: shown["place"]])
                 (ties if shown["gap"] < near_tie else found).append(shown)
     bad = len({fault["row"] for fault in found})
     who = "adapter = merged = vllm" if url else "adapter = merged"
@@ -160,7 +155,7 @@ def compare_texts(
 
 def main(settings: Settings) -> None:
     from common.jsonl import read_jsonl, write_json
-    from common.merging import faults
+    from common.merging import certificate, faults, print_certificate, probe_texts, text_logits
     from common.model_files import adapter_base, check_adapter, check_model
     from common.models import load_model, load_tokenizer, model_config, require_context
     from common.runs import begin_run
@@ -184,9 +179,9 @@ def main(settings: Settings) -> None:
     rows = rows[:: max(1, len(rows) // settings.max_rows)][: settings.max_rows]
     groups = {"rows": rows}
     if settings.chained:
-        groups["chained"] = [chain(one, two) for one, two in zip(rows, rows[1:] + rows[:1], strict=True)]
+        groups["chained"] = [parity.chain(one, two) for one, two in zip(rows, rows[1:] + rows[:1], strict=True)]
     trained_with, tokenizer = load_tokenizer(adapter), load_tokenizer(merged)
-    longest = max(len(prompt_ids(tokenizer, row, True)) for row in [*rows, *groups.get("chained", [])])
+    longest = max(len(parity.prompt_ids(tokenizer, row, True)) for row in [*rows, *groups.get("chained", [])])
     room = longest + settings.max_new_tokens + 16  # further tokens of a thinking block
     require_context(merged, room, "the longest prompt + --max-new-tokens + 16:")
     inputs = {"model": base, "adapter": adapter, "merged": merged, "rows_file": settings.rows_file}
@@ -195,7 +190,8 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_file, settings, inputs, "23_check_parity", resumable=False) as run:
         if notice:
             run.figure("base_notice", notice)
-        adapted = load_model(base, tokenizer, settings.dtype, adapter, force_base=settings.force_base)
+        opened = partial(load_model, base, tokenizer, adapter=adapter, force_base=settings.force_base)
+        adapted = opened(settings.dtype)
         whole = load_model(merged, tokenizer, settings.dtype)
         stored = str(model_config(merged).dtype).removeprefix("torch.")
         found = []
@@ -205,7 +201,16 @@ def main(settings: Settings) -> None:
             for kind, group in groups.items():
                 found += compare_tokens(settings, group, kind, trained_with, tokenizer, url, name)
             chosen = rows[: settings.max_prompts]
-            model_report = compare_models(settings, chosen, tokenizer, base, adapted, whole, stored)
+            # stage 22's certificate, with the files as they are now
+            model_report = certificate(
+                adapted,
+                whole,
+                opened(stored) if settings.dtype == "float32" and stored != "float32" else None,
+                lambda model, text: text_logits(model, tokenizer, text),
+                probe_texts(tokenizer, chosen),
+                stored,
+            )
+            print_certificate(model_report)
             near_tie = max(settings.near_tie, (model_report["noise"] or {"max": 0.0})["max"])
             differing, ties = compare_texts(settings, chosen, tokenizer, adapted, whole, url, name, near_tie)
         found += differing

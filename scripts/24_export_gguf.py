@@ -16,9 +16,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.settings import UserError, read_settings, resolve_model, show_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TIE = 1e-3  # nats by which two next tokens may differ and count as equally likely: float32 sums in another order
 
@@ -126,7 +129,7 @@ def main(settings: Settings) -> None:
         run.finish(shlex.join(["ollama", "create", name, "-f", f"{show_path(settings.output_dir)}/Modelfile"]))
 
 
-def _is_greedy(model, prompt: list[int], answer: list[int]) -> bool:
+def _is_greedy(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> bool:
     """Is every token of `answer` the model's likeliest one after what stands before it, or as likely within TIE?"""
     import torch
 

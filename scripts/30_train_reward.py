@@ -18,11 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, changed, next_command, read_settings, settings_errors
 from common.training.options import TrainerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -92,7 +95,7 @@ class Settings(TrainerSettings):
     """replace what an earlier run left in output_dir"""
 
 
-def token_rows(tokenizer, pairs: list[dict], settings: Settings):
+def token_rows(tokenizer: PreTrainedTokenizerBase, pairs: list[dict], settings: Settings):
     """Pairs as the trainer reads them: chosen_ids and rejected_ids, the same text that render_conversation gives to a
     finished model."""
     from datasets import Dataset

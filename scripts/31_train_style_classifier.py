@@ -24,12 +24,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from common.settings import UserError, next_command, read_settings, resolve_model, settings_errors, unused
 from common.training.options import AdapterSettings
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 
 @dataclass
@@ -189,7 +192,7 @@ def main(settings: Settings) -> None:
             weights = torch.tensor([len(train) / len(names) / counts[name] for name in names])
         loss = make_loss(weights, settings.label_smoothing, settings.teacher_share, settings.temperature)
 
-        def compute_metrics(prediction) -> dict:
+        def compute_metrics(prediction: EvalPrediction) -> dict:
             true, said = prediction.label_ids[:, 0].astype(int), prediction.predictions.argmax(-1)
             averages = {f"f1_{average}": f1_score(true, said, average=average) for average in ("macro", "weighted")}
             return {"accuracy": float((true == said).mean()), **averages}

@@ -16,14 +16,20 @@ Run     python scripts/32_evaluate_reward.py
             --val-file TEXTS
 """
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.evaluation import reward_card
 from common.evaluation.reward_card import Judged
 from common.settings import UserError, changed, next_command, read_settings, resolve_model, show_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Settings:
     """replace what an earlier run left at output"""
 
 
-def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list[dict]]:
+def read_inputs(settings: Settings, model: PreTrainedModel) -> tuple[list[dict], list[dict], list[dict]]:
     """Rows for the baselines, rows to judge, samples for the ranking. What they must look like follows from the
     model."""
     from common.jsonl import read_jsonl
@@ -92,11 +98,13 @@ def read_inputs(settings: Settings, model) -> tuple[list[dict], list[dict], list
     return *files, []
 
 
-def class_names(model) -> list[str]:
+def class_names(model: PreTrainedModel) -> list[str]:
     return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
 
 
-def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes: list[str]) -> dict[str, list[float]]:
+def logits_by_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Settings, notes: list[str]
+) -> dict[str, list[float]]:
     """text -> its logits. Equal texts are scored once, so that they tie."""
     from common.training.classifiers import logits_of
 
@@ -112,7 +120,12 @@ def logits_by_text(model, tokenizer, texts: list[str], settings: Settings, notes
 
 
 def judge_pairs(
-    model, tokenizer, train: list[dict], val: list[dict], samples: list[dict], settings: Settings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[dict],
+    val: list[dict],
+    samples: list[dict],
+    settings: Settings,
 ) -> Judged:
     from common.conversations import turn_text
     from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline
@@ -176,7 +189,7 @@ def judge_pairs(
 
 
 def judge_texts(
-    model, tokenizer, train: list[dict], val: list[dict], samples: list[dict], settings: Settings
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: list[dict], val: list[dict], settings: Settings
 ) -> Judged:
     import torch
 
@@ -205,8 +218,8 @@ def main(settings: Settings) -> None:
     inputs |= {"generations": settings.generations}
     files = dict(ignore=("output", "token_budget"), also=(data, image, image.with_suffix(".csv")))
     with begin_run(card, settings, inputs, "32_evaluate_reward", resumable=False, **files) as run:
-        judge = judge_pairs if is_reward else judge_texts
-        judged = judge(model, tokenizer, train, val, samples, settings)
+        given = model, tokenizer, train, val
+        judged = judge_pairs(*given, samples, settings) if is_reward else judge_texts(*given, settings)
         figures = reward_card.measure(judged, settings.bootstrap, settings.seed, settings.wide)
         reward_card.plot(judged, figures, image)
         title = f"Report card of {show_path(path)} on {show_path(settings.val_file)}"

@@ -18,11 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, default_settings, read_settings, settings_errors, unused
 from common.training.options import ChatSettings
+
+if TYPE_CHECKING:
+    from trl import DPOTrainer
 
 LOSSES = "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft"
 REFERENCE_FREE = ("simpo", "orpo")
@@ -136,7 +139,7 @@ class Settings(ChatSettings):
             yield f"--label-smoothing {share}: the robust loss divides by 1 - 2 x this", "below 0.5"
 
 
-def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
+def what_was_learned(trainer: DPOTrainer, log: list[dict], held_out: bool) -> dict:
     """Figures of the kept weights on validation pairs, against the reference; without them those of the last training
     batches."""
     from common.training import arguments

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings, settings_errors
 from common.training.options import ChatSettings
+
+if TYPE_CHECKING:
+    from trl import KTOTrainer
 
 LABELLED = ("prompt", "completion", "label")
 
@@ -117,7 +120,7 @@ def class_weights(settings: Settings, rows: list[dict]) -> tuple[float, float]:
     return desirable, undesirable
 
 
-def what_was_learned(trainer, log: list[dict], held_out: bool) -> dict:
+def what_was_learned(trainer: KTOTrainer, log: list[dict], held_out: bool) -> dict:
     """Figures of the kept weights on validation answers, against the reference; without them those of the last training
     batches."""
     from common.training import arguments

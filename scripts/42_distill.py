@@ -18,11 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from common.long_rows import LongRowsPolicy
 from common.settings import Limit, UserError, read_settings, resolve_model, settings_errors, unused
 from common.training.options import ChatSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -107,7 +110,9 @@ class Settings(ChatSettings):
             yield from unused(self, "with --own-share 0: the student writes nothing", "max_new_tokens")
 
 
-def check_teacher(settings: Settings, teacher: str, student: str, tokenizer, rows: list[dict]) -> None:
+def check_teacher(
+    settings: Settings, teacher: str, student: str, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
+) -> None:
     """Raises UserError where the teacher cuts texts into other tokens than the student, or reads fewer of them."""
     from common.generation import render_prompt
     from common.models import load_tokenizer, model_config, require_context
@@ -133,7 +138,7 @@ def check_teacher(settings: Settings, teacher: str, student: str, tokenizer, row
         print("notice: the teacher has another chat template; both models read the student's")
 
 
-def answer_columns(rows: list[dict], tokenizer, enable_thinking: bool):
+def answer_columns(rows: list[dict], tokenizer: PreTrainedTokenizerBase, enable_thinking: bool):
     """The rows as the trainer takes them: prompts, and the tokens of the answers with their eos."""
     from common.conversations import written_answer
     from common.training.trl_cpu import prompt_rows

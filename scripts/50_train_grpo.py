@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -140,11 +141,13 @@ class Settings(ChatSettings):
             yield f"--clip-high {self.clip_high}: below --clip {self.clip}", f"{self.clip} or more"
 
 
-def reward_function(rewards):
+def reward_function(rewards: list):
     """The weighted total as trl calls it; the mean of every part goes to the log under its name."""
     from common.training.rewards import score, total
 
-    def total_reward(prompts, completions, meta, tools, log_metric, **_) -> list[float | None]:
+    def total_reward(
+        prompts: list, completions: list, meta: list[str], tools: list[str], log_metric: Callable, **_
+    ) -> list[float | None]:
         texts = [completion[-1]["content"] for completion in completions]
         columns = score(rewards, prompts, texts, *(list(map(json.loads, column)) for column in (meta, tools)))
         for name, values in columns.items():

@@ -18,14 +18,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.model_files import check_adapter, check_model, trained_in_full
 from common.settings import UserError, read_settings, resolve_model, show_path, unused
 from common.training.options import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TYPED_TOKENS = 1024  # room that vLLM keeps for a prompt that is typed in
 
@@ -113,7 +117,14 @@ def run_name(settings: Settings) -> str:
     return folder.name if trained else "base"
 
 
-def open_backend(settings: Settings, model_path: str, adapter: str | None, tokenizer, longest: int, done: int = 0):
+def open_backend(
+    settings: Settings,
+    model_path: str,
+    adapter: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    done: int = 0,
+):
     """A function (texts, seed=, skip=) that yields (index, completion, finish_reason, tokens); longest: tokens in a
     prompt; done: rows of an earlier run, whose draws a resumed engine must not repeat."""
     names = ["max_new_tokens", "temperature", "top_k", "top_p", "min_p"]
@@ -137,7 +148,7 @@ def open_backend(settings: Settings, model_path: str, adapter: str | None, token
     )
 
 
-def show_answers(settings: Settings, sample, tokenizer, prompt: str) -> None:
+def show_answers(settings: Settings, sample: Callable, tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     from common.generation import opening
 
     row = {"text": prompt} if settings.raw else {"prompt": [{"role": "user", "content": prompt}]}
@@ -220,7 +231,7 @@ def main(settings: Settings) -> None:
             started, written = time.time(), 0
             for number in range(settings.num_samples):
 
-                def finished(indices: list[int], number=number) -> bool:
+                def finished(indices: list[int], number: int = number) -> bool:
                     return all(f"{ids[index]}#{number}" in output.done for index in indices)
 
                 seed = settings.seed + number

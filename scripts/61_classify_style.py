@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.settings import UserError, next_command, read_settings, resolve_model, unused
 
@@ -72,7 +73,7 @@ def decode_lines(data: bytes, name: str) -> list[str]:
     return texts
 
 
-def last_text(turns) -> str | None:
+def last_text(turns: Any) -> str | None:
     """A text, or that of the last of several turns; None where there is none. A model may have written nothing: ""."""
     if isinstance(turns, list):
         turns = turns[-1].get("content") if turns and isinstance(turns[-1], dict) else None

@@ -27,6 +27,7 @@ Run     python scripts/62_serve.py
 import asyncio
 import math
 import os
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +127,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     `failed`."""
     from typing import Annotated, Literal
 
-    from fastapi import Depends, FastAPI, HTTPException, Query
+    from fastapi import Depends, FastAPI, HTTPException, Query, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse
     from fastapi.security import HTTPBearer
@@ -183,7 +184,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
         reward_model: bool
 
     @asynccontextmanager
-    async def lifespan(app):
+    async def lifespan(app: FastAPI):
         try:
             opened.update(await asyncio.to_thread(open_models, settings, model_path, reward_path))
         except Exception as error:
@@ -207,7 +208,7 @@ def build_app(settings: Settings, model_path: str, reward_path: str | None, toke
     app = FastAPI(title="Style classifier and reward model", lifespan=lifespan, redoc_url=None)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request, error):
+    async def invalid(request: Request, error: RequestValidationError):
         """Where and what, never the value: it may be private, and half a surrogate pair cannot even be encoded."""
         known = {"body", "query", "text", "texts", "prompt", "completion", "role", "content"}
         details = []
@@ -292,7 +293,7 @@ def main(settings: Settings) -> None:
     app = build_app(settings, model_path, reward_path, token)
 
     class Server(uvicorn.Server):
-        async def startup(self, sockets=None) -> None:
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             try:
                 await super().startup(sockets)
             except SystemExit as stop:  # uvicorn's way to say that the lifespan failed

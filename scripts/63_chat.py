@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common.model_files import adapter_base, check_adapter, check_model
 from common.settings import UserError, read_settings, resolve_model
+from tasks.base import Task, load_task
 
 MOST = 4  # models on one page
 MOST_CHARACTERS = 20_000  # of one turn
@@ -95,7 +96,7 @@ def open_writers(settings: Settings) -> list:
     return writers
 
 
-def judge(task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
+def judge(task: Task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
     """The text cut into parts where the job's rules mark it, and its measures as words."""
     from common.evaluation.compare_page import card
     from common.evaluation.scoring import measure_texts
@@ -111,7 +112,7 @@ def judge(task, turns: list[dict], text: str, meta: dict, ended: bool) -> dict:
     return {"parts": found["parts"], "scores": words}
 
 
-def build_app(settings: Settings, task, writers: list):
+def build_app(settings: Settings, task: Task, writers: list):
     from typing import Annotated, Literal
 
     from fastapi import FastAPI, HTTPException
@@ -196,7 +197,6 @@ def main(settings: Settings) -> None:
     import uvicorn
 
     from common.serving.listening import listen
-    from tasks.base import load_task
 
     task = load_task(settings.task)
     listener, url = listen(settings.host, settings.port)

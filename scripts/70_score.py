@@ -14,10 +14,12 @@ Run     python scripts/70_score.py
 """
 
 import glob
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.settings import ROOT, UserError, default_settings, next_command, read_settings, resolve_model, unused
+from tasks.base import Task, load_task
 
 
 @dataclass
@@ -88,7 +90,7 @@ def golden_rows(rows: list[dict]) -> list[dict]:
     return [{**row, "id": id, "sample": 0, "completion": row["reference"]} for id, row in golden.items()]
 
 
-def score_rows(task, rows: list[dict], nll) -> dict[str, list[float | None]]:
+def score_rows(task: Task, rows: list[dict], nll: Callable | None) -> dict[str, list[float | None]]:
     """metric -> one value a row, None where it does not apply."""
     from common.conversations import without_thought
     from common.evaluation.scoring import measure_texts
@@ -110,7 +112,7 @@ def score_row(row: dict, index: int, columns: dict, model: str | None = None) ->
     }
 
 
-def score_table(task, rows: list[dict], columns: dict, bootstrap: int, seed: int) -> dict[str, dict]:
+def score_table(task: Task, rows: list[dict], columns: dict, bootstrap: int, seed: int) -> dict[str, dict]:
     """metric -> mean, low, high and how many texts it applies to, or how many sets it was taken over."""
     from common.evaluation.scoring import measure_sets
     from common.evaluation.statistics import bootstrap_mean
@@ -169,7 +171,6 @@ def main(settings: Settings) -> None:
     from common.jsonl import read_json, read_jsonl, write_jsonl
     from common.model_files import check_model
     from common.runs import begin_run
-    from tasks.base import load_task
 
     task = load_task(settings.task)
     model_path = resolve_model(settings.nll_model, settings.task) if settings.nll_model else None

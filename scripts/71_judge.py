@@ -23,10 +23,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.judging.replies import LETTERS
 from common.llm_settings import ASKING, HOW_TO_ASK, AskSettings
 from common.settings import ROOT, UserError, changed, next_command, read_settings, show_path, unused
+
+if TYPE_CHECKING:
+    from common.llm_api import LLM
+    from tasks.base import Task
 
 CONTENT_TYPES = ("copy_type", "form", "content_type", "topic", "kind")
 
@@ -173,7 +178,7 @@ def stop_rates(folder: Path, candidates: dict[str, Path | None]) -> list[dict]:
 # --- judging
 
 
-def judge_by_rules(task, items: list, names: list[str]):
+def judge_by_rules(task: Task, items: list, names: list[str]):
     """Scores of the task's own measures, put on the judge's scale."""
     from common.judging.aggregate import Judged, combine, rule_scores
     from common.judging.replies import Reply, highest
@@ -197,7 +202,7 @@ class Call:
     content: str
 
 
-def plan_calls(task, settings: Settings, items: list, count: int) -> list[Call]:
+def plan_calls(task: Task, settings: Settings, items: list, count: int) -> list[Call]:
     """Every item in every order under every version, and the controls, spread over items and candidates."""
     from common.judging.prompts import load_prompt, rotations
 
@@ -246,7 +251,7 @@ def judge_by_model(settings: Settings, calls: list[Call], answers: list, items: 
     return results, rows
 
 
-def check_replies(settings: Settings, llm, requests: list) -> None:
+def check_replies(settings: Settings, llm: LLM, requests: list) -> None:
     """Before an earlier run is touched: is everything there that is needed to ask, or to report?"""
     missing = sum(request.key not in llm.answers for request in requests)
     if settings.report_only and missing:

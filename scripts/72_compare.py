@@ -35,6 +35,7 @@ from common.evaluation.comparison import (
     training_now,
 )
 from common.settings import Limit, UserError, read_settings, unused
+from tasks.base import Task, load_task
 
 # The chain, and the run that each stage starts from (the nearest of its ancestors that is there).
 PARENTS = {
@@ -127,7 +128,7 @@ def cost_of(record: dict | None) -> list[str]:
     return [NONE if seconds is None else f"{seconds / 60:.1f}", peak, device or NONE]
 
 
-def examples_of(entries: list[Entry], task, settings: Settings) -> list[dict]:
+def examples_of(entries: list[Entry], task: Task, settings: Settings) -> list[dict]:
     """Prompts drawn by the seed, each with the golden text and the first sample of every run."""
     import random
 
@@ -201,7 +202,6 @@ def write_report(settings: Settings) -> str:
     """The report and all that goes with it; what the terminal shows of it."""
     from common.jsonl import read_json
     from common.runs import begin_run
-    from tasks.base import load_task
 
     task = load_task(settings.task)
     loaded, left_out = load_runs(settings, choose_runs(settings))
@@ -320,7 +320,6 @@ def watch(settings: Settings) -> None:
     """Make the report anew whenever its files change, until Ctrl-C. It is made in a folder of its own and put into
     place file by file: the page is there, and whole, at all times."""
     from common.runs import check_output
-    from tasks.base import load_task
 
     load_task(settings.task)
     report, page, *plots = paths_of(settings.output)
