@@ -14,9 +14,15 @@ Run     python benchmarks/audit_style_reward.py --before results/styles/generati
             --adapter checkpoints/styles/grpo
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -32,7 +38,9 @@ from tasks import styles  # noqa: E402
 REWARD, OPINION = "reward: classifier", "TF-IDF's opinion"
 
 
-def measure(rows: list[dict], classifier, tokenizer, style: str) -> dict[str, list[float | None]]:
+def measure(
+    rows: list[dict], classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: str
+) -> dict[str, list[float | None]]:
     """column -> one value a row."""
     prompts = [row["prompt"][-1]["content"] for row in rows]
     answers = [row["completion"] for row in rows]

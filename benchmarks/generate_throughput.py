@@ -14,6 +14,8 @@ Writes  a Markdown table and a line of JSON on standard output
 Run     python benchmarks/generate_throughput.py --model checkpoints/poems/sft_merged
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -22,6 +24,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -30,7 +36,7 @@ WAYS = ("pipeline", "hf", "vllm bare", "vllm")
 SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
-def run_pipeline(options, tokenizer):
+def run_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase):
     """Calls of the pipeline return text with the prompt cut off: tokens are counted in it, and an end where it is short
     of the limit."""
     from transformers import pipeline
@@ -53,7 +59,7 @@ def run_pipeline(options, tokenizer):
     return generate
 
 
-def run_hf(options, tokenizer):
+def run_hf(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase):
     from common.generation import sample
     from common.models import load_model
 
@@ -62,7 +68,7 @@ def run_hf(options, tokenizer):
     return lambda texts, seed: sum(row[3] for row in sample(model, tokenizer, texts, seed=seed, **room))
 
 
-def run_vllm(options, tokenizer, bare: bool, longest: int):
+def run_vllm(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, bare: bool, longest: int):
     from common.vllm_engine import open_engine, stop_tokens, vllm_sample
 
     engine = open_engine(options.model, options.dtype, None, longest + options.max_new_tokens)
@@ -80,7 +86,7 @@ def run_vllm(options, tokenizer, bare: bool, longest: int):
     return lambda texts, seed: sum(row[3] for row in vllm_sample(engine, tokenizer, texts, stops, seed=seed, **room))
 
 
-def serve_way(options) -> None:
+def serve_way(options: argparse.Namespace) -> None:
     """One way in this process: answers each line of standard input, a seed, with {"tokens", "seconds"}."""
     from common.generation import render_prompt
     from common.jsonl import read_jsonl

@@ -83,7 +83,7 @@ def measure(
 
     from tasks import poems
 
-    def reward(prompts, completions, form, **_):
+    def reward(prompts: list[list[dict]], completions: list[list[dict]], form: list[str], **_):
         texts = [completion[-1]["content"] for completion in completions]
         meta = [{"form": name} for name in form]
         parts = [part(None, texts, meta) for part in (poems.form, poems.rhyme, poems.meter)]

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -219,7 +220,7 @@ def outcome(output: Path) -> dict:
     return found
 
 
-def without_times(value):
+def without_times(value: Any):
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if not any(word in key for word in TIMES)}
     return [without_times(item) for item in value] if isinstance(value, list) else value

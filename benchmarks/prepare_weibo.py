@@ -25,7 +25,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -75,7 +77,7 @@ def _reword(text: str, clauses: list[str], generator: random.Random) -> str:
     return words[: max(wanted, len(start))] + tail
 
 
-def _write(path: Path, records) -> None:
+def _write(path: Path, records: Iterable[dict]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for number, record in enumerate(records):
             file.write("[\n    " if number == 0 else ",\n    ")
@@ -147,7 +149,7 @@ def make_input(folder: Path, size: float, seed: int = 0) -> None:
 # --- the plain version: json.load, dicts and sets, one process
 
 
-def plain(folder: Path, output: Path, settings) -> int:
+def plain(folder: Path, output: Path, settings: Any) -> int:
     """The same rules in the same order; writes the SFT rows and returns how many comments are kept."""
     from tasks import weibo as task
 
@@ -265,7 +267,7 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _accounts(comments: list[dict], raw_users: list[dict], settings) -> dict[str, str]:
+def _accounts(comments: list[dict], raw_users: list[dict], settings: Any) -> dict[str, str]:
     listed = {user["_id"]: user for user in raw_users}
     written, total, adverts, posts = {}, Counter(), Counter(), defaultdict(set)
     for c in comments:
@@ -286,7 +288,7 @@ def _accounts(comments: list[dict], raw_users: list[dict], settings) -> dict[str
     for user, own in written.items():
         known = listed.get(user, {})
 
-        def of(name: str, known=known, own=own):
+        def of(name: str, known: dict = known, own: dict = own):
             return own[name] if known.get(name) is None else known[name]
 
         if of("verified") and 1 <= (of("verified_type") or 0) <= 7:

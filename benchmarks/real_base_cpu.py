@@ -12,6 +12,8 @@ Writes  a Markdown table on standard output; adapters in a temporary folder
 Run     python benchmarks/real_base_cpu.py --model checkpoints/bases/gemma3-270m
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import re
@@ -20,8 +22,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -33,7 +39,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 BATCH, RATE = 8, 3e-4
 
 
-def made_rows(tokenizer, length: int, count: int) -> list[dict]:
+def made_rows(tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[dict]:
     """Rows of about `length` tokens: as many comments as fit are the prompt, as many others the answer."""
     texts = iter([row["content"] for row in read_json(ROOT / "data/weibo/sample_comments.json")])
     rows = []
@@ -66,7 +72,7 @@ def measured(command: list[str], steps: int) -> tuple[float, float]:
     return ended[steps] - ended[1], used.ru_maxrss / 2**20
 
 
-def stage_20(options, folder: Path, output: Path, steps: int) -> list[str]:
+def stage_20(options: argparse.Namespace, folder: Path, output: Path, steps: int) -> list[str]:
     words = {"model": options.model, "train_file": folder / "train.jsonl", "val_file": folder / "val.jsonl"}
     words |= {"output_dir": output, "max_steps": steps, "lr": RATE, "batch_size": BATCH, "accumulation": 1}
     words |= {"eval_steps": 10**6, "eval_rows": BATCH, "probe_count": 2, "probe_tokens": 16, "report_to": "none"}
@@ -75,7 +81,7 @@ def stage_20(options, folder: Path, output: Path, steps: int) -> list[str]:
     return [sys.executable, str(ROOT / "scripts/20_train_sft.py"), *flags]
 
 
-def trl_sft(options, folder: Path, output: Path, steps: int) -> list[str]:
+def trl_sft(options: argparse.Namespace, folder: Path, output: Path, steps: int) -> list[str]:
     words = {"model_name_or_path": options.model, "dataset_name": folder / "trl", "output_dir": output}
     words |= {"max_steps": steps, "learning_rate": RATE, "per_device_train_batch_size": BATCH, "bf16": False}
     words |= {"lr_scheduler_type": "cosine", "assistant_only_loss": True, "report_to": "none", "save_strategy": "no"}
@@ -84,7 +90,7 @@ def trl_sft(options, folder: Path, output: Path, steps: int) -> list[str]:
     return [*command, "--use_peft", "--lora_target_modules", *TARGETS]
 
 
-def answer_loss(options, adapter: Path, rows: list[dict]) -> float:
+def answer_loss(options: argparse.Namespace, adapter: Path, rows: list[dict]) -> float:
     from common.likelihood import mean_nll
     from common.models import load_model, load_tokenizer
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def start_server(model: str, words: list[str]) -> tuple[subprocess.Popen, int, P
     raise SystemExit(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
 
 
-async def ask(reader, writer, body: bytes) -> int:
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
     """One POST /predict on an open connection; the status. Raises ConnectionError or IncompleteReadError where no
     answer comes."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(
@@ -87,7 +88,7 @@ async def client(port: int, bodies: list[bytes], until: float, load: Load, numbe
         writer.close()
 
 
-async def run_load(port: int, bodies: list[bytes], clients: int, seconds: float, stop=None) -> Load:
+async def run_load(port: int, bodies: list[bytes], clients: int, seconds: float, stop: Callable | None = None) -> Load:
     """`clients` at once for `seconds`; with `stop` it is called after that time, and the clients go on until they are
     cut off."""
     load = Load()

@@ -14,6 +14,8 @@ Run     python benchmarks/sft_ways.py tokens
         python benchmarks/sft_ways.py train --data chat
 """
 
+from __future__ import annotations
+
 import argparse
 import copy
 import importlib.util
@@ -22,6 +24,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -50,7 +56,9 @@ def stage_21():
     return module
 
 
-def trained_rows(way: str, rows: list[dict], tokenizer, model, thinking: bool) -> list[list[int]]:
+def trained_rows(
+    way: str, rows: list[dict], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, thinking: bool
+) -> list[list[int]]:
     """The trained tokens of every row, as the way's own trainer prepares them."""
     if way == "plain":
         encode = stage_21().encode

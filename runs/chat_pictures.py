@@ -6,12 +6,18 @@ Writes  --output-dir: chat_380_light.png, chat_380_dark.png, chat_1400_light.png
 Run     python runs/chat_pictures.py
 """
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -48,7 +54,7 @@ def start_page(models: tuple[str, ...]) -> tuple[subprocess.Popen, str]:
     raise UserError(f"stage 63 ended with {process.wait()}; fix: what it said above")
 
 
-def take(browser, url: str, width: int, scheme: str, settings: Settings) -> None:
+def take(browser: Browser, url: str, width: int, scheme: str, settings: Settings) -> None:
     from PIL import Image
     from playwright.sync_api import expect
 

@@ -14,6 +14,7 @@ Run     python runs/weibo_distances.py --generations results/weibo/generations -
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from tasks.weibo import CLASSES  # noqa: E402
 DRAWS, SEED = 1000, 0
 
 
-def counts(texts: list[str], clusters: list, classes, names: list) -> np.ndarray:
+def counts(texts: list[str], clusters: list, classes: Callable[[str], list[str]], names: list) -> np.ndarray:
     """[clusters, classes]: how often each class comes in the texts of a cluster."""
     order = {cluster: row for row, cluster in enumerate(sorted_unique(clusters))}
     places = {name: column for column, name in enumerate(names)}

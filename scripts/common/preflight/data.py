@@ -1,12 +1,18 @@
 """What the preflight passes around: the files as its checks see them, and the report they make."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.preflight.finding import LEVELS, Finding
 from common.settings import show_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What a row's answers are called. A style row and a document are one text each: no chat template, no answer.
 ANSWERS = {"sft": ("completion",), "preference": ("chosen", "rejected"), "kto": ("completion",)}
@@ -79,7 +85,7 @@ class File:
 class Data:
     files: list[File]  # train, then val if there is one
     schema: str
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     max_length: int  # tokens
     enable_thinking: bool = False
     measures: dict = field(default_factory=dict)  # further figures, filled by checks
