@@ -77,8 +77,8 @@ dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes
   stage 60_generate --model "$models/$2" --prompts-file $data/prompts_train.jsonl --max-prompts $ranked \
     --num-samples $samples --max-new-tokens $tokens $sampling ${backend:-} --seed "$4" \
     --output-file "$results/onpolicy/$2.jsonl"
-  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme --require form \
-    --write both --output-dir "$3"
+  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme rhyme_group \
+    --require form --write both --output-dir "$3"
   stage 40_train_dpo --model "$models/$2" --train-file "$3/pref_onpolicy_train.jsonl" \
     --val-file "$3/pref_onpolicy_val.jsonl" $dpo --output-dir "$models/$1"
   generate "$1" --model "$models/$2" --adapter "$models/$1"
@@ -89,7 +89,7 @@ dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes
 # bigrams) stand beside them: obeying the rules alone makes the texts unlikely and alike.
 # GRPO takes batches of 64 answers: twice the steps of 128 for the same time.
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens $tokens --eval-steps 24
-  --rewards form:1 rhyme:2 meter all_three theme no_repeat:0.5"
+  --rewards form:1 rhyme:2 rhyme_group meter all_three theme no_repeat:0.5"
 
 reward_model() {
   local files="--train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl"
@@ -130,7 +130,8 @@ rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   score sft sft_merged grpo ${ppo:+ppo}
 }
 
-stage 10_prepare_poems --clean strict --max-train $rows --output-dir $data
+# some prompts name the poem's own title or its rhyme group, too
+stage 10_prepare_poems --clean strict --title-share 0.2 --rhyme-share 0.2 --max-train $rows --output-dir $data
 check --model "$model" --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl
 stage 20_train_sft --model "$model" --train-file $data/sft_train.jsonl --val-file $data/sft_val.jsonl $sft \
   --probe-tokens $tokens --output-dir $models/sft

@@ -129,6 +129,9 @@ def test_a_title_and_a_rhyme_group_are_asked_behind_the_themes():
     assert one(poems.rhyme_group, GUAN_QUE, row) == 1.0
     assert one(poems.rhyme_group, GUAN_QUE, row | {"ask_rhyme": "上平一东"}) == 0.0
     assert one(poems.rhyme_group, GUAN_QUE, JUE_JU) is None
+    # as a reward it must not leave out the prompts that ask for none
+    assert one(poems.REWARDS["rhyme_group"], GUAN_QUE, JUE_JU) == 0.0
+    assert one(poems.REWARDS["rhyme_group"], GUAN_QUE, row) == 1.0
 
 
 @pytest.mark.parametrize(

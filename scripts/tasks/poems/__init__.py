@@ -254,7 +254,8 @@ def overall(prompts: list[str], completions: list[str], meta: list[dict], **_) -
 
 
 REWARDS = named(form, rhyme, meter) | {"rhyme_pass": rhyme_pass, "meter_pass": meter_pass}
-REWARDS |= named(all_three, rhyme_group, zero_for_none(fluency), zero_for_none(no_repeat))
+# 0 for every answer to a prompt that asks for no group: no difference inside a prompt
+REWARDS |= named(all_three, zero_for_none(rhyme_group), zero_for_none(fluency), zero_for_none(no_repeat))
 REWARDS |= named(theme, overall)
 STEP_REWARDS = {"form": form_by_line, "rhyme": rhyme_by_line, "meter": meter_by_line}
 DEFAULT_REWARDS = ("form", "rhyme", "meter", "theme", "fluency:0.5")
