@@ -31,7 +31,7 @@ class Settings:
     trainings: tuple[str, ...] = ()
     """folders under results of the same chain trained with other seeds: a table of the spread between trainings"""
     columns: int = 6
-    """metrics shown in the README: the first ones of the report"""
+    """metrics shown in the README where the job names no COLUMNS: the first ones of the report"""
     rows: int = 5
     """prompts whose texts are shown: the first ones, unpicked"""
 
@@ -76,10 +76,12 @@ def readme(
 ) -> str:
     """The first columns of the report, and the first texts of each run as they came."""
     from common.evaluation.tables import markdown_table
+    from tasks.base import load_task
 
     table = report["figures"]["table"]
     known = [name for name in next(iter(table.values())) if any(run.get(name, [0])[0] for run in table.values())]
-    metrics = known[: settings.columns]
+    first = load_task(report["settings"]["task"]).COLUMNS
+    metrics = [name for name in first if any(name in run for run in table.values())] or known[: settings.columns]
 
     def figure(run: str, name: str) -> str:
         mean, low, high = table[run].get(name, (None, None, None))

@@ -24,6 +24,7 @@ def reference(tmp_path, monkeypatch):
 def finished_run(root, name: str, rhyme: float) -> None:
     report = {
         "figures": {"prompts": 1, "table": {"sft": {"form": [1.0, None, None], "rhyme": [rhyme, 0.1, 0.9]}}},
+        "settings": {"task": "poems"},
         "started": "2026-11-26T10:00:00+00:00",
         "device": "cpu",
         "git": {"commit": "0123456789"},
