@@ -30,7 +30,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from common.evaluation.plots import GOLDEN, PLAIN, as_label, pyplot, save_figure
+    from common.evaluation.plots import GOLDEN, PLAIN, as_label, pyplot, save_figure, whiskers
 
     table = read_json(settings.report).get("figures", {}).get("table", {})
     runs = [run for run in settings.runs if run in table]
@@ -45,7 +45,8 @@ def main(settings: Settings) -> None:
     for axes, (name, label) in zip(panels, labels.items(), strict=True):
         for place, run in enumerate(runs):
             mean, low, high = table[run][name]
-            axes.errorbar(place, mean, [[mean - low], [high - mean]], fmt="o", color=PLAIN, capsize=3, markersize=5)
+            bounds = [[length] for length in whiskers(mean, low, high)]
+            axes.errorbar(place, mean, bounds, fmt="o", color=PLAIN, capsize=3, markersize=5)
         if "reference" in table:
             axes.axhline(table["reference"][name][0], color=GOLDEN, linestyle="--", label="golden texts")
         axes.set_title(as_label(label), fontsize=11)

@@ -108,7 +108,11 @@ def test_a_quantised_base_takes_the_memory_that_it_should(quantize, share, token
 
     plain, small = (load_model(BASE, tokenizer, "bfloat16", quantize=kind) for kind in ("none", quantize))
     assert linear_bytes(small) <= share * linear_bytes(plain)
-    assert (logits(small) - logits(plain)).abs().mean() < 0.5
+    verse = tokenizer("床前明月光，疑是地上霜。", return_tensors="pt").input_ids
+    with torch.no_grad():
+        lost, kept = (model.eval()(input_ids=verse).logits.float() for model in (small, plain))
+    # .15 of the logits' spread for 4 bits, .03 for 8; a lost scale makes it 1
+    assert (lost - kept).abs().mean() < 0.25 * kept.std()
 
 
 def test_an_adapter_of_a_quantised_base_is_float32_and_fits_the_whole_base(tokenizer, tmp_path):

@@ -68,6 +68,11 @@ def draw_reliability(axes: Axes, bins: Sequence[Bin], lowest: float, label: str)
         axes.annotate(str(bin.count), (bin.confidence, bin.accuracy), textcoords="offset points", xytext=(4, -12))
 
 
+def whiskers(mean: float, low: float, high: float) -> tuple[float, float]:
+    """Lengths of an error bar below and above. The mean of equal values may lie a rounding outside its own bounds."""
+    return max(0.0, mean - low), max(0.0, high - mean)
+
+
 def plot_bars(
     panels: dict[str, dict[str, Sequence[float | None]]], path: Path, golden: str = "", lower: Sequence[str] = ()
 ) -> bool:
@@ -93,7 +98,7 @@ def plot_bars(
         for place, run in enumerate(runs):
             mean, low, high = panels[name].get(run, (None, None, None))
             if mean is not None:
-                bounds = None if low is None else [[mean - low], [high - mean]]
+                bounds = None if low is None else [[length] for length in whiskers(mean, low, high)]
                 color = GOLDEN if run == golden else PLAIN
                 axes.barh(place, mean, xerr=bounds, color=color, height=0.7, error_kw={"capsize": 2, "lw": 1})
         axes.set_title(as_label(name) + (" (less is better)" if name in lower else ""), fontsize=10)

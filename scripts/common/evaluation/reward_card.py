@@ -249,7 +249,7 @@ def markdown(title: str, judged: Judged, figures: dict, image: str, examples: in
 
 def plot(judged: Judged, figures: dict, path: Path) -> None:
     """A PNG: reliability, histogram of the scores, accuracy of every group, score against length."""
-    from common.evaluation.plots import as_label, draw_reliability, pyplot, save_figure
+    from common.evaluation.plots import as_label, draw_reliability, pyplot, save_figure, whiskers
 
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
@@ -271,7 +271,7 @@ def plot(judged: Judged, figures: dict, path: Path) -> None:
     for place, system in enumerate(judged.correct):
         estimates = [figures["groups"][name]["accuracy"][system] for name in names]
         bounds = [
-            [e.mean - (e.mean if e.low is None else e.low), (e.mean if e.high is None else e.high) - e.mean]
+            whiskers(e.mean, e.mean if e.low is None else e.low, e.mean if e.high is None else e.high)
             for e in estimates
         ]
         ys = [y + 0.2 * (place - 1) for y in range(len(names))]
