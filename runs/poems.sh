@@ -77,19 +77,19 @@ dpo_round() {  # dpo_round NAME FROM DATA-FOLDER SEED: pairs of what FROM writes
   stage 60_generate --model "$models/$2" --prompts-file $data/prompts_train.jsonl --max-prompts $ranked \
     --num-samples $samples --max-new-tokens $tokens $sampling ${backend:-} --seed "$4" \
     --output-file "$results/onpolicy/$2.jsonl"
-  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme rhyme_group \
+  stage 33_rank_samples --generations "$results/onpolicy/$2.jsonl" --rewards rhyme meter theme:0.3 rhyme_group \
     --require form --write both --output-dir "$3"
   stage 40_train_dpo --model "$models/$2" --train-file "$3/pref_onpolicy_train.jsonl" \
     --val-file "$3/pref_onpolicy_val.jsonl" $dpo --output-dir "$models/$1"
   generate "$1" --model "$models/$2" --adapter "$models/$1"
   merge "$1"
 }
-# What no reward names falls: theme stands among them.
+# What no reward names falls: theme stands among them, at .3; at 1 it outweighs the rules, and texts repeat its words.
 # The shares of form and rhyme are dense rewards, all_three is the goal. no_repeat and a little fluency (attested
 # bigrams) stand beside them: obeying the rules alone makes the texts unlikely and alike.
 # GRPO takes batches of 64 answers: twice the steps of 128 for the same time.
 rl="--train-file $data/prompts_train.jsonl --val-file $data/sft_val.jsonl --max-new-tokens $tokens --eval-steps 24
-  --rewards form:1 rhyme:2 rhyme_group meter all_three theme no_repeat:0.5"
+  --rewards form:1 rhyme:2 rhyme_group meter all_three:2 theme:0.3 no_repeat:0.5"
 
 reward_model() {
   local files="--train-file $data/pref_train.jsonl --val-file $data/pref_val.jsonl"

@@ -1,0 +1,26 @@
+"""benchmarks/gpu_memory.py on a small shape: every stage it names runs with the settings it gives."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_the_memory_table_has_a_row_for_every_stage_and_no_error(tmp_path):
+    """The training, stages 20 to 51, is that of the table in docs/OPERATIONS.md; only the shape is small."""
+    words = ["--cases", "test", "--length", "96", "--new-tokens", "12", "--steps", "2", "--written", "2"]
+    command = [sys.executable, str(ROOT / "benchmarks/gpu_memory.py"), *words, "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in done.stdout.splitlines() if line.startswith("| test")]
+    assert [row[1] for row in rows] == [
+        "20_train_sft",
+        "30_train_reward",
+        "40_train_dpo",
+        "41_train_kto",
+        "50_train_grpo",
+        "51_train_ppo",
+    ]
+    for row in rows:
+        assert float(row[3]) > 0 and not re.search("error", " ".join(row[6:]), re.IGNORECASE), row
