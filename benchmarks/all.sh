@@ -37,9 +37,11 @@ verse() {  # the rows that most parts read
 model() {  # what generates: the merged model of the chain, else the base
   if [ -d "$merged" ]; then echo "$merged"; else echo data/tiny_qwen3; fi
 }
-environment() {  # environment NAME PACKAGE: pins of its own, so a place of its own
+environment() {  # environment NAME PACKAGE: pins of its own, so a place of its own; our torch first, else CUDA's comes
+  local pip=(".venv-$1/bin/python" -m pip install --quiet --disable-pip-version-check)
   { [ -x ".venv-$1/bin/python" ] || python -m venv ".venv-$1"; } &&
-    ".venv-$1/bin/python" -m pip install --quiet --disable-pip-version-check "$2"
+    "${pip[@]}" "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} &&
+    "${pip[@]}" "$2"
 }
 cold_start() { python benchmarks/cold_start.py --rounds "$rounds"; }
 generate() {
