@@ -24,7 +24,7 @@ case "$profile" in
     sft="$lora --epochs 3 --lr 3e-4 --batch-size 8 --accumulation 2 --eval-steps 50 --eval-rows 64"
     reward="$lora --epochs 2 --lr 1e-4 --batch-size 8"
     ppo="$lora --max-steps 30 --lr 5e-5 --batch-size 32"
-    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 32" ;;
+    grpo="$lora --max-steps 30 --lr 5e-5 --batch-size 8 --accumulation 4" ;;
 esac
 model="${MODEL:-$model}"
 if $quick; then

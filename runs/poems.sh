@@ -28,7 +28,7 @@ case "$profile" in
     sft="$lora --lr 3e-4 --batch-size 16 --accumulation 1 --epochs 2 --eval-steps 188 --eval-rows 64 --probe-count 16"
     probe="--probe-rows 16" reward="" ppo=""
     dpo="$lora --lr 5e-5 --batch-size 8 --accumulation 1 --epochs 1 --eval-steps 10 --probe-count 16"
-    grpo="$lora --lr 1e-4 --batch-size 64 --max-steps 40 --probe-count 16" dpo_grpo="" ;;
+    grpo="$lora --lr 1e-4 --batch-size 16 --accumulation 4 --max-steps 40 --probe-count 16" dpo_grpo="" ;;
   qwen3-0.6b)
     model=Qwen/Qwen3-0.6B
     lora="--lora-r 8 --lora-alpha 32 --lora-dropout 0.05 --lora-targets q_proj k_proj v_proj o_proj"
