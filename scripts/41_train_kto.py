@@ -44,7 +44,7 @@ class Settings(ChatSettings):
     enable_thinking: bool = False
     """passed to the chat template of models that think"""
     max_length: int = 512
-    """tokens, prompt and answer; a longer answer loses its end, and stage 19 says so"""
+    """tokens, prompt and answer; what becomes of longer rows: long_rows"""
     long_rows: LongRowsPolicy = "refuse"
     """rows over max_length: refuse, drop, or cut at whole turns"""
     allow: tuple[str, ...] = ()

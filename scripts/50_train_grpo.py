@@ -10,7 +10,8 @@ Writes  checkpoints/{task}/grpo: adapter, tokenizer, learning_curve.png, overopt
         run.json
 Run     python scripts/50_train_grpo.py
         python scripts/50_train_grpo.py --rewards rhyme:1 meter:1 form:1 fluency:0.5 model=checkpoints/poems/reward:0.2
-        accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --rollout vllm --vllm-mode colocate
+        accelerate launch scripts/50_train_grpo.py --model Qwen/Qwen3-4B --lr 2e-5 --batch-size 32 --rollout vllm \\
+            --vllm-mode colocate
 
 Shao et al. 2024, arXiv 2402.03300, section 4.1, in trl's form: token-level loss by default (dapo, arXiv 2503.14476),
 and a completion that a reward cannot judge is counted and gets advantage 0.

@@ -1,5 +1,5 @@
 """Serve the style classifier and the scalar reward model over HTTP. Writing models are served by `vllm serve`
-(docs/tasks/styles.md).
+(docs/OPERATIONS.md); this service: docs/tasks/styles.md.
 
 Requests that wait are scored together (micro-batching): while one batch is on the model the next one fills, so one
 client waits for nothing and many share a batch. SIGTERM or Ctrl-C: no new connection is taken, what was accepted is

@@ -1,7 +1,7 @@
 """Let a judge score what the models wrote, 1 to 5 on each dimension, and pick the best text of every prompt.
 
 Candidates A, B, C, ... are golden texts and generation files. The judge is a model behind any OpenAI-compatible
-endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), or `rules`: the measures of scripts/tasks/<task>.py, which need no API and
+endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), or `rules`: the measures of scripts/tasks/<task>, which need no API and
 see less. A model judges every item in rotated orders, so that each text stands once in each place; where the orders
 disagree it is a tie. The report says how far the judge can be trusted: position bias, one text against itself, unparsed
 replies. docs/EVALUATION.md has the rules.
