@@ -40,7 +40,7 @@ def as_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def opening(settings: Settings, record: dict, stages: list[dict], about: str) -> list[str]:
+def opening(settings: Settings, record: dict, stages: list[dict], about: str, texts: str = "generations") -> list[str]:
     """The commits are those of all records: a chain that was taken up again may have run on more than one."""
     ordered = sorted([*stages, record], key=lambda one: one["started"])
     commits = dict.fromkeys(str((one.get("git") or {}).get("commit", "unknown"))[:8] for one in ordered)
@@ -49,7 +49,7 @@ def opening(settings: Settings, record: dict, stages: list[dict], about: str) ->
         f"# {settings.job}: a reference run",
         "",
         f"`{command}` at commit {', '.join(commits)}, {record['device']}, {record['started'][:10]}.",
-        "`generations/` has every text (`xz -dc FILE`), `records/` what each stage was run with, took and reached, the",
+        f"`{texts}/` has every text (`xz -dc FILE`), `records/` what each stage was run with, took and reached, the",
         "reports all figures.",
         "",
         *([about.rstrip(), ""] if about else []),
@@ -105,6 +105,14 @@ def readme(
     return "\n".join(lines)
 
 
+def labelled(rows: list[dict]) -> list[str]:
+    """Texts with the label that a classifier gave them, as Markdown."""
+    from common.evaluation.tables import markdown_table
+
+    cells = [[as_cell(row["input"])[:400], row["predicted_label"], f"{row['confidence']:.3f}"] for row in rows]
+    return [f"The first {len(rows)} test texts, as they came:", "", markdown_table(["", "label", "p"], cells), ""]
+
+
 def keep(source: Path, target: Path) -> None:
     """A copy; of JSONL a compressed one."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +151,9 @@ def main(settings: Settings) -> None:
         page = readme(settings, read_json(results / "compare.run.json"), stages, texts, others, about)
     else:  # a classifier: its reports are short
         tables = [path.read_text(encoding="utf-8") for path in reports if path.suffix == ".md"]
-        page = "\n".join([*opening(settings, stages[-1], stages, about), *tables])
+        first = [read_jsonl(path)[: settings.rows] for path in sorted(results.glob("classified/*.jsonl"))]
+        shown = [line for rows in first for line in labelled(rows)]
+        page = "\n".join([*opening(settings, stages[-1], stages, about, "classified"), *tables, *shown])
     (fresh / "README.md").write_text(page, encoding="utf-8")
     if about:
         (fresh / "about.md").write_text(about, encoding="utf-8")

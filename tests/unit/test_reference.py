@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from common.jsonl import write_json, write_jsonl
 from common.settings import UserError
 from conftest import ROOT
 
@@ -73,3 +74,18 @@ def test_the_spread_between_trainings_stands_beside_the_intervals(reference, tmp
 def test_a_run_that_is_not_there_is_named(reference):
     with pytest.raises(UserError, match="no finished run in .*poems; fix: bash runs/poems.sh"):
         reference.main(reference.Settings(job="poems"))
+
+
+def test_a_classifier_is_kept_with_its_tables_and_first_labels(tmp_path, reference):
+    """A job without generations: no comparison, the reports as they are."""
+    record = {"started": "2026-11-26T10:00:00+00:00", "device": "cpu", "git": {"commit": "0123456789"}}
+    (tmp_path / "checkpoints/styles/classifier").mkdir(parents=True)
+    write_json(tmp_path / "checkpoints/styles/classifier/run.json", record)
+    (tmp_path / "results/styles/classified").mkdir(parents=True)
+    (tmp_path / "results/styles/classifiers.md").write_text("| accuracy | .9 |\n", encoding="utf-8")
+    row = {"input": "能退吗？\n能|行", "predicted_label": "售后", "confidence": 0.75}
+    write_jsonl(tmp_path / "results/styles/classified/style_test.jsonl", [row] * 7)
+    reference.main(reference.Settings(job="styles", rows=2))
+    page = (tmp_path / "results/reference/styles/README.md").read_text(encoding="utf-8")
+    assert "| accuracy | .9 |" in page and page.count("| 能退吗？ 能\\|行 | 售后 | 0.750 |") == 2
+    assert "`classified/` has every text" in page
