@@ -91,7 +91,7 @@ def command(stage: str, base: Path, quantize: str, work: Path, options: argparse
     words |= {"max_length": 2 * options.length, "dtype": "bfloat16", "report_to": "none", "lr": 1e-3}
     if kind == "prompts":
         words |= {"max_steps": options.written, "eval_steps": options.written, "probe_count": 2, "batch_size": 16}
-        words |= {"rewards": "chinese", "max_new_tokens": options.new_tokens, "task": "chat"}
+        words |= {"max_new_tokens": options.new_tokens, "task": "chat"}
     else:
         words |= {"batch_size": 4, "accumulation": 1, "eval_steps": options.steps}
         words |= {"epochs": 1, "max_train": 4 * options.steps} if stage[:2] == "30" else {"max_steps": options.steps}
@@ -100,17 +100,20 @@ def command(stage: str, base: Path, quantize: str, work: Path, options: argparse
     if quantize:
         words |= {"quantize": quantize}
     flags = [str(part) for name, value in words.items() for part in (f"--{name.replace('_', '-')}", value)]
+    if kind == "prompts":  # some of these tell any two random texts apart
+        flags += ["--rewards", "chinese", "no_repeat", "closed"]
     return [sys.executable, str(ROOT / f"scripts/{stage}.py"), *flags, "--gradient-checkpointing", "--overwrite"]
 
 
 def measured(words: list[str], steps: int, log: Path) -> tuple[float, str]:
     """(seconds a step, the last line of an error) of a stage."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    environment |= {"TQDM_MININTERVAL": "0"}  # every step is shown, quick ones too
     child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     text, ended = b"", {}  # step -> when its end was shown
     while part := os.read(child.stdout.fileno(), 1 << 16):
         text += part
-        for done in re.findall(rb"\b(\d+)/%d \[\d|^step (\d+): " % steps, text[-400:], re.MULTILINE):
+        for done in re.findall(rb"\b(\d+)/%d \[\d|^step (\d+): " % steps, text[-len(part) - 40 :], re.MULTILINE):
             ended.setdefault(int(done[0] or done[1]), time.monotonic())
     log.write_bytes(text)
     ended.pop(0, None)
