@@ -1,12 +1,15 @@
 """What did each stage of a chain cost? Read from the run records that the stages left.
 
 Reads   run.json and *.run.json below processed_data/RUN, checkpoints/RUN, results/RUN
-Writes  a Markdown table on standard output: wall time, peak memory, the commit
+Writes  a Markdown table on standard output: wall time, peak memory, the commit; the largest sum of the peaks of two
+        stages that ran side by side
 Run     python benchmarks/chain.py --run poems
 """
 
 import argparse
 import sys
+from datetime import datetime
+from itertools import combinations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +41,20 @@ def main() -> None:
     print(
         f"\n{len(records)} stages, {minutes:.1f} minutes added up (lanes run side by side), commit {', '.join(commits)}"
     )
+    peaks = [record.get("peak_memory_mib") or 0 for *_, record in records]
+    peaks += [
+        sum(record.get("peak_memory_mib") or 0 for record in pair)
+        for pair in combinations([record for *_, record in records], 2)
+        if together(*pair)
+    ]
+    print(f"largest peak, of two stages that ran side by side their sum: {max(peaks) / 1024:.1f} GiB")
+
+
+def together(one: dict, other: dict) -> bool:
+    """Whether two stages ran at the same time for more than a second: start times are whole seconds."""
+    starts = [datetime.fromisoformat(record["started"]).timestamp() for record in (one, other)]
+    ends = [start + record["wall_seconds"] for start, record in zip(starts, (one, other), strict=True)]
+    return min(ends) - max(starts) > 1
 
 
 if __name__ == "__main__":

@@ -133,13 +133,19 @@ def main() -> None:
     parser.add_argument("--written", type=int, default=3, help="steps of 16 answers in stages 50 and 51")
     parser.add_argument("--work", type=Path, default=ROOT / "checkpoints/gpu_memory", help="models and logs")
     options = parser.parse_args()
+    for case in options.cases:
+        if case.removesuffix(":4bit") not in SHAPES:
+            raise SystemExit(f"error: no case {case}; fix: {', '.join(SHAPES)}, each with :4bit behind it or without")
+        if (work := options.work / case.replace(":", "_")).exists():
+            raise SystemExit(f"error: {work} is there; fix: delete it, or another --work")
+    for stage in set(options.stages) - set(STAGES):
+        raise SystemExit(f"error: no stage {stage}; fix: {', '.join(STAGES)}")
 
     print("| model | stage | peak GPU memory, GiB | seconds a step | tokens a step | tokens/s |")
     print("|---|---|---:|---:|---:|---:|")
     for case in options.cases:
         shape, _, quantize = case.partition(":")
         work = options.work / case.replace(":", "_")
-        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_rows(work, 4 + max(4 * options.steps, 16), options.length)
         draw_base(shape, work / "base")

@@ -128,7 +128,8 @@ def main(settings: Settings) -> None:
     output = ROOT / "results/reference" / settings.job
     records = {path.parent.name: path for path in sorted(models.glob("*/run.json"))}
     stages = [read_json(path) for path in records.values()]
-    reports = [path for path in sorted(results.glob("*")) if path.suffix in (".md", ".html", ".png", ".csv", ".json")]
+    kinds = (".md", ".html", ".png", ".csv", ".json")
+    reports = [path for path in sorted(results.glob("*")) if path.suffix in kinds and path.stem != "mask_preview"]
     if not records or not reports:
         raise UserError(f"no finished run in {results}; fix: bash runs/{settings.job}.sh")
     others = [read_json(ROOT / "results" / name / "compare.run.json") for name in settings.trainings]

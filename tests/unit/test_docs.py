@@ -1,13 +1,15 @@
 """What the documents tell a reader to type exists: scripts, flags, recipes, profiles. Both READMEs say the same."""
 
 import ast
-import dataclasses
+import contextlib
 import importlib.util
+import io
 import re
 import shlex
 import sys
 
 import pytest
+import tyro
 
 from conftest import ROOT, SCRIPTS
 
@@ -35,8 +37,18 @@ def settings_of(script):
     return module.Settings
 
 
+def refused(settings: type, words: list[str]) -> str:
+    """Why a stage would not read these words: an unknown flag, a value that is missing or of the wrong type."""
+    with contextlib.redirect_stderr(io.StringIO()) as told, contextlib.redirect_stdout(told):
+        try:
+            unknown = tyro.cli(settings, args=words, return_unknown_args=True)[1]
+        except SystemExit:
+            return told.getvalue()
+    return " ".join(unknown)
+
+
 def faults(lines: list[str]) -> list[str]:
-    """What is wrong with command lines: no such script, flag or profile."""
+    """What is wrong with command lines: no such script, flag, value or profile."""
     wrong = []
     for line in lines:
         words = shlex.split(re.sub(r"\{[^}]*\}|\$\([^)]*\)", "x", line))
@@ -45,10 +57,9 @@ def faults(lines: list[str]) -> list[str]:
         if not file.is_file():
             wrong.append(f"{line}: no {words[place]}")
         elif file.parent == SCRIPTS:
-            fields = {field.name for field in dataclasses.fields(settings_of(file))}
-            flags = [word.split("=")[0][2:] for word in words[place:] if word.startswith("--") and word != "--help"]
-            flags = [flag.replace("-", "_") for flag in flags]
-            wrong += [f"{line}: no --{f}" for f in flags if f not in fields and f.removeprefix("no_") not in fields]
+            given = [word for word in words[place + 1 :] if word not in ("--help", "...")]
+            if fault := refused(settings_of(file), given):
+                wrong.append(f"{line}: {fault}")
         elif file.parent.name == "benchmarks":
             text = file.read_text(encoding="utf-8")
             given = [word for word in words[place + 1 :] if word.startswith("--") or file.suffix == ".sh"]
@@ -64,6 +75,12 @@ def faults(lines: list[str]) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_of_a_page_could_be_typed(page):
     assert not faults(commands(page))
+
+
+def test_a_command_that_a_stage_would_refuse_is_found():
+    bad = ["12_prepare_styles.py --balance --augment 2", "20_train_sft.py --lr fast", "20_train_sft.py --no-such 1"]
+    assert len(faults([f"python scripts/{line}" for line in bad])) == 3
+    assert not faults(["python scripts/12_prepare_styles.py --balance oversample --augment 2"])
 
 
 SCRIPTS_WITH_COMMANDS = [
