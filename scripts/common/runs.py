@@ -4,6 +4,7 @@ Beside a record lie, while a run goes on, two hidden things: a lock file (one pr
 and with --overwrite a folder that holds the earlier run until the new one has written something to go on from.
 """
 
+import atexit
 import hashlib
 import math
 import os
@@ -191,6 +192,7 @@ def begin_run(
         # "cpu:0" and "cpu:1" otherwise, which torch.load does not know: no run could be resumed
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     state = PartialState(cpu=use_cpu)
+    atexit.register(_leave_group)
     if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError(
             "on CPUs accelerate leaves the weights whole, whatever FSDP says; fix: configs/accelerate/cpu_2.yaml"
@@ -206,6 +208,15 @@ def begin_run(
     if outcome[0][0] == "stop":
         raise outcome[0][1]
     return run or Run(_record_path(arguments[0]), outcome[0][1], outcome[0][2], is_main=False)
+
+
+def _leave_group() -> None:
+    """Else Gloo's threads may still run when a process ends, which then aborts after all is done. After an error the
+    launcher ends the others: they may be waiting in a collective, where leaving would wait with them."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        torch.distributed.destroy_process_group()
 
 
 def _begin(

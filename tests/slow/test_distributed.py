@@ -376,7 +376,8 @@ def test_the_memory_of_the_page_follows_from_its_formulas(name):
     row = f"| {name} | {layers} | {h} | {f} | {heads} / 8 | {'yes' if tied else 'no'} | {count:,} | {adapter:,} |"
     assert row in PAGE, row
     kept = layer_bytes(h, f, q, k, r) * tokens
-    sizes = (2 * count, 2 * count + 16 * adapter, 8 * count, 16 * count, layers * kept, layers * 2 * h * tokens + kept)
+    backward = (layers * kept, layers * 2 * h * tokens + kept)
+    sizes = (2 * count, 2 * count + 16 * adapter, 16 * count, *backward)
     row = " | ".join([f"| {name}", *(f"{size / 1e9:.1f}" for size in sizes), f"{4 * layers * k // 1024} |"])
     assert row in PAGE, row
 
