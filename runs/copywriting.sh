@@ -37,7 +37,7 @@ case "$profile" in
     length=1024 batch="" lora="--lora-r 16 --lora-alpha 32"
     sft="$lora --epochs ${EPOCHS:-3} --lr 3e-4 --batch-size 8 --accumulation 1 --eval-steps 17 --probe-count 4"
     reward="--lr 1e-4 --epochs 2 --batch-size 8 --eval-steps 17"
-    dpo="$lora --lr 5e-5 --epochs 1 --batch-size 8 --accumulation 1 --eval-steps 17 --probe-count 4"
+    dpo="$lora --lr 5e-5 --epochs 1 --batch-size 2 --accumulation 4 --eval-steps 17 --probe-count 4"
     grpo="$lora --lr 5e-5 --max-steps 15 --batch-size 8 --accumulation 2 --eval-steps 5 --probe-count 4" ;;
   4b) model=Qwen/Qwen3-4B; needs_vllm ;;
   7b) model=Qwen/Qwen2.5-7B-Instruct; needs_vllm ;;
