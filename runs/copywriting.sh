@@ -56,7 +56,7 @@ stage 14_clean_copy --model "$writer" --copies-file $data/golden_raw.jsonl --out
 stage 15_write_rejected --model "$writer" --weak-model "$weak_writer" --golden-file $data/golden_clean.jsonl \
   --output-file $data/rejected.jsonl
 stage 16_prepare_copy --golden-file $data/golden_clean.jsonl --rejected-file $data/rejected.jsonl --output-dir $data
-check --model "$model" $files --preview $results/mask_preview.html
+check --model "$model" $files
 stage 20_train_sft --model "$model" $files $sft --probe-tokens $tokens --output-dir $models/sft
 stage 22_merge_adapter --adapter $models/sft --probe-file $data/sft_val.jsonl --probe-rows 16 --greedy-rows 4 \
   --greedy-tokens 256 --output-dir $models/sft_merged

@@ -42,7 +42,7 @@ stage() {
   run_python scripts/"$1".py --task "$task" ${more[@]+"${more[@]}"} "${@:2}" ${again[@]+"${again[@]}"}
 }
 # check FLAGS...: the preflight, which keeps no record
-check() { run_python scripts/19_check_data.py --task "$task" "$@"; }
+check() { run_python scripts/19_check_data.py --task "$task" --preview "$results/mask_preview.html" "$@"; }
 # compare FLAGS...: the report is made anew each time: it takes seconds, and any run may have changed
 compare() {
   run_python scripts/72_compare.py --task "$task" --generations "$texts" --scores "$results"/scores \

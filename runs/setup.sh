@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+trap 'exit 130' INT  # a stage that has just ended would swallow a Ctrl-C, and the next one would begin
 python="${PYTHON:-python3}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "error: $python is older than Python 3.11; fix: PYTHON=python3.12 bash runs/..." >&2; exit 2; }

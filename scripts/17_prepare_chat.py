@@ -230,7 +230,7 @@ def main(settings: Settings) -> None:
         for problem in problems[:20]:
             print(f"  left out: {problem}")
         report["dropped"]["faulty"] = Counter(
-            re.sub(r"\S+:\d+|\(likeness.*", "...", problem.reason) for problem in problems
+            re.sub(r" \(likeness.*", "", re.sub(r"\S+:\d+", "another row", problem.reason)) for problem in problems
         )
         for kind, reasons in report["dropped"].items():
             for reason, count in reasons.items():

@@ -62,7 +62,7 @@ class Settings:
     best_per_prompt: int = 1
     """--write best: SFT rows of one prompt"""
     val_share: float = 0.1
-    """of the prompts, chosen by the hash of their text"""
+    """of the prompts, chosen by the hash of their text; 0 = no validation files"""
 
     # --- run
     output_dir: Path = Path("processed_data/{task}")
@@ -178,7 +178,7 @@ def main(settings: Settings) -> None:
     files = {
         (kind, split): settings.output_dir / f"{name}_{split}.jsonl"
         for kind, name in kinds.items()
-        for split in ("train", "val")
+        for split in ("train", "val")[: 2 if settings.val_share else 1]
     }
     first, *others = files.values()
     inputs = {"generations": settings.generations}
@@ -190,22 +190,27 @@ def main(settings: Settings) -> None:
             row["total"], row["kept"] = value, all(values[index] == 1 for values in rules)
         found: dict[tuple, list[dict]] = {place: [] for place in files}
         dropped: Counter = Counter()
+        asked_of: Counter = Counter()
         for samples in prompts.values():
             asked = json.dumps(samples[0]["prompt"], ensure_ascii=False)  # two rows may ask the same
             held_out = int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 1000 < 1000 * settings.val_share
             split, usable = "val" if held_out else "train", usable_samples(samples, dropped)
+            asked_of[split] += 1
             if "pairs" in kinds:
                 found["pairs", split] += rank_prompt(usable, settings, dropped)
             if "best" in kinds:
                 found["best", split] += best_rows(usable, settings)
         for (kind, split), file in files.items():
             if not found[kind, split]:
-                raise UserError(
-                    f"no {split} row ({kind}) is left of {len(rows)} samples: {dict(dropped)}; fix: more samples, or a "
-                    "smaller --min-margin"
-                )
+                lost = f"no {split} row ({kind}) is left of {len(rows)} samples"
+                if not asked_of[split]:
+                    raise UserError(f"{lost}: no prompt fell into {split}; fix: more prompts, or --val-share 0")
+                fix = "more samples, or a smaller --min-margin"
+                if dropped["sample that did not stop"] * 2 > len(rows):
+                    fix = "stage 60 with a larger --max-new-tokens, or a model that has learned to stop"
+                raise UserError(f"{lost}: {dict(dropped)}; fix: {fix}")
             write_jsonl(file, found[kind, split])
-        counts = {kind: {split: len(found[kind, split]) for split in ("train", "val")} for kind in kinds}
+        counts = {kind: {split: len(found.get((kind, split), ())) for split in ("train", "val")} for kind in kinds}
         for kind, count in counts.items():
             print(
                 f"{len(rows)} samples of {len(prompts)} prompts -> {count['train']} training and {count['val']} "
@@ -221,14 +226,14 @@ def main(settings: Settings) -> None:
             ("best", "score", "completion"),
         ):
             if kind in kinds:
-                written = found[kind, "train"] + found[kind, "val"]
+                written = found[kind, "train"] + found.get((kind, "val"), [])
                 rewarded[side] = sum(row["meta"][score_of] for row in written) / len(written)
                 lengths[side] = sum(len(row[side][0]["content"]) for row in written) / len(written)
                 print(f"{side}: mean reward {rewarded[side]:.3f}, mean length {lengths[side]:.1f} characters")
         run.figure("mean_reward", rewarded)
         run.figure("mean_length", lengths)
         stage, kind = ("40_train_dpo", "pairs") if "pairs" in kinds else ("20_train_sft", "best")
-        trained_on = {f"{split}_file": files[kind, split] for split in ("train", "val")}
+        trained_on = {f"{split}_file": files.get((kind, split)) for split in ("train", "val")}
         run.finish(next_command(stage, task=settings.task, **trained_on))
 
 

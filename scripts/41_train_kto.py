@@ -107,6 +107,9 @@ class Settings(ChatSettings):
     """replace what an earlier run left in output_dir"""
 
 
+SIDES = {"chosen": "good", "rejected": "bad"}  # trl's names of the two kinds
+
+
 def class_weights(settings: Settings, rows: list[dict]) -> tuple[float, float]:
     """(weight of good answers, weight of bad ones): as set, else 1 for the more frequent kind and more for the rarer
     one."""
@@ -128,15 +131,21 @@ def what_was_learned(trainer: KTOTrainer, log: list[dict], held_out: bool) -> di
     if not held_out:
         return {"train_margin": [entry["rewards/margins"] for entry in log if "rewards/margins" in entry][-1]}
     first, best = arguments.first_and_kept(trainer)  # the first is that of the reference
-    change = {side: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side in ("chosen", "rejected")}
-    print(f"log-probability of an answer: good {change['chosen']:+.2f} nats, bad {change['rejected']:+.2f}")
+    # trl logs only the kinds that the file has
+    sides = {side: name for side, name in SIDES.items() if f"eval_logps/{side}" in best}
+    change = {name: best[f"eval_logps/{side}"] - first[f"eval_logps/{side}"] for side, name in sides.items()}
+    shown = ", ".join(f"{name} {value:+.2f}" for name, value in change.items())
+    print(f"log-probability of an answer in nats: {shown}")
+    if len(change) < len(SIDES):
+        print(f"notice: {trainer.args.output_dir}: the validation file has no answers of the other kind: no margin")
+        return {f"{name}_logps_change": value for name, value in change.items()} | {"kl": best["eval_kl"]}
     if max(change.values()) < 0:
         print(
             "warning: good and bad answers both became less likely; fix: a larger --beta, a lower --lr, "
             "a larger --desirable-weight"
         )
     figures = {"margin": best["eval_rewards/margins"], "kl": best["eval_kl"]}
-    return figures | {"good_logps_change": change["chosen"], "bad_logps_change": change["rejected"]}
+    return figures | {f"{name}_logps_change": value for name, value in change.items()}
 
 
 def main(settings: Settings) -> None:

@@ -237,6 +237,8 @@ def main(settings: Settings) -> None:
         "scores": default_settings(settings)["output_dir"],
     }
     flags = {name: path for name, path in flags.items() if path != usual[name]}
+    if "generations" in flags and folder.name == "generations":  # another run's: its report and trainings are its own
+        flags |= {"checkpoints": ROOT / "checkpoints" / folder.parent.name, "output": folder.parent / "compare"}
     print(f"next: {next_command('72_compare', task=settings.task, **flags)}")
 
 

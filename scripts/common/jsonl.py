@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 from common.preflight.finding import Finding, Refused, fault, list_findings
@@ -90,7 +91,7 @@ def scan_jsonl(
                 empty += 1
                 continue
             try:
-                row = _parse(raw, size, max_line_bytes, path.name, schema in (None, "generation"), wrap)
+                row = _parse(raw, size, max_line_bytes, str(path), schema in (None, "generation"), wrap)
             except Refused as refused:
                 faulty += 1
                 yield number, None, [Finding(path, number, *refused.args)]
@@ -106,9 +107,9 @@ def scan_jsonl(
     if not rows and not faulty and schema:
         whole.append(fault("the file holds no rows", "run the stage that writes it again"))
     if crlf:
-        whole.append(fault(f"{crlf} lines end in CRLF: read as LF", "sed -i 's/\\r$//' FILE", "note"))
+        whole.append(fault(f"{crlf} lines end in CRLF: read as LF", f"sed -i 's/\\r$//' {quote(str(path))}", "note"))
     if empty:
-        whole.append(fault(f"{empty} empty lines: left out", "sed -i '/^\\s*$/d' FILE", "note"))
+        whole.append(fault(f"{empty} empty lines: left out", f"sed -i '/^\\s*$/d' {quote(str(path))}", "note"))
     yield 0, None, [finding.at(path, 0) for finding in whole]
 
 
@@ -123,16 +124,19 @@ def unreadable(path: Path | str) -> Finding | None:
             return Finding(
                 path, 0, "is a pipe or a device, not a file", "write it to a file first: it is read more than once"
             )
-        return Finding(path, 0, "no such file", "run the stage that writes it, or name another file")
+        fix = "run the stage that writes it, or name another file"
+        if path.stem.endswith("_val"):
+            fix += "; --val-file None trains without"
+        return Finding(path, 0, "no such file", fix)
     try:
         with open(path, "rb") as file:
             start = file.read(6)
     except OSError as error:
         return Finding(path, 0, error.strerror or str(error), "make it readable, or name another file")
     if command := next((command for magic, command in COMPRESSED.items() if start.startswith(magic)), None):
-        return Finding(path, 0, "the file is compressed", f"{command} {path.name}, then name the unpacked file")
+        return Finding(path, 0, "the file is compressed", f"{command} {quote(str(path))}, then name the unpacked file")
     if wide := next((name for name, begin in WIDE.items() if re.match(begin, start)), None):
-        fix = f"iconv -f {wide} -t UTF-8 {path.name} > new{path.suffix}"
+        fix = f"iconv -f {wide} -t UTF-8 {quote(str(path))} > new{path.suffix}"
         return Finding(path, 1, f"the file is {wide}, not UTF-8", fix)
     return None
 
@@ -169,7 +173,7 @@ def _parse(raw: bytes, size: int, max_line_bytes: int, name: str, allow_control:
         reason = f"the line has {size / 1e6:.1f} MB, more than the limit of {max_line_bytes / 1e6:.1f} MB"
         raise Refused(reason, "write one object a line, and leave out rows as long as this one")
     if raw.startswith(BOM):
-        raise Refused("a byte order mark (BOM) before the row", f"sed -i '1s/^\\xEF\\xBB\\xBF//' {name}")
+        raise Refused("a byte order mark (BOM) before the row", f"sed -i '1s/^\\xEF\\xBB\\xBF//' {quote(name)}")
     try:
         text = raw.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -226,7 +230,7 @@ def encoding_fault(raw: bytes, error: UnicodeDecodeError, name: str) -> tuple[st
         raw.decode("gb18030")
     except UnicodeDecodeError:
         return f"not UTF-8 (byte {error.start + 1} of the line)", "save the file as UTF-8"
-    return "not UTF-8, probably gbk", f"iconv -f GB18030 -t UTF-8 {name} > new{Path(name).suffix}"
+    return "not UTF-8, probably gbk", f"iconv -f GB18030 -t UTF-8 {quote(name)} > new{Path(name).suffix}"
 
 
 def _object(pairs: list[tuple]) -> dict:
@@ -277,7 +281,8 @@ def read_json(path: Path | str) -> dict | list:
 def read_array(
     path: Path | str, raw: bytes | None = None, wrap: str | None = None
 ) -> tuple[list[tuple[int, dict]], list[Finding]]:
-    """(line, object) of every row of a JSON array that can be read, and what is wrong with the others.
+    """(line, object) of every row of a JSON array that can be read, and what is wrong with the others. Where rows share
+    a line, as json.dump writes them, they are counted instead, and a notice says so.
 
     raw: the bytes of the array, where they do not stand in the file as they are. wrap: a row that is a list becomes
     {wrap: list}.
@@ -290,42 +295,53 @@ def read_array(
     start = BLANK.match(text).end()
     if text[start : start + 1] != "[":
         return [], [Finding(path, text.count("\n", 0, start) + 1, "not a JSON array", "write [{...}, {...}, ...]")]
-    rows, findings, line, counted = [], [], 1, 0
-    place = BLANK.match(text, start + 1).end()
-    while text[place : place + 1] != "]" or rows or findings:
+    items = list(_items(text, start + 1, wrap))
+    lines = [line for line, is_row, _, _ in items if is_row]
+    if len(set(lines)) < len(lines):
+        print(f"notice: {path}: rows share a line: the numbers behind its name count rows")
+        counted = iter(range(1, len(lines) + 1))
+        items = [(next(counted) if is_row else line, is_row, row, fault) for line, is_row, row, fault in items]
+    rows = [(line, row) for line, _, row, _ in items if row is not None]
+    return rows, [Finding(path, line, *fault) for line, _, _, fault in items if fault]
+
+
+def _items(text: str, place: int, wrap: str | None) -> Iterator[tuple[int, bool, dict | None, tuple[str, str] | None]]:
+    """(line, is it a row?, the row, (reason, fix)) of what stands in an array behind its [, until nothing more can be
+    read."""
+    line, counted = 1, 0
+    place = BLANK.match(text, place).end()
+    more = text[place : place + 1] != "]"
+    while more:
         line, counted = line + text.count("\n", counted, place), place
         try:
             value, place = DECODER.raw_decode(text, place)
             if wrap and isinstance(value, list):
                 value = {wrap: value}
-            if not isinstance(value, dict):
-                findings.append(
-                    Finding(path, line, f"the row is {json.dumps(value)[:30]}, not an object", "write {...}")
-                )
+            if isinstance(value, dict):
+                yield line, True, value, None
             else:
-                rows.append((line, value))
+                yield line, True, None, (f"the row is {json.dumps(value)[:30]}, not an object", "write {...}")
         except Refused as refused:
-            findings.append(Finding(path, line, *refused.args))
+            yield line, True, None, refused.args
             try:
                 _, place = LENIENT.raw_decode(text, place)  # only to find where the row ends
             except (ValueError, RecursionError):
-                return rows, findings
+                return
         except json.JSONDecodeError as error:  # where the row ends is not known: the rest cannot be read
-            reason = f"broken JSON at column {error.colno}: {error.msg}"
             fix = "one array of objects, as json.dump(rows, file, ensure_ascii=False) writes it"
-            return rows, [*findings, Finding(path, error.lineno, reason, fix)]
+            yield error.lineno, False, None, (f"broken JSON at column {error.colno}: {error.msg}", fix)
+            return
         except RecursionError:
-            return rows, [*findings, Finding(path, line, "brackets nested too deeply", "write flat rows")]
+            yield line, True, None, ("brackets nested too deeply", "write flat rows")
+            return
         place = BLANK.match(text, place).end()
-        if text[place : place + 1] != ",":
-            break
-        place = BLANK.match(text, place + 1).end()
+        if more := text[place : place + 1] == ",":
+            place = BLANK.match(text, place + 1).end()
     end = line + text.count("\n", counted, place)
     if text[place : place + 1] != "]":
-        findings.append(Finding(path, end, "broken JSON: no comma or ] behind a row", "write the array again"))
+        yield end, False, None, ("broken JSON: no comma or ] behind a row", "write the array again")
     elif text[place + 1 :].strip():
-        findings.append(Finding(path, end, "text behind the end of the array", "one array a file"))
-    return rows, findings
+        yield end, False, None, ("text behind the end of the array", "one array a file")
 
 
 BLANK = re.compile(r"\s*")
@@ -340,7 +356,7 @@ def decode_text(path: Path, raw: bytes) -> str:
         start = raw.rfind(b"\n", 0, error.start) + 1
         there = raw[start : raw.find(b"\n", error.start) if b"\n" in raw[error.start :] else None]
         error.start -= start
-        raise DataError([Finding(path, line, *encoding_fault(there, error, path.name))]) from None
+        raise DataError([Finding(path, line, *encoding_fault(there, error, str(path)))]) from None
 
 
 # --------------------------------------------------------------------------------------------------------- writing

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from common.evaluation.tables import escape, markdown_table
+from common.settings import show_path
 
 # Figures that are lists or tables have pages of their own; these two are shown.
 SAMPLES = "samples"
@@ -19,7 +20,7 @@ def model_card(record: dict, folder: Path) -> str | None:
         return None
     settings, figures = record["settings"], record["figures"]
     base = record["inputs"].get("model") or {}
-    base_name = base.get("hub_id") or Path(base.get("path", settings.get("model") or "")).name
+    base_name = base.get("hub_id") or _shown(base.get("path") or settings.get("model") or "")
     library = "peft" if is_adapter else "transformers"
     head = {"language": ["zh"], "library_name": library, "tags": [record["stage"], settings.get("task", "")]}
     if base.get("hub_id"):
@@ -54,15 +55,23 @@ def model_card(record: dict, folder: Path) -> str | None:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _shown(path: Path | str) -> str:
+    """From the repo's root, where the code of the card runs; elsewhere the name: a card that is shared names no folder
+    of its writer."""
+    shown = Path(show_path(path))
+    return shown.name if shown.is_absolute() else shown.as_posix()
+
+
 def _loading(is_adapter: bool, base: str, folder: Path) -> str:
     """The lines of Python that load what lies in `folder`."""
     config = json.loads((folder / ("adapter_config.json" if is_adapter else "config.json")).read_text(encoding="utf-8"))
     classifies = config.get("task_type") == "SEQ_CLS" or "Classification" in str(config.get("architectures"))
     kind = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
     lines = [f"from transformers import {kind}, AutoTokenizer", ""]
-    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")')
-    lines.append(f'model = {kind}.from_pretrained("{base if is_adapter else folder.name}")')
+    name = _shown(folder)
+    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{name}")')
+    lines.append(f'model = {kind}.from_pretrained("{base if is_adapter else name}")')
     if is_adapter:
         lines[0] = "from peft import PeftModel\n" + lines[0]
-        lines.append(f'model = PeftModel.from_pretrained(model, "{folder.name}")')
+        lines.append(f'model = PeftModel.from_pretrained(model, "{name}")')
     return "\n".join(lines)

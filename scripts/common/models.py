@@ -208,9 +208,13 @@ def empty_model(model: str) -> PreTrainedModel:
 
 def require_context(model: str, tokens: int, what: str = "--max-length") -> None:
     """Raises UserError where `tokens`, which `what` names, are more than the model reads."""
-    config = model_config(model).get_text_config()
-    if tokens > (context := getattr(config, "max_position_embeddings", tokens)):
-        raise UserError(f"{what} {tokens}: the model reads {context} tokens; fix: a smaller one")
+    if tokens > (most := context(model) or tokens):
+        raise UserError(f"{what} {tokens}: the model reads {most} tokens; fix: a smaller one")
+
+
+def context(model: str) -> int | None:
+    """Tokens that the model reads, None where its config.json does not say. Raises UserError as model_config does."""
+    return getattr(model_config(model).get_text_config(), "max_position_embeddings", None)
 
 
 def marks_answers(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -90,6 +91,20 @@ def check(tokenizer, tmp_path):
 def places(report) -> list[tuple[str, str]]:
     """(level, file:line) of every finding, the folder left out."""
     return [(finding.level, finding.place.rsplit("/")[-1]) for finding in report.findings]
+
+
+def test_no_fix_names_a_length_that_the_model_does_not_read(check, monkeypatch):
+    from common.preflight import checks
+
+    rows = [sft(POEMS[1]), sft("".join(POEMS) * 3)]
+    (found,) = [found for found in check(rows, max_length=100).findings if found.check == "too-long"]
+    assert re.match(r"--max-length \d{3} holds every row", found.fix)
+    monkeypatch.setattr(checks, "_context", lambda tokenizer: 120)
+    (found,) = [found for found in check(rows, max_length=100).findings if found.check == "too-long"]
+    assert (
+        found.fix.startswith("the model reads 120 tokens, the longest row needs ") and "--long-rows drop" in found.fix
+    )
+    assert "--max-length" not in found.fix
 
 
 # ------------------------------------------------------------------------------------------- through the command line

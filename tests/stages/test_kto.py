@@ -45,6 +45,14 @@ def test_good_answers_become_likelier_and_bad_ones_less(tmp_path, capsys):
     assert any("eval_logps/chosen" in entry and "eval_logps/rejected" in entry for entry in log)
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_validation_answers_of_one_kind_end_no_run(good, tmp_path, capsys):
+    val = [row for row in labelled(12, kind="绝句") if row["label"] == good]
+    figures = train(tmp_path, labelled(24), val, max_steps=3, eval_steps=3)["figures"]
+    assert ("good_logps_change" in figures) == good and ("bad_logps_change" in figures) != good
+    assert "margin" not in figures and "no answers of the other kind" in capsys.readouterr().out
+
+
 def test_the_weights_can_be_named():
     module = stage("41_train_kto")
     settings = module.Settings(desirable_weight=1.3, undesirable_weight=0.5)

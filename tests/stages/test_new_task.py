@@ -22,8 +22,11 @@ GOOD, WORSE, BAD = "福满人间", "福满人", "春春春春春春春春"  # �
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory) -> Path:
-    """A copy of the scripts with the job of the page in it."""
-    root = tmp_path_factory.mktemp("repo")
+    return with_the_job(tmp_path_factory.mktemp("repo"))
+
+
+def with_the_job(root: Path) -> Path:
+    """A copy of the scripts with the job of the page in it, its data prepared."""
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "data").symlink_to(ROOT / "data")
     job = root / "scripts/tasks/couplets/__init__.py"
@@ -43,6 +46,13 @@ def run(root: Path, stage: str) -> str:
 
 def test_the_whole_job_takes_under_80_lines():
     assert sum(len(BLOCKS[kind].splitlines()) for kind in ("python", "json", "bash")) < 80
+
+
+def test_the_commands_of_the_page_run_one_after_the_other(tmp_path):
+    root = with_the_job(tmp_path)
+    for stage in ("50", "60", "70", "33"):
+        run(root, stage)
+    assert read_jsonl(root / "processed_data/couplets/pref_onpolicy_train.jsonl")
 
 
 def test_its_rows_become_training_files_and_grpo_rewards_them_without_a_flag(repo):
@@ -78,9 +88,5 @@ def test_its_metrics_are_scored_and_its_rewards_rank_samples(repo):
     assert scores == scores[:3] * 6
 
     run(repo, "33")
-    pairs = [
-        pair
-        for split in ("train", "val")
-        for pair in read_jsonl(repo / f"processed_data/couplets/pref_onpolicy_{split}.jsonl")
-    ]
+    pairs = read_jsonl(repo / "processed_data/couplets/pref_onpolicy_train.jsonl")
     assert {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs} == {(GOOD, BAD)}

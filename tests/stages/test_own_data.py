@@ -317,6 +317,8 @@ WRONG = {
         {"messages": [user("问"), {**assistant("答"), "label": False}]},
         "messages[1].label is a label of one turn",
     ),
+    "a row of weight .5": ({"instruction": "问", "output": "答", "weight": 0.5}, "weight is 0.5: rows have no"),
+    "a row of weight 2.5, of a table": ({"instruction": "问", "output": "答", "weight": "2.5"}, "no weights but 1"),
     "a row of weight 0": ({"instruction": "问", "output": "答", "weight": 0}, "weight is 0"),
     "question: no answer": ({"question": "问"}, "question without an answer"),
     "answer: no question": ({"answer": "答"}, "answer without a question"),

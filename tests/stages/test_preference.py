@@ -357,6 +357,20 @@ def test_the_best_samples_as_sft_rows_and_near_misses_as_pairs(tmp_path):
     assert not (tmp_path / "best/pref_onpolicy_train.jsonl").exists()
 
 
+def test_few_prompts_may_go_without_validation_files_and_the_fix_fits_the_fault(tmp_path):
+    rows = [generation(1, i, text) for i, text in enumerate((GOOD, FLAT))]
+    words = ["--generations", write_rows(tmp_path / "samples.jsonl", rows), "--rewards", "rhyme"]
+    done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "data", "--val-share", 0)
+    assert len(read_rows(tmp_path / "data/pref_onpolicy_train.jsonl")) == 1 and "--val-file None" in done.stdout
+    assert not (tmp_path / "data/pref_onpolicy_val.jsonl").exists()
+    done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "all", "--val-share", 1, check=False)
+    assert done.returncode == 2 and "no prompt fell into train; fix: more prompts, or --val-share 0" in done.stderr
+    rows = [generation(1, i, text, "length") for i, text in enumerate((GOOD, FLAT))]
+    write_rows(tmp_path / "samples.jsonl", rows)
+    done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "cut", "--val-share", 0, check=False)
+    assert done.returncode == 2 and "fix: stage 60 with a larger --max-new-tokens" in done.stderr
+
+
 def test_one_sample_a_prompt_gives_no_pair(tmp_path):
     file = write_rows(tmp_path / "samples.jsonl", [generation(i, 0, GOOD) for i in range(5)])
     done = stage("33_rank_samples.py", "--generations", file, "--output-dir", tmp_path / "data", check=False)

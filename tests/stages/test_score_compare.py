@@ -451,10 +451,12 @@ def test_what_a_stage_made_worse_is_named():
                 "near_copy": Estimate(-0.1, -0.2, -0.1),
                 "nll_per_character": Estimate(0.2, 0.1, 0.3),
                 "distinct_2": Estimate(-0.1, None, None),
+                "characters": Estimate(-33.0, -40.0, -30.0),  # shorter is neither better nor worse
+                "general_nll": Estimate(2e-5, 1e-5, 3e-5),  # shown as 0.000
             },
         )
     }
-    fell = falls(changes, ["near_copy", "nll_per_character"])
+    fell = falls(changes, ["near_copy", "nll_per_character", "general_nll"])
     assert [(run, metric) for run, _, metric, _ in fell] == [("grpo", "theme"), ("grpo", "nll_per_character")]
 
 

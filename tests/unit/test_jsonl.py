@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import subprocess
 
 import pytest
 
@@ -219,7 +220,7 @@ def test_no_reader_waits_for_a_pipe_or_reads_a_compressed_file(tmp_path):
     for reader in (read_json, read_jsonl):
         with pytest.raises(DataError, match="pipe: is a pipe or a device, not a file; fix: write it to a file first"):
             reader(tmp_path / "pipe")
-        with pytest.raises(DataError, match="packed: the file is compressed; fix: gunzip -k packed"):
+        with pytest.raises(DataError, match="packed: the file is compressed; fix: gunzip -k .*/packed"):
             reader(tmp_path / "packed")
     assert "is a pipe" in read_array(tmp_path / "pipe")[1][0].reason
 
@@ -240,8 +241,32 @@ def test_an_array_is_read_row_by_row_and_every_fault_has_its_line(tmp_path):
     path.write_bytes('[{"a": "甲"},\n{"a": "乙"}]'.encode("gbk"))
     assert (
         str(read_array(path)[1][0])
-        == f"{path}:1: not UTF-8, probably gbk; fix: iconv -f GB18030 -t UTF-8 a.json > new.json"
+        == f"{path}:1: not UTF-8, probably gbk; fix: iconv -f GB18030 -t UTF-8 {path} > new.json"
     )
+
+
+def test_rows_of_an_array_on_one_line_are_counted(tmp_path, capsys):
+    """json.dump writes them so: a line number would be 1 for all of them."""
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, null, {"a": 2}, {"a": NaN}, {"a": 3}]', "utf-8")
+    rows, findings = read_array(path)
+    assert rows == [(1, {"a": 1}), (3, {"a": 2}), (5, {"a": 3})]
+    assert [found.place for found in findings] == [f"{path}:2", f"{path}:4"]
+    assert "the numbers behind its name count rows" in capsys.readouterr().out
+    path.write_text('[{"a": 1}, {"a": 2},\n{"a": 3},]', "utf-8")
+    rows, (finding,) = read_array(path)
+    assert [number for number, _ in rows] == [1, 2, 3] and finding.line == 2 and "broken JSON" in finding.reason
+
+
+def test_the_command_that_mends_a_file_names_it_as_the_user_did(tmp_path):
+    """Also from another folder, and where its name has a space."""
+    path = tmp_path / "my rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + LINE)
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path)
+    (finding,) = caught.value.findings
+    subprocess.run(finding.fix, shell=True, check=True)
+    assert read_jsonl(path)
 
 
 def test_sha256_is_the_usual_one(tmp_path):

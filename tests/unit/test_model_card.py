@@ -1,8 +1,10 @@
 """README.md of a model folder: the hub reads its head, a reader its figures, and nothing in it depends on the clock."""
 
 import json
+import shutil
 
 from common.model_card import model_card
+from conftest import ROOT
 
 RECORD = {
     "stage": "20_train_sft",
@@ -27,6 +29,21 @@ def test_an_adapter_names_its_base_its_data_and_its_figures(tmp_path):
     )
     assert "&lt;script&gt;春眠" in card and "<script" not in card and "| adapter |" not in card
     assert card == model_card(RECORD | {"wall_seconds": 1.0, "device": "cuda"}, tmp_path)
+
+
+def test_the_code_of_a_card_runs_in_the_repos_root():
+    """An embedded base has no hub id: its path is what loads it, beside the path of the adapter."""
+    record = RECORD | {"inputs": {"model": {"path": "data/tiny_qwen3"}}}
+    folder = ROOT / "checkpoints" / "_card"
+    folder.mkdir(parents=True)
+    try:
+        (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+        card = model_card(record, folder)
+        assert 'from_pretrained("data/tiny_qwen3")' in card and '(model, "checkpoints/_card")' in card
+        elsewhere = {"model": {"path": "/home/me/bases/mine"}}
+        assert "/home" not in model_card(record | {"inputs": elsewhere}, folder).split("## Inputs")[0]
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_classifier_is_loaded_as_one_and_a_folder_without_a_model_has_no_card(tmp_path):

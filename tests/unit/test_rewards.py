@@ -174,6 +174,14 @@ def test_one_value_a_completion_no_fewer_no_more(values):
         score([constant("taste", 1, values)], [PROMPT] * 2, ["x", "y"], [META] * 2)
 
 
+def test_one_number_for_all_completions_is_told_as_what_it_is():
+    def mean(prompts, completions, meta):
+        return 0.5
+
+    with pytest.raises(UserError, match="reward mean returned 0.5; fix: a list, one value for each completion"):
+        score([Reward("mean", 1, "", mean)], [PROMPT], ["x"], [META])
+
+
 @pytest.mark.parametrize("values", [["good"], [[1.0]]])
 def test_a_value_that_is_not_a_number_is_told(values):
     with pytest.raises(UserError, match="reward taste"):

@@ -27,6 +27,11 @@ class Settings:
     lr: float = 1e-3
 
 
+@dataclass
+class Evaluated(Settings):
+    eval_steps: int = 100
+
+
 @pytest.mark.parametrize(
     "rows, expected", [(20, (1, 1)), (60, (3, 1)), (200, (10, 1)), (800, (32, 1)), (6000, (32, 2))]
 )
@@ -34,6 +39,13 @@ def test_few_rows_make_the_default_batch_smaller(rows, expected):
     assert arguments.fit_batch(Settings(), rows) == expected
     steps = math.ceil(rows / (expected[0] * expected[1]))
     assert steps >= arguments.MIN_STEPS
+
+
+@pytest.mark.parametrize("rows, set_steps, expected", [(145, 100, 13), (6000, 100, 100), (145, 30, 30), (0, 100, 100)])
+def test_a_run_that_ends_before_its_first_evaluation_has_three(rows, set_steps, expected):
+    """Checkpoints come with evaluations: without one a run of few rows that is killed begins anew."""
+    assert arguments.fit_eval_steps(Evaluated(eval_steps=set_steps, epochs=2.0), rows, batch=8) == expected
+    assert arguments.fit_eval_steps(Settings(), rows, batch=8) == 0
 
 
 def test_a_batch_never_has_fewer_rows_than_the_loss_needs():

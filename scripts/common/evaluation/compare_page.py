@@ -42,7 +42,9 @@ class Table:
         return f"**{text}**" if self.is_certain(cell) else text
 
     def is_certain(self, cell: str | Sequence[float | None]) -> bool:
-        return self.changes and not isinstance(cell, str) and cell[1] is not None and (cell[1] > 0 or cell[2] < 0)
+        if not self.changes or isinstance(cell, str) or cell[1] is None or not float(number(cell[0])):
+            return False  # a change that is shown as 0 is none
+        return cell[1] > 0 or cell[2] < 0
 
     def html_cell(self, cell: str | Sequence[float | None]) -> dict:
         """mean and bounds apart: the page puts one above the other."""

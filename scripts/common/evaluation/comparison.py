@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 GOLDEN = "reference"
 GENERAL = "general_nll"  # stage 70's figure of a run's model, not of its texts
 LOWER = ("nll_per_character", GENERAL)  # of stage 70's own columns: less is better
+NEITHER = ("characters",)  # and neither less nor more
 
 
 @dataclass
@@ -125,11 +126,15 @@ def change(entry: Entry, parent: Entry, metrics: list[str], set_metrics: list[st
 
 def falls(changes: dict, lower: tuple[str, ...]) -> list[list]:
     """[run, against, metric, change] where a stage made a metric worse and the interval of the change excludes 0."""
+    from common.evaluation.tables import number
+
     found = []
     for name, (parent, bought) in changes.items():
         for metric, estimate in bought.items():
             worse_is = 1 if metric in lower else -1
-            if estimate.low is not None and min(worse_is * estimate.low, worse_is * estimate.high) > 0:
+            if metric in NEITHER or estimate.low is None or not float(number(estimate.mean)):  # shown as 0
+                continue
+            if min(worse_is * estimate.low, worse_is * estimate.high) > 0:
                 found.append([name, parent, metric, estimate])
     return found
 

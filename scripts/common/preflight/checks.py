@@ -74,7 +74,7 @@ def check_rows(
         file = File(name, path)
         findings += read_rows(file, schema)
         files.append(file)
-    data = Data(files, schema, tokenizer, max_length, enable_thinking)
+    data = Data(files, schema, tokenizer, max_length, enable_thinking, _context(tokenizer))
     name = show_path(tokenizer.name_or_path or "tokenizer")
     faults = check_tokenizer(tokenizer, talks=schema not in PLAIN, enable_thinking=enable_thinking)
     findings += [found.at(name, 0) for found in faults]
@@ -82,6 +82,15 @@ def check_rows(
     allowed = Counter(found.check for found in findings if found.check in allow)
     findings = [found for found in findings if found.check not in allow]
     return Report(schema, findings, {file.name: figures(file, data) for file in files}, data.measures, dict(allowed))
+
+
+def _context(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    from common.models import context
+
+    try:
+        return context(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    except UserError:  # the folder holds a tokenizer and no model
+        return None
 
 
 def _findings(data: Data, more_checks: Sequence[Check]) -> list[Finding]:

@@ -88,6 +88,7 @@ class Data:
     tokenizer: PreTrainedTokenizerBase
     max_length: int  # tokens
     enable_thinking: bool = False
+    context: int | None = None  # tokens that the model reads, where known
     measures: dict = field(default_factory=dict)  # further figures, filled by checks
 
 

@@ -85,7 +85,7 @@ def check_template(data: Data) -> Iterator[Finding]:
                 if lost := lost_parts(text, turns, row.get("tools")):
                     (what, part), name = lost[0], show_path(data.tokenizer.name_or_path)
                     reason = f"the chat template of {name} loses {what}: {part[:30]!r}"
-                    fix = "a base whose template has a place for it (Qwen3's has), or take it out of the row"
+                    fix = "--model names a base whose template has a place for it (Qwen3's has); or take it out"
                     yield file.finding("template-loses", "error", line, reason, fix)
                 elif keys and thinks(turns[-1]) and not text.startswith(asked):
                     reason = "the reasoning of the answer does not stand where the model begins to write"
@@ -260,7 +260,11 @@ def check_lengths(data: Data) -> Iterator[Finding]:
         # up to and with eos: what a template writes behind it may be lost
         needs = sorted(length.total if length.eos_at is None else length.eos_at + 1 for length in file.lengths)
         most, usual = (needs[-1], needs[-(-99 * len(needs) // 100) - 1]) if needs else (0, 0)
+        context = data.context or most
         fix = f"--max-length {most} holds every row{f', {usual} 99 % of them' * (usual < most)}; "
+        if most > context:
+            fix = f"the model reads {context} tokens, the longest row needs {most}; "
+            fix += f"--max-length {usual} holds 99 % of them; " * (limit < usual <= context)
         fix += "--long-rows drop, or cut; or shorten the row" if ANSWERS[data.schema] else "or shorten the row"
         for length in file.lengths:
             if data.schema == "style":

@@ -294,13 +294,14 @@ def trainer_arguments(
     }
     if getattr(settings, "optim", "auto") != "auto":
         values |= {"optim": settings.optim}
-    if hasattr(settings, "eval_steps"):
-        values |= {"save_steps": settings.eval_steps}
+    eval_steps = fit_eval_steps(settings, rows, batch_size * accumulation)
+    if eval_steps:
+        values |= {"save_steps": eval_steps}
     if getattr(settings, "val_file", None) and hasattr(settings, "eval_rows"):
         values |= {
             "per_device_eval_batch_size": settings.batch_size,
             "eval_strategy": "steps",
-            "eval_steps": settings.eval_steps,
+            "eval_steps": eval_steps,
             "eval_on_start": True,  # what the untrained adapter does, to compare with
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
@@ -326,6 +327,18 @@ def fit_batch(settings: AdapterSettings, rows: int, least: int = 1) -> tuple[int
         f"{rows} rows are few: --batch-size {batch_size} --accumulation {accumulation}, so that there are steps enough"
     )
     return batch_size, accumulation
+
+
+def fit_eval_steps(settings: AdapterSettings, rows: int, batch: int) -> int:
+    """--eval-steps as set, or a third of the run where it is the default and the run is no longer: checkpoints come
+    with evaluations, and a short run that is killed would begin anew. 0 where the stage has no such setting."""
+    eval_steps = getattr(settings, "eval_steps", 0)
+    steps = getattr(settings, "max_steps", -1)
+    if steps <= 0:
+        steps = math.ceil(rows / (batch * int(os.environ.get("WORLD_SIZE", "1")))) * settings.epochs
+    if not 0 < steps <= eval_steps or eval_steps != default_settings(settings)["eval_steps"]:
+        return eval_steps
+    return math.ceil(steps / 3)
 
 
 class Ended(Exception):

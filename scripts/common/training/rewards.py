@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -70,11 +70,14 @@ def score(
     for reward in rewards:
         try:
             more = {"tools": tools} if tools and reward.sees_tools else {}
-            values = list(reward.function(prompts, completions, meta, **more))
+            values = reward.function(prompts, completions, meta, **more)
         except Exception as error:  # a reward is the user's own code: whatever it raises is told with its name
             raise UserError(
                 f"reward {reward.name}: {type(error).__name__}: {error}; fix: correct it, or the meta of the prompts"
             ) from error
+        if not isinstance(values, Iterable):
+            raise UserError(f"reward {reward.name} returned {values!r}; fix: a list, one value for each completion")
+        values = list(values)
         if len(values) != len(completions):
             raise UserError(
                 f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; fix: one each"

@@ -169,7 +169,7 @@ def _weight(turn: dict, place: str, role: str) -> dict:
 
 
 def refuse_weightless(row: dict) -> None:
-    """A row that its own columns call not to be trained. Raises Refused."""
+    """A row that its own columns call not to be trained, or more or less than others. Raises Refused."""
     for key in (key for key in (*WEIGHTS, *MASKED) if key in row):
         word = str(row[key]).strip().lower()
         if key in ("loss", "train", "training") and not isinstance(row[key], bool):
@@ -177,6 +177,9 @@ def refuse_weightless(row: dict) -> None:
         if word in (ON if key in MASKED else OFF):
             fix = f"leave the row out (--skip-bad does); --rename {key}=other leaves the column unread"
             raise Refused(f"{key} is {row[key]!r}: nothing of the row is to be trained", fix)
+        if key in NUMBERS and word not in ON and re.fullmatch(r"-?\d*\.?\d+", word):
+            fix = f"repeat the row, or leave it out; --rename {key}=other leaves the column unread"
+            raise Refused(f"{key} is {row[key]!r}: rows have no weights but 1", fix)
     if isinstance(row.get("mask"), bool):
         raise Refused(f"mask is {row['mask']}: is that row trained or not?", "--rename mask=other leaves it unread")
 
