@@ -363,7 +363,7 @@ def test_few_prompts_may_go_without_validation_files_and_the_fix_fits_the_fault(
     done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "data", "--val-share", 0)
     assert len(read_rows(tmp_path / "data/pref_onpolicy_train.jsonl")) == 1 and "--val-file None" in done.stdout
     assert not (tmp_path / "data/pref_onpolicy_val.jsonl").exists()
-    done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "all", "--val-share", 1, check=False)
+    done = stage("33_rank_samples.py", *words, "--output-dir", tmp_path / "all", "--val-share", 0.999, check=False)
     assert done.returncode == 2 and "no prompt fell into train; fix: more prompts, or --val-share 0" in done.stderr
     rows = [generation(1, i, text, "length") for i, text in enumerate((GOOD, FLAT))]
     write_rows(tmp_path / "samples.jsonl", rows)
