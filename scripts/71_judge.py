@@ -334,6 +334,11 @@ def main(settings: Settings) -> None:
             run.figure("comparison", comparison)
             run.figure("stop_rates", stops)
             print(report)
+            if (share := max(table["trust"]["unparsed"] or 0 for table in tables.values())) >= 0.5:
+                print(
+                    f"warning: {share:.0%} of the replies could not be read: the table says little; fix: a larger "
+                    f"--max-tokens where they are cut, or another judge ({show_path(settings.output_file)} holds them)"
+                )
             run.finish(next_command("72_compare", task=settings.task, **changed(settings, "generations")))
 
 

@@ -168,7 +168,8 @@ def test_unparsed_replies_are_counted_and_never_score_0(run_stage, folder, tmp_p
         return "抱歉，无法评价。" if "氧化锌" in body["messages"][-1]["content"] else likes_long(body)
 
     with ChatServer(reply=sometimes) as server:
-        judge(run_stage, folder, tmp_path, "--judge", "shy", "--control", 0, server=server)
+        done = judge(run_stage, folder, tmp_path, "--judge", "shy", "--control", 0, server=server)
+    assert "warning: 50% of the replies could not be read" in done.stdout
     table = json.loads((tmp_path / "shy.run.json").read_text(encoding="utf-8"))["figures"]["table"]["v1"]
     assert table["trust"]["unparsed"] == 0.5 and table["undecided"] == 9
     assert table["overall"]["golden"][0] == 4.5 and table["overall"]["base"][0] == 2.0
