@@ -230,15 +230,13 @@ def main(settings: Settings) -> None:
             run.finish()
     print_table(tables)
     print("\n".join(sampling_notes(list(runs))))
-    folder = list(runs)[0].parent
-    flags = {"generations": folder, "scores": settings.output_dir}
-    usual = {
-        "generations": ROOT / f"results/{settings.task}/generations",
-        "scores": default_settings(settings)["output_dir"],
-    }
-    flags = {name: path for name, path in flags.items() if path != usual[name]}
-    if "generations" in flags and folder.name == "generations":  # another run's: its report and trainings are its own
-        flags |= {"checkpoints": ROOT / "checkpoints" / folder.parent.name, "output": folder.parent / "compare"}
+    folder, flags = list(runs)[0].parent, {}
+    if folder != ROOT / f"results/{settings.task}/generations":
+        flags["generations"] = folder
+        if folder.name == "generations":  # another run's: its report and trainings are its own
+            flags |= {"checkpoints": ROOT / "checkpoints" / folder.parent.name, "output": folder.parent / "compare"}
+    if settings.output_dir != default_settings(settings)["output_dir"]:
+        flags["scores"] = settings.output_dir
     print(f"next: {next_command('72_compare', task=settings.task, **flags)}")
 
 

@@ -171,6 +171,8 @@ def test_scores_are_those_counted_by_hand(scored):
     assert sft["stopped"]["mean"] == 1.0
     assert "| form | 0.500 [" in output
     assert output.splitlines()[-1].startswith("next: python scripts/72_compare.py --task poems --generations ")
+    run = folder.name  # the report and the trainings of that run, not those of the job
+    assert f" --checkpoints checkpoints/{run} " in output.splitlines()[-1] and f"{run}/compare" in output
 
 
 def test_none_is_left_out_of_the_mean_and_never_0(scored):
