@@ -137,7 +137,7 @@ def what_was_learned(trainer: KTOTrainer, log: list[dict], held_out: bool) -> di
     shown = ", ".join(f"{name} {value:+.2f}" for name, value in change.items())
     print(f"log-probability of an answer in nats: {shown}")
     if len(change) < len(SIDES):
-        print(f"notice: {trainer.args.output_dir}: the validation file has no answers of the other kind: no margin")
+        print(f"notice: all validation answers are {next(iter(change))} ones: their margin cannot be measured")
         return {f"{name}_logps_change": value for name, value in change.items()} | {"kl": best["eval_kl"]}
     if max(change.values()) < 0:
         print(

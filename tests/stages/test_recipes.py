@@ -72,6 +72,14 @@ def test_an_unknown_word_names_the_profiles():
     assert done.returncode == 2 and "unknown word huge; fix: one of tiny small 4b" in done.stderr
 
 
+def test_a_ctrl_c_that_a_stage_did_not_see_ends_the_recipe():
+    """bash goes on with the next stage where the one that runs ends as if nothing had happened."""
+    stage = "import os, signal; signal.signal(2, signal.SIG_IGN); os.kill(os.getppid(), 2)"
+    lines = f"source runs/setup.sh; python -c '{stage}'; echo next"
+    done = subprocess.run(["bash", "-c", lines], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and "next" not in done.stdout
+
+
 def test_no_line_of_a_recipe_is_longer_than_120_characters():
     for path in sorted((ROOT / "runs").iterdir()):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -167,6 +167,12 @@ def test_a_function_that_raises_is_told_by_its_name():
     with pytest.raises(UserError, match="reward tone: KeyError: 'tone'; fix: "):
         score([Reward("tone", 1, "", broken)], [PROMPT], ["x"], [META])
 
+    def broken_later(prompts, completions, meta):
+        yield from (entry["tone"] for entry in meta)
+
+    with pytest.raises(UserError, match="reward tone: KeyError: 'tone'; fix: "):
+        score([Reward("tone", 1, "", broken_later)], [PROMPT], ["x"], [META])
+
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 1.0, 1.0]])
 def test_one_value_a_completion_no_fewer_no_more(values):

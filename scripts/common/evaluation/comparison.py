@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 GOLDEN = "reference"
 GENERAL = "general_nll"  # stage 70's figure of a run's model, not of its texts
 LOWER = ("nll_per_character", GENERAL)  # of stage 70's own columns: less is better
-NEITHER = ("characters",)  # and neither less nor more
+NEITHER = ("characters",)  # neither less nor more is better
 
 
 @dataclass

@@ -71,13 +71,13 @@ def score(
         try:
             more = {"tools": tools} if tools and reward.sees_tools else {}
             values = reward.function(prompts, completions, meta, **more)
+            values = list(values) if isinstance(values, Iterable) else values  # a generator raises here
         except Exception as error:  # a reward is the user's own code: whatever it raises is told with its name
             raise UserError(
                 f"reward {reward.name}: {type(error).__name__}: {error}; fix: correct it, or the meta of the prompts"
             ) from error
-        if not isinstance(values, Iterable):
+        if not isinstance(values, list):
             raise UserError(f"reward {reward.name} returned {values!r}; fix: a list, one value for each completion")
-        values = list(values)
         if len(values) != len(completions):
             raise UserError(
                 f"reward {reward.name} returned {len(values)} values for {len(completions)} completions; fix: one each"
