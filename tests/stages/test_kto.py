@@ -50,7 +50,10 @@ def test_validation_answers_of_one_kind_end_no_run(good, tmp_path, capsys):
     val = [row for row in labelled(12, kind="绝句") if row["label"] == good]
     figures = train(tmp_path, labelled(24), val, max_steps=3, eval_steps=3)["figures"]
     assert ("good_logps_change" in figures) == good and ("bad_logps_change" in figures) != good
-    assert "margin" not in figures and f"all validation answers are {'good' if good else 'bad'} ones" in capsys.readouterr().out
+    assert (
+        "margin" not in figures
+        and f"all validation answers are {'good' if good else 'bad'} ones" in capsys.readouterr().out
+    )
 
 
 def test_the_weights_can_be_named():
