@@ -1,8 +1,10 @@
-"""A base with a large vocabulary on a CPU: tokens per second and peak memory of stage 20 beside `trl sft`.
+"""A base with a large vocabulary on a CPU: tokens per second and peak memory of stage 20 beside `trl sft` and
+LLaMA-Factory.
 
-Both train the same LoRA on the same rows, of about --length tokens, half of them answer, with the same batch, rate and
-steps, in turn, several rounds. Everything else of trl is as it comes; its bfloat16 mixed precision is turned off,
-because it refuses to start on a CPU. What counts is the processor time between the end of the first step and that of
+All train the same LoRA on the same rows, of about --length tokens, half of them answer, with the same batch, rate and
+steps, in turn, several rounds. Everything else of the others is as it comes; their bfloat16 mixed precision is turned
+off, because it refuses to start on a CPU. LLaMA-Factory lives in an environment of its own, which
+`bash benchmarks/all.sh tools` makes. What counts is the processor time between the end of the first step and that of
 the last one, as the progress bars show them: neither start nor end is in it, and other work on the machine moves it
 little. The peak is that of the whole process, evaluation and probes of stage 20 included. The loss after training is
 computed by one function.
@@ -10,6 +12,7 @@ computed by one function.
 Reads   data/weibo/sample_comments.json; --model, such as stage 01 writes
 Writes  a Markdown table on standard output; adapters in a temporary folder
 Run     python benchmarks/real_base_cpu.py --model checkpoints/bases/gemma3-270m
+        python benchmarks/real_base_cpu.py --model checkpoints/bases/gemma3-270m --tools trl llama-factory
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from common.jsonl import read_json, write_jsonl  # noqa: E402
+from sft_throughput import write_rows  # noqa: E402
+
+from common.jsonl import read_json  # noqa: E402
 
 LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,12 +64,14 @@ def measured(command: list[str], steps: int) -> tuple[float, float]:
     """(processor seconds from the end of the first step to that of the last, GiB at the peak) of a command."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    log, ended = b"", {}  # step -> processor seconds of the process when its end was shown
+    log, ended = b"", {}  # step -> processor seconds of the processes when its end was shown
     while part := os.read(child.stdout.fileno(), 1 << 16):
         log += part
         for step in re.findall(rb"(\d+)/%d \[" % steps, log[-1000:]):
-            used = psutil.Process(child.pid).cpu_times()
-            ended.setdefault(int(step), used.user + used.system)
+            if int(step) not in ended:
+                top = psutil.Process(child.pid)  # `trl sft` trains in a child of its own
+                times = [process.cpu_times() for process in (top, *top.children(recursive=True))]
+                ended[int(step)] = sum(used.user + used.system for used in times)
     _, status, used = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode or not {1, steps} <= ended.keys():
@@ -90,6 +97,20 @@ def trl_sft(options: argparse.Namespace, folder: Path, output: Path, steps: int)
     return [*command, "--use_peft", "--lora_target_modules", *TARGETS]
 
 
+def llama_factory(options: argparse.Namespace, folder: Path, output: Path, steps: int) -> list[str]:
+    words = {"stage": "sft", "do_train": True, "model_name_or_path": options.model, "dataset": "rows"}
+    words |= {"template": options.template, "dataset_dir": folder / "tools", "output_dir": output, "max_steps": steps}
+    words |= {"finetuning_type": "lora", "lora_rank": LORA["lora_r"], "lora_alpha": LORA["lora_alpha"]}
+    words |= {"lora_target": ",".join(TARGETS), "per_device_train_batch_size": BATCH, "learning_rate": RATE}
+    words |= {"gradient_accumulation_steps": 1, "lr_scheduler_type": "cosine", "cutoff_len": 2 * options.length}
+    words |= {"logging_steps": 1, "save_strategy": "no", "bf16": False, "overwrite_cache": True, "report_to": "none"}
+    flags = [str(part) for name, value in words.items() for part in (f"--{name}", value)]
+    return [str(ROOT / ".venv-llama-factory/bin/llamafactory-cli"), "train", *flags]
+
+
+TOOLS = {"trl": trl_sft, "llama-factory": llama_factory}
+
+
 def answer_loss(options: argparse.Namespace, adapter: Path, rows: list[dict]) -> float:
     from common.likelihood import mean_nll
     from common.models import load_model, load_tokenizer
@@ -103,8 +124,10 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "checkpoints/bases/gemma3-270m"), help="base model folder")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of 8 rows, 2 or more")
-    parser.add_argument("--rounds", type=int, default=3, help="how often both are run, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are run, in turn")
     parser.add_argument("--dtype", default="auto", help="of stage 20 and of the loss")
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["trl"], help="what stands beside stage 20")
+    parser.add_argument("--template", default="gemma", help="LLaMA-Factory's name of the model's chat template")
     options = parser.parse_args()
 
     from common.models import load_tokenizer
@@ -117,12 +140,9 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_jsonl(folder / "train.jsonl", train)
-        write_jsonl(folder / "val.jsonl", val)
-        (folder / "trl").mkdir()
-        write_jsonl(folder / "trl/train.jsonl", [{key: row[key] for key in ("prompt", "completion")} for row in train])
+        write_rows(folder, train, val)
         for number in range(options.rounds):
-            for label, command in (("stage 20", stage_20), ("trl sft", trl_sft)):
+            for label, command in (("stage 20", stage_20), *((tool, TOOLS[tool]) for tool in options.tools)):
                 output = folder / re.sub(r"\W", "_", f"{label}_{number}")
                 seconds, peak = measured(command(options, folder, output, options.steps), options.steps)
                 speed = tokens * (options.steps - 1) / seconds
@@ -132,14 +152,16 @@ def main() -> None:
                     f"character of held-out answers {results[label][-1][2]:.3f}",
                     flush=True,
                 )
-    base = statistics.median(speed for speed, _, _ in results["trl sft"])
+    ours = statistics.median(speed for speed, _, _ in results["stage 20"])
     print(
         f"\n{len(train)} rows of {tokens / BATCH:.0f} tokens, {options.steps} steps, {options.rounds} rounds, medians"
     )
-    print("| | tokens a processor second | times trl | peak, GiB | held-out NLL |\n|---|---:|---:|---:|---:|")
+    print(
+        "| | tokens a processor second | stage 20 is faster by | peak, GiB | held-out NLL |\n|---|---:|---:|---:|---:|"
+    )
     for label, rounds in results.items():
         speed, peak, loss = (statistics.median(values) for values in zip(*rounds, strict=True))
-        print(f"| {label} | {speed:.0f} | {speed / base:.1f} | {peak:.1f} | {loss:.3f} |")
+        print(f"| {label} | {speed:.0f} | {ours / speed:.1f} x | {peak:.1f} | {loss:.3f} |")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ sys.path[:0] = [
     *(str(ROOT / "tests" / tier) for tier in ("", "unit", "stages", "slow")),
 ]  # the stages' modules, and what several tests share
 
+import warm  # noqa: E402
+
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also run what needs a browser or vLLM")
@@ -59,13 +61,10 @@ def run_stage(tmp_path):
     def run(
         script: str | Path, *args, env: dict | None = None, check: bool = True, timeout: float = 600
     ) -> subprocess.CompletedProcess:
-        done = subprocess.run(
+        done = warm.run(
             stage_command(script, *args),
             cwd=tmp_path,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(SCRIPTS), **(env or {})},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
             timeout=timeout,
         )
         assert not check or done.returncode == 0, (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import ROOT, page_texts, stage_command
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -18,7 +19,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
     command = stage_command(script, *words)
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = warm.run(command, env=ENVIRONMENT)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
 

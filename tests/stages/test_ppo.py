@@ -19,6 +19,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import warm
 from common.models import load_model, load_tokenizer
 from common.ppo import update
 from common.ppo.actor_critic import ActorCritic, draw_prompts
@@ -315,7 +316,7 @@ def measured_from_disk(folder, dtype: str) -> dict:
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ppo")
     command = [sys.executable, str(SCRIPTS / "51_train_ppo.py"), *words(folder, folder / "ppo")]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = warm.run(command)
     assert done.returncode == 0, done.stderr
     return folder / "ppo", done.stdout
 
@@ -363,7 +364,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(value_body, dtype, trai
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "log_history.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = warm.run(command)
     assert done.returncode == 0 and "resumed at step" in done.stdout, done.stderr
     assert log_of(whole) == log_of(output), "to the last figure"
     for folder in (whole, output):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
 from conftest import ROOT, stage_command
 
 BASE = ROOT / "data" / "tiny_qwen3"
@@ -201,7 +202,7 @@ def reward(tmp_path_factory, data) -> Path:
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
     command = stage_command(script, *words)
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = warm.run(command)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
 

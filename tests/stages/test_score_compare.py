@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from common.evaluation.comparison import falls
 from common.evaluation.statistics import bootstrap_difference, bootstrap_mean
 from common.jsonl import read_json, read_jsonl, write_jsonl
@@ -31,7 +32,7 @@ def stage(folder: Path, script: str, *args, check: bool = True) -> subprocess.Co
     """The real command line; conftest's run_stage has a new folder for every test, these tests share one."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(SCRIPTS / script), *map(str, args)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = warm.run(command, cwd=folder, env=env)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import ROOT, SCRIPTS
 from tasks import weibo
 from tasks.poems import corpus as verse_corpus
@@ -29,7 +30,7 @@ UNWANTED = re.compile(
 
 def stage(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
     command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = warm.run(command)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
 

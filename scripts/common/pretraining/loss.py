@@ -25,30 +25,27 @@ def head_loss(
     gradient = torch.empty_like(hidden)
     if head.grad is None:
         head.grad = torch.zeros_like(head)
-    total = 0.0
+    total = torch.zeros((), device=hidden.device)
     for part, target, result in zip(
         hidden.to(dtype).split(tokens), targets.split(tokens), gradient.split(tokens), strict=True
     ):
         delta = (part @ weight.T).softmax(-1)
         target = target[:, None]
-        total -= delta.gather(1, target).float().clamp_min(1e-38).log().sum().item()
+        total -= delta.gather(1, target).float().clamp_min(1e-38).log().sum()
         # a gradient of p - 1 would be rounded away where p is near 1: it is minus the sum of the others
         delta.scatter_(1, target, 0.0)
         delta.scatter_(1, target, -delta.sum(-1, keepdim=True, dtype=torch.float32).to(dtype))
         result.copy_(delta @ weight / count)
         head.grad += (delta.T @ part).float() / count
-    return total / count, gradient
+    return total.item() / count, gradient
 
 
 def pad_batch(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """ids [rows, longest], labels [rows, longest]: labels are the next token, -100 past the end."""
-    longest = max(map(len, rows)) - 1
-    ids = torch.full((len(rows), longest), pad)
-    labels = torch.full((len(rows), longest), -100)
-    for index, row in enumerate(rows):
-        ids[index, : len(row) - 1] = torch.tensor(row[:-1])
-        labels[index, : len(row) - 1] = torch.tensor(row[1:])
-    return ids, labels
+    longest = max(map(len, rows))
+    padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    past = torch.arange(1, longest) >= torch.tensor([len(row) for row in rows])[:, None]
+    return padded[:, :-1], padded[:, 1:].masked_fill(past, -100)
 
 
 def loss_and_backward(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype) -> float:
@@ -56,6 +53,8 @@ def loss_and_backward(model: PreTrainedModel, ids: torch.Tensor, labels: torch.T
     keep = labels != -100
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[keep]  # [tokens, width]
-    loss, gradient = head_loss(hidden.detach(), model.lm_head.weight, labels[keep], dtype)
+    # a slice of logits should stay in a CPU's cache, and fill a GPU
+    slices = 512 if ids.device.type == "cpu" else 8192
+    loss, gradient = head_loss(hidden.detach(), model.lm_head.weight, labels[keep], dtype, slices)
     hidden.backward(gradient)
     return loss

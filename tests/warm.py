@@ -1,0 +1,101 @@
+"""A stage in a process of its own, without loading the libraries again: one process loads them and is forked for each
+command.
+
+Three hundred commands of the tests load torch and trl, five seconds of processor time each. `run` is subprocess.run
+with the text of both streams; what cannot be the same in a fork is started as a user would: other programs, and
+variables that libraries read while they are loaded. All of tests/slow is started so, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LIBRARIES = ("datasets", "sklearn.metrics", "transformers.models.qwen3.modeling_qwen3", "transformers.trainer")
+LIBRARIES += ("peft", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer")
+# beginnings of variables that are read while a library is loaded
+READ_EARLY = ("ACCELERATE", "CUDA", "HF_", "LD_", "MKL", "OMP", "OPENBLAS", "PYTHON", "TORCH", "TRANSFORMERS")
+
+_server: subprocess.Popen | None = None
+_environment: dict[str, str] = {}
+
+
+def read_early(environment: dict[str, str]) -> dict[str, str]:
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}  # no test has a hub
+    return {name: value for name, value in offline.items() if name.startswith(READ_EARLY) and name != "PYTHONPATH"}
+
+
+def run(
+    command: list[str], cwd: Path | str | None = None, env: dict[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess:
+    """`command` is the interpreter, a script and its words. Raises subprocess.TimeoutExpired."""
+    global _server
+    command, env = list(map(str, command)), dict(os.environ if env is None else env)
+    if _server is None:
+        _environment.update(read_early(env))
+        _server = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, **_environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    if command[0] != sys.executable or not command[1].endswith(".py") or read_early(env) != _environment:
+        return subprocess.run(
+            command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=timeout
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("stdout", "stderr")]
+        request = {"words": command[1:], "cwd": str(cwd or os.getcwd()), "env": env, "streams": list(map(str, streams))}
+        print(json.dumps(request), file=_server.stdin, flush=True)
+        pid = int(_server.stdout.readline())
+        if not select.select([_server.stdout], [], [], timeout)[0]:
+            os.kill(pid, signal.SIGKILL)
+        code = int(_server.stdout.readline())
+        texts = [path.read_text(encoding="utf-8") for path in streams]
+    if code == -signal.SIGKILL:
+        raise subprocess.TimeoutExpired(command, timeout, *texts)
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
+def become(words: list[str], cwd: str, env: dict[str, str], streams: list[str]) -> None:
+    """Make of this process what a fresh interpreter with these words would be."""
+    for number, path in enumerate((os.devnull, *streams)):
+        target = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(target, number)
+        os.close(target)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = words
+    sys.path[0] = str(Path(words[0]).resolve().parent)
+    sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+
+
+def serve() -> list[str] | None:
+    """Answers each request with a process id and an exit code; returns the words in the process that is to run them."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            become(**request)
+            return request["words"]
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    import importlib
+    import runpy
+
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    if chosen := serve():
+        runpy.run_path(chosen[0], run_name="__main__")
