@@ -201,7 +201,7 @@ def rate_share(settings: Settings, tokens: int) -> float:
 
 
 def is_decaying(settings: Settings, tokens: int) -> bool:
-    return tokens > (1 - settings.decay_share) * settings.train_tokens
+    return settings.decay_share > 0 and tokens > (1 - settings.decay_share) * settings.train_tokens
 
 
 def evaluate(
