@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 LIBRARIES = ("datasets", "sklearn.metrics", "transformers.models.qwen3.modeling_qwen3", "transformers.trainer")
@@ -53,10 +53,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("stdout", "stderr")]
         request = {"words": command[1:], "cwd": str(cwd or os.getcwd()), "env": env, "streams": list(map(str, streams))}
-        print(json.dumps(request), file=_server.stdin, flush=True)
-        pid = int(_server.stdout.readline())
-        if not select.select([_server.stdout], [], [], timeout)[0]:
-            os.kill(pid, signal.SIGKILL)
+        print(json.dumps([timeout, request]), file=_server.stdin, flush=True)
         code = int(_server.stdout.readline())
         texts = [path.read_text(encoding="utf-8") for path in streams]
     if code == -signal.SIGKILL:
@@ -79,15 +76,19 @@ def become(words: list[str], cwd: str, env: dict[str, str], streams: list[str]) 
 
 
 def serve() -> list[str] | None:
-    """Answers each request with a process id and an exit code; returns the words in the process that is to run them."""
+    """Answers each request with an exit code; returns the words in the process that is to run them."""
     for line in sys.stdin:
-        request = json.loads(line)
+        timeout, request = json.loads(line)
         pid = os.fork()
         if pid == 0:
             become(**request)
             return request["words"]
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        alarm = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
+        alarm.start()
+        status = os.waitpid(pid, 0)[1]
+        alarm.cancel()
+        alarm.join()  # no thread is left when the next one is forked
+        print(os.waitstatus_to_exitcode(status), flush=True)
     return None
 
 

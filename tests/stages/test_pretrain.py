@@ -198,7 +198,9 @@ def test_the_rate_is_constant_between_warm_up_and_decay(stage00):
     assert stage00.rate_share(later, 800) == 1, "a run in its constant phase may be given more tokens"
     assert stage00.is_decaying(settings, 801) and not stage00.is_decaying(later, 801)
     without = stage00.Settings(train_tokens=1000, warmup_tokens=100, batch_tokens=10, decay_share=0)
-    assert stage00.rate_share(without, 999) == 1 and not stage00.is_decaying(without, 1005), "its end can be gone on from"
+    assert stage00.rate_share(without, 999) == 1 and not stage00.is_decaying(without, 1005), (
+        "its end can be gone on from"
+    )
 
 
 def test_texts_with_a_character_spelled_in_bytes_are_left_out(stage00, capsys):

@@ -1,0 +1,54 @@
+"""tests/warm.py: a forked command is the command a user types."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import warm
+
+SCRIPT = """
+import os, sys
+assert "torch" in sys.modules or not os.environ["SHOULD_BE_WARM"], "not loaded before"
+print(sys.argv[1:], os.getcwd(), os.environ.get("COLOUR"), sys.path[0], __name__)
+print("to stderr", file=sys.stderr)
+if "fail" in sys.argv:
+    raise ValueError("as asked")
+if "wait" in sys.argv:
+    import time
+    time.sleep(60)
+sys.exit(3 if "three" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "inner").mkdir()
+    path = tmp_path / "inner/script.py"
+    path.write_text(SCRIPT, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("words", [[], ["three"], ["fail"]])
+def test_a_fork_says_and_returns_what_a_fresh_interpreter_does(script, tmp_path, words):
+    command = [sys.executable, str(script), "押韵", *words]
+    env = {**os.environ, "COLOUR": "red"}
+    forked = warm.run(command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": "1"})
+    fresh = subprocess.run(
+        command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": ""}, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
+    assert forked.stderr.splitlines()[:1] == fresh.stderr.splitlines()[:1] == ["to stderr"]
+    assert forked.stderr.splitlines()[-1] == fresh.stderr.splitlines()[-1]
+
+
+def test_a_variable_that_libraries_read_early_starts_a_fresh_interpreter(script):
+    env = {**os.environ, "SHOULD_BE_WARM": "1", "OMP_NUM_THREADS": "7"}
+    assert "not loaded before" in warm.run([sys.executable, str(script)], env=env).stderr
+
+
+def test_a_command_that_does_not_end_is_killed(script):
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run([sys.executable, str(script), "wait"], env={**os.environ, "SHOULD_BE_WARM": "1"}, timeout=1)
+    assert warm.run([sys.executable, str(script)], env={**os.environ, "SHOULD_BE_WARM": "1"}).returncode == 0
