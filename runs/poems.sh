@@ -14,7 +14,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 start poems "tiny small qwen3-0.6b qwen3-wide 4b" "$@"
 
-rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 short=$quick
+rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 fluent=0.5 short=$quick
 wide="--lora-r 64 --lora-alpha 128"
 case "$profile" in
   tiny)
@@ -57,8 +57,8 @@ model="${MODEL:-$model}" nll=""
 if [ "$profile" != tiny ]; then nll="--nll-model $model --dtype auto"; fi
 if $quick; then
   rows=1500 prompts=192 seeds=2 ranked=96 samples=8 ppo=""
-  sft+=" --eval-steps 24" grpo+=" --max-steps 28"
-  if [ "$profile" = tiny ]; then dpo="--lr 3e-4" grpo+=" --lr 2e-3"; fi  # at 1e-3 so few pairs make it worse
+  sft+=" --eval-steps 24" grpo+=" --max-steps 34" fluent=0.1
+  if [ "$profile" = tiny ]; then dpo="--lr 3e-4" grpo+=" --lr 3e-3"; fi  # at 1e-3 so few pairs make it worse
 fi
 
 generate() {  # generate NAME MODEL-FLAGS...
@@ -129,7 +129,7 @@ pairs() {
 }
 rules() {  # GRPO and PPO from the merged SFT model: what learns from rewards
   $short || starts
-  stage 50_train_grpo --model $models/sft_merged $rl fluency:0.5 --beta 0 $grpo --output-dir $models/grpo
+  stage 50_train_grpo --model $models/sft_merged $rl fluency:$fluent --beta 0 $grpo --output-dir $models/grpo
   generate grpo --model $models/sft_merged --adapter $models/grpo
   if [ -n "$ppo" ]; then
     stage 51_train_ppo --model $models/sft_merged $rl fluency:0.5 $ppo --output-dir $models/ppo
