@@ -3,7 +3,7 @@ command.
 
 Three hundred commands of the tests load torch and trl, five seconds of processor time each. `run` is subprocess.run
 with the text of both streams; what cannot be the same in a fork is started as a user would: other programs, and
-variables that libraries read while they are loaded. All of tests/slow is started so, too.
+variables that libraries read while they are loaded.
 """
 
 from __future__ import annotations

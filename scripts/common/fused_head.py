@@ -92,7 +92,9 @@ def _from_logits(logits: Tensor, targets: Tensor, temperature: float, entropy: b
     spread = None
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         if entropy:
-            spread = logits.logsumexp(-1) - torch.einsum("tv,tv->t", logits.softmax(-1), logits)
+            # from their largest: probabilities add up to 1 only nearly, which counts where all logits are far from 0
+            lower = logits - logits.amax(-1, keepdim=True)
+            spread = lower.logsumexp(-1) - torch.einsum("tv,tv->t", lower.softmax(-1), lower)
     with torch.no_grad():
         return TokenFigures(logprobs, logits.argmax(-1) == targets, logits.mean(-1), spread)
 
