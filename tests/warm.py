@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 LIBRARIES = ("datasets", "sklearn.metrics", "transformers.models.qwen3.modeling_qwen3", "transformers.trainer")
@@ -54,9 +55,9 @@ def run(
         streams = [Path(folder) / name for name in ("stdout", "stderr")]
         request = {"words": command[1:], "cwd": str(cwd or os.getcwd()), "env": env, "streams": list(map(str, streams))}
         print(json.dumps([timeout, request]), file=_server.stdin, flush=True)
-        code = int(_server.stdout.readline())
+        code, was_late = json.loads(_server.stdout.readline())
         texts = [path.read_text(encoding="utf-8") for path in streams]
-    if code == -signal.SIGKILL:
+    if was_late:
         raise subprocess.TimeoutExpired(command, timeout, *texts)
     return subprocess.CompletedProcess(command, code, *texts)
 
@@ -76,7 +77,8 @@ def become(words: list[str], cwd: str, env: dict[str, str], streams: list[str]) 
 
 
 def serve() -> list[str] | None:
-    """Answers each request with an exit code; returns the words in the process that is to run them."""
+    """Answers each request with [exit code, whether its time was up]; returns the words in the process that is to run
+    them."""
     for line in sys.stdin:
         timeout, request = json.loads(line)
         pid = os.fork()
@@ -85,10 +87,12 @@ def serve() -> list[str] | None:
             return request["words"]
         alarm = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
         alarm.start()
-        status = os.waitpid(pid, 0)[1]
+        started = time.monotonic()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        was_late = code == -signal.SIGKILL and time.monotonic() - started >= timeout
         alarm.cancel()
         alarm.join()  # no thread is left when the next one is forked
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(json.dumps([code, was_late]), flush=True)
     return None
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_memory.py on a small shape: every stage it names runs with the settings it gives."""
+"""benchmarks/: gpu_memory.py on a small shape, every stage that it names with its settings; what others measure."""
 
 import re
 import subprocess
@@ -24,3 +24,14 @@ def test_the_memory_table_has_a_row_for_every_stage_and_no_error(tmp_path):
     ]
     for row in rows:
         assert float(row[3]) > 0 and not re.search("error", " ".join(row[6:]), re.IGNORECASE), row
+
+
+def test_processor_seconds_of_a_child_are_counted(monkeypatch):
+    """`trl sft` trains in a child of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from real_base_cpu import measured
+
+    work = "import time\nfor step in (1, 2):\n    print(f'{step}/2 [', flush=True)\n"
+    work += "    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
+    assert measured([sys.executable, "-c", parent], 2)[0] > 0.3

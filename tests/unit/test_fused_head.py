@@ -46,6 +46,18 @@ def test_figures_and_gradient_are_those_of_the_plain_head(temperature):
         assert torch.equal(token_figures(head, hidden, targets, temperature).logprobs, found.logprobs)
 
 
+@pytest.mark.parametrize("large", [1000, 10**9], ids=["slices", "whole"])
+def test_the_entropy_does_not_depend_on_where_the_logits_lie(large, monkeypatch):
+    monkeypatch.setattr(fused_head, "LARGE_VOCABULARY", large)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(WIDTH, WORDS, bias=False).requires_grad_(False)
+    hidden, targets = torch.randn(TOKENS, WIDTH), torch.randint(0, WORDS, (TOKENS,))
+    hidden[:, 0], head.weight[:, 0] = 1.0, -200.0  # all logits near -200
+    found = token_figures(head, hidden, targets, entropy=True).entropy
+    expected = plain_figures(hidden, head.weight, targets, 1.0)[3]
+    assert (found - expected).abs().max() < 1e-4
+
+
 def tied_model(dtype=torch.float32, rows=(7, 2999, 512)):
     """A model with tied embeddings; the adapter holds `rows` of them, moved from where the base has them."""
     torch.manual_seed(1)
