@@ -57,7 +57,7 @@ model="${MODEL:-$model}" nll=""
 if [ "$profile" != tiny ]; then nll="--nll-model $model --dtype auto"; fi
 if $quick; then
   rows=1500 prompts=192 seeds=2 ranked=96 samples=8 ppo=""
-  sft+=" --eval-steps 24" grpo+=" --max-steps 34" fluent=0.1
+  sft+=" --eval-steps 24" grpo+=" --max-steps 31" fluent=0.1
   if [ "$profile" = tiny ]; then dpo="--lr 3e-4" grpo+=" --lr 3e-3"; fi  # at 1e-3 so few pairs make it worse
 fi
 
