@@ -204,9 +204,8 @@ def test_a_token_answers_for_its_own_step_and_those_behind_it(tmp_path):
     advantages = trainer._generate_and_score_completions(rows)["advantages"]
     assert advantages.shape == (8, len(words))
 
-    left = torch.tensor(
-        [[total, total - (one or 0), total - (one or 0) - (two or 0)] for total, (one, two, _) in zip(totals, steps)]
-    )
+    pairs = zip(totals, steps, strict=True)
+    left = torch.tensor([[all_, all_ - (one or 0), all_ - (one or 0) - (two or 0)] for all_, (one, two, _) in pairs])
     groups = left.view(2, 4, 3)
     spread = groups.var(1, keepdim=True).mean(2, keepdim=True).sqrt()
     wanted = ((groups - groups.mean(1, keepdim=True)) / (spread + 1e-4)).view(8, 3)

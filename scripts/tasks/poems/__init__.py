@@ -8,6 +8,7 @@ meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -183,9 +184,7 @@ def no_repeat_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
 @per_text
 def fluency_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
     """Each line earns its attested character pairs."""
-    lines = [
-        (line.end(), _pairs(prosody.to_simplified(line.group()))) for line in prosody.LINE.finditer(text)
-    ]
+    lines = [(line.end(), _pairs(prosody.to_simplified(line.group()))) for line in prosody.LINE.finditer(text)]
     count = sum(len(pairs) for _, pairs in lines)
     return [(end, sum(pair in _training_bigrams() for pair in pairs) / count) for end, pairs in lines if pairs]
 
