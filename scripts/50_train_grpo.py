@@ -56,8 +56,6 @@ class Settings(ChatSettings):
     """NAME[:WEIGHT], model=PATH[:WEIGHT], style=PATH#LABEL[:WEIGHT]; left out: DEFAULT_REWARDS of the task"""
     watch: tuple[str, ...] = ()
     """rewards that the probe logs and nothing learns from; left out: WATCHED_REWARDS of the task"""
-    step_rewards: bool = False
-    """a token answers for its own step and those behind it, where STEP_REWARDS (tasks/base.py) say what a step earns"""
     beta: float = 0.02
     """weight of the KL to the reference in the loss; 0 = none (it is still measured)"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -140,8 +138,6 @@ class Settings(ChatSettings):
         if self.ratio == "sequence" and self.loss_type not in ("grpo", "sapo"):
             what = f"--ratio sequence with --loss-type {self.loss_type}: a long answer would count once for each token"
             yield what, "--loss-type grpo, as in GSPO"
-        if self.step_rewards and self.ratio == "sequence":
-            yield "--step-rewards with --ratio sequence: one ratio of the whole answer has no steps", "--ratio token"
         if 0 < self.clip_high < self.clip:
             yield f"--clip-high {self.clip_high}: below --clip {self.clip}", f"{self.clip} or more"
 
@@ -161,17 +157,6 @@ def reward_function(rewards: list):
         return total(rewards, columns)
 
     return total_reward
-
-
-def earned_by(rewards: list):
-    """What of the total is earned by step, as LeanGRPOTrainer calls it."""
-    from common.training.rewards import step_shares
-
-    def parts(rows: list[dict], completions: list) -> list[dict[int, float]]:
-        texts = [completion[-1]["content"] for completion in completions]
-        return step_shares(rewards, [row["prompt"] for row in rows], texts, [json.loads(row["meta"]) for row in rows])
-
-    return parts
 
 
 def loss_arguments(settings: Settings) -> dict:
@@ -259,7 +244,6 @@ def main(settings: Settings) -> None:
                 train_dataset=prompt_rows([row for row, _ in prompts], settings.enable_thinking),
                 processing_class=tokenizer,
                 peft_config=lora,
-                earned_by=earned_by(probe.rewards) if settings.step_rewards else None,
             )
         if lora is None:
             probe.reference = trainer.ref_model or arguments.load_trained(settings, model_path, tokenizer).eval()

@@ -98,7 +98,7 @@ class Gradients(TrainerCallback):
         self.found = torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.requires_grad])
 
 
-def grpo_step(folder: Path, by_step: bool) -> dict:
+def grpo_step(folder: Path) -> dict:
     """One step on 72 recorded answers in groups of 8; of two processes each has 36, so that a group stands on both
     sides."""
     tokenizer, rows, texts, count = load_tokenizer(BASE), rows_of(12), recorded_texts(72), 72
@@ -141,7 +141,6 @@ def grpo_step(folder: Path, by_step: bool) -> dict:
         reward_funcs=[grpo.reward_function(probe.rewards)],
         processing_class=tokenizer,
         rollout_func=recorded,
-        earned_by=grpo.earned_by(probe.rewards) if by_step else None,
     )
     gradients = Gradients()
     trainer.add_callback(gradients)
@@ -153,6 +152,5 @@ def grpo_step(folder: Path, by_step: bool) -> dict:
 
 if __name__ == "__main__":
     output = Path(sys.argv[1])
-    found = {f"ppo_{body}": ppo_step(body) for body in ("shared", "own")}
-    found |= {"grpo": grpo_step(output, False), "grpo_by_step": grpo_step(output, True)}
+    found = {f"ppo_{body}": ppo_step(body) for body in ("shared", "own")} | {"grpo": grpo_step(output)}
     torch.save(found, output / f"{STATE.process_index}.pt")

@@ -70,8 +70,8 @@ class Task:
     """what stage 51 logs and does not learn from"""
     STEP_REWARDS: dict[str, Callable] = field(default_factory=dict)
     """name in REWARDS -> f(prompts, completions, meta, **_): for each completion [(offset, value), ...], what of that
-    reward is earned once text[:offset] is written; stages 50 and 51 pay it there with --step-rewards, and what is left
-    of the reward at the end"""
+    reward is earned once text[:offset] is written; stage 51 pays it there, and what is left of the reward at the
+    end"""
     REWARD_EXAMPLES: tuple[RewardExample, ...] = ()
     """known good and bad answers: the self-test of rewards"""
     SET_METRICS: dict[str, Callable] = field(default_factory=dict)

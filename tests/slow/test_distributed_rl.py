@@ -55,7 +55,7 @@ def learned(tmp_path_factory):
     return [torch.load(path, weights_only=True) for path in (one / "0.pt", two / "0.pt", two / "1.pt")]
 
 
-@pytest.mark.parametrize("learner", ["ppo_shared", "ppo_own", "grpo", "grpo_by_step"])
+@pytest.mark.parametrize("learner", ["ppo_shared", "ppo_own", "grpo"])
 def test_two_processes_have_the_gradients_of_one(learner, learned):
     whole, *shared = (found[learner] for found in learned)
     for name in ("gradients", "alone") if "ppo" in learner else ("gradients",):
@@ -78,11 +78,11 @@ OF_ALL = (
 )
 
 
-@pytest.mark.parametrize("learner", ["ppo_shared", "ppo_own", "grpo", "grpo_by_step"])
+@pytest.mark.parametrize("learner", ["ppo_shared", "ppo_own", "grpo"])
 def test_what_is_logged_counts_the_answers_of_all_processes(learner, learned):
     whole, *shared = (found[learner]["figures"] for found in learned)
     probes = [name for name in whole if name.startswith("probe/")]
-    for name in (*OF_ALL, *probes) if "grpo" in learner else whole:
+    for name in (*OF_ALL, *probes) if learner == "grpo" else whole:
         for figures in shared:
             assert figures[name] == pytest.approx(whole[name], rel=1e-4), name
     assert [shared[0][name] for name in probes] == [shared[1][name] for name in probes], "they decide when to stop"

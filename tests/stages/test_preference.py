@@ -174,48 +174,6 @@ def test_an_unjudged_completion_gets_advantage_0_and_is_counted(tmp_path):
         trainer._generate_and_score_completions(inputs)
 
 
-def test_a_token_answers_for_its_own_step_and_those_behind_it(tmp_path):
-    """Every text earns its reward in two steps, behind its first token and behind its third; the rest is for the
-    end."""
-    from common.training.trl_cpu import LeanGRPOTrainer
-
-    torch.manual_seed(0)
-    steps = torch.rand(8, 3).tolist()
-    steps[5][1] = None  # has the first step alone
-    totals = [sum(value or 0.0 for value in parts) for parts in steps]
-
-    def lengths(text_ids: list[int]) -> list[int]:
-        return [len(trainer.processing_class.decode(text_ids[:count])) for count in (1, 3)]
-
-    def earned_by(rows: list[dict], completions: list) -> list[dict[int, float]]:
-        ends = [lengths(trainer.processing_class.encode(answer[-1]["content"])) for answer in completions]
-        return [
-            {end: value for end, value in zip(places, parts[:2], strict=True) if value is not None}
-            for places, parts in zip(ends, steps, strict=True)
-        ]
-
-    trainer = grpo_trainer(LeanGRPOTrainer, tmp_path, [lambda completions, **_: totals])
-    words = trainer.processing_class.encode("白日依山尽黄河入海流")
-    trainer._generate_single_turn = lambda prompts, *_: ([words] * len(prompts), None)
-    trainer.model.train()
-    rows = [{"prompt": turn("user", "写诗")}] * 8
-    plain = trainer._generate_and_score_completions(rows)["advantages"]
-    trainer.earned_by = earned_by
-    advantages = trainer._generate_and_score_completions(rows)["advantages"]
-    assert advantages.shape == (8, len(words))
-
-    pairs = zip(totals, steps, strict=True)
-    left = torch.tensor([[all_, all_ - (one or 0), all_ - (one or 0) - (two or 0)] for all_, (one, two, _) in pairs])
-    groups = left.view(2, 4, 3)
-    spread = groups.var(1, keepdim=True).mean(2, keepdim=True).sqrt()
-    wanted = ((groups - groups.mean(1, keepdim=True)) / (spread + 1e-4)).view(8, 3)
-    ratio = advantages[:, 0] / plain
-    assert torch.allclose(ratio.view(2, 4).amax(1), ratio.view(2, 4).amin(1)), "the first token answers for the whole"
-    for row in range(8):
-        of_token = [0, 1, 1, *[1 if row == 5 else 2] * (len(words) - 3)]
-        assert torch.allclose(advantages[row], wanted[row, of_token], atol=1e-5), row
-
-
 @pytest.mark.parametrize(
     "task, name", [("poems", "no_repeat"), ("poems", "fluency"), ("chat", "no_repeat"), ("styles", "no_repeat")]
 )

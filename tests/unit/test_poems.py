@@ -150,30 +150,9 @@ def test_each_line_earns_its_part_of_the_share(text, form, rhyme, meter):
     assert [value for _, value in one(poems.meter_by_line, text)] == meter
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "lost"),
-    [
-        (GUAN_QUE, "all_three", []),
-        (GUAN_QUE.replace("千里", "千山"), "meter_pass", [(17, -1.0)]),
-        (GUAN_QUE.replace("千里", "千山"), "rhyme_pass", []),
-        (GUAN_QUE.replace("层楼", "层流"), "rhyme_pass", [(23, -1.0)]),  # a rhyme word twice
-        (GUAN_QUE.replace("海流", "海东"), "rhyme_pass", [(23, -1.0)]),
-        (GUAN_QUE.replace("千里", "千山").replace("层楼", "层流"), "all_three", [(17, -1.0)]),
-        (GUAN_QUE.replace("海流", "海"), "all_three", [(10, -1.0)]),
-        (GUAN_QUE[:12], "all_three", [(12, -1.0)]),  # lines are missing: no line is at fault
-        (GUAN_QUE.replace("更上", "白日"), "no_repeat", [(5, 0), (11, 0), (17, 0), (23, -0.1)]),
-    ],
-)
-def test_a_whole_is_lost_in_the_first_line_that_fails(text, name, lost):
-    assert one(poems.STEP_REWARDS[name], text) == lost
-
-
 def test_the_parts_of_real_poems_add_up_to_the_share():
     for poem in poems.training_poems()[:200]:
         for name, by_line in poems.STEP_REWARDS.items():
             share = one(poems.REWARDS[name], poem.text, {"form": poem.form})
-            if share is None:
-                continue
             parts = [value for _, value in one(by_line, poem.text, {"form": poem.form})]
-            share -= name in ("rhyme_pass", "meter_pass", "all_three", "no_repeat")  # these are lost, not earned
-            assert sum(parts) == pytest.approx(share, abs=0.2), (name, poem.text)  # unlisted ones
+            assert share is None or sum(parts) == pytest.approx(share, abs=0.2), (name, poem.text)  # unlisted ones

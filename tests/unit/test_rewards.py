@@ -144,7 +144,7 @@ def test_what_is_earned_before_the_end_has_the_weights_of_the_total():
     rewards = load_rewards(("rhyme:2", "meter", "no_repeat:-1"), POEMS)
     (earned,) = step_shares(rewards, [PROMPT], [POEM], [META])
     assert earned == pytest.approx({5: 0.25 / 4, 11: 1.25 / 4, 17: 0.25 / 4, 23: 1.25 / 4})
-    assert step_shares(load_rewards(("theme",), POEMS), [PROMPT], [POEM], [META]) == [{}]
+    assert step_shares(load_rewards(("fluency",), POEMS), [PROMPT], [POEM], [META]) == [{}]
 
 
 def test_none_in_one_part_makes_the_total_none_and_never_0():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,6 @@ from common.batching import length_batches
 from common.fused_head import output_head, token_figures
 from common.generation import decode, draw
 from common.jsonl import read_json, write_json
-from common.training.rewards import token_places
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -62,9 +62,13 @@ class Rollout:
         """[N, T]: each value of an answer's {offset: value} at the token that completes text[:offset]."""
         result = torch.zeros_like(self.values)
         for row, (length, parts) in enumerate(zip(self.lengths, earned, strict=True)):
-            places = token_places(tokenizer, self.tokens[row, :length].tolist(), parts)
-            for place, value in zip(places, parts.values(), strict=True):
-                result[row, place] += value
+            ids = self.tokens[row, :length].tolist()
+
+            def written(count: int, ids: list[int] = ids) -> int:
+                return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+
+            for offset, value in parts.items():
+                result[row, bisect_left(range(1, length), offset, key=written)] += value
         return result
 
     def keep(self, rows: list[int]) -> Rollout:

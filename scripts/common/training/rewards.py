@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,6 @@ from common.evaluation.scoring import measured
 from common.settings import UserError, resolve_model, show_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from tasks.base import Task
 
 SPEC = re.compile(r"(?P<name>.+?)(?::(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)))?")
@@ -168,15 +165,6 @@ def step_shares(
             for offset, value in found:
                 parts[offset] = parts.get(offset, 0.0) + reward.weight * value / scale
     return earned
-
-
-def token_places(tokenizer: PreTrainedTokenizerBase, ids: list[int], offsets: Iterable[int]) -> list[int]:
-    """The place in `ids` of the token that completes text[:offset], for each offset; the last one where none does."""
-
-    def written(count: int) -> int:
-        return len(tokenizer.decode(ids[:count], skip_special_tokens=True))
-
-    return [bisect_left(range(1, len(ids)), offset, key=written) for offset in offsets]
 
 
 def _load(spec: str, task: Task, dtype: str, max_length: int) -> Reward:

@@ -13,7 +13,7 @@ import functools
 import json
 import random
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,6 @@ from common.fused_head import divergence_of_heads, output_head, token_figures, u
 from common.generation import write_on_cpu
 from common.models import chat_dataset
 from common.settings import UserError
-from common.training.rewards import token_places
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -339,13 +338,6 @@ class LeanGRPOTrainer(LeanHead, Rollout, GRPOTrainer):
 
     needs_entropy = True
 
-    def __init__(self, *args, earned_by: Callable | None = None, **kwargs):
-        """earned_by: (rows, completions) -> offset -> value of each completion, what of its reward is earned once
-        text[:offset] is written: process supervision (arXiv 2402.03300, section 4.1.3), where a token answers for its
-        own step and those behind it alone. None = every token for the whole."""
-        super().__init__(*args, **kwargs)
-        self.earned_by = earned_by
-
     def _get_per_token_logps_and_entropies(
         self,
         model: torch.nn.Module,
@@ -379,57 +371,15 @@ class LeanGRPOTrainer(LeanHead, Rollout, GRPOTrainer):
                 entropies[rows, columns] = part[1]
         return logps, entropies, None
 
-    def _calculate_rewards(self, inputs: list[dict], prompts: list, completions: list, *args):
+    def _calculate_rewards(self, *args):
         """Counts the completions that no reward could judge. trl leaves them out of baselines and gives them the
         advantage 0."""
-        rewards = super()._calculate_rewards(inputs, prompts, completions, *args)  # [completions of all processes, 1]
+        rewards = super()._calculate_rewards(*args)  # [completions of all processes, 1]
         unknown = rewards.isnan()
         if unknown.all():
             raise UserError("no answer of this step could be judged; fix: --rewards, or meta of the prompts")
         self._metrics["train" if self.model.training else "eval"]["unjudged"].append(unknown.float().mean().item())
-        self.judged = rewards[:, 0], self.earned_by(inputs, completions) if self.earned_by else None
         return rewards
-
-    def _generate_and_score_completions(self, inputs: list[dict]):
-        output = super()._generate_and_score_completions(inputs)
-        totals, earned = self.judged
-        if earned is not None:
-            ids = [
-                row[mask.bool()].tolist()
-                for row, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
-            ]
-            output["advantages"] = self._step_advantages(totals, earned, ids, output["completion_ids"].size(1))
-        return output
-
-    def _step_advantages(
-        self, totals: torch.Tensor, earned: list[dict[int, float]], ids: list[list[int]], width: int
-    ) -> torch.Tensor:
-        """[own completions, width]: what a token's step and those behind it earned, less the group's mean at the same
-        step.
-
-        totals: [completions of all processes] rewards; earned: of the own completions, offset -> value; ids: their
-        tokens. A text of fewer steps counts with what is left of its reward.
-        """
-        gather, own = self.accelerator.gather, len(ids)
-        first = self.accelerator.process_index * own
-        steps = torch.tensor(max(map(len, earned)), device=totals.device)
-        left = totals[first : first + own, None].repeat(1, int(gather(steps).max()) + 1)  # [own, steps + 1]
-        step_of = torch.zeros(own, width, dtype=torch.long, device=totals.device)
-        for row, parts in enumerate(earned):
-            offsets = sorted(parts)
-            places = token_places(self.processing_class, ids[row], offsets)
-            for step, (offset, place) in enumerate(zip(offsets, places, strict=True), start=1):
-                left[row, step:] -= parts[offset]
-                step_of[row, place + 1 :] = step
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        grouped = gather(left).view(-1, group, left.size(1))
-        centred = grouped - grouped.nanmean(1, keepdim=True)
-        if self.scale_rewards != "none":
-            # over all steps, as in the paper: rewards that are alike in sum may lie in different steps
-            over = (1, 2) if self.scale_rewards == "group" else (0, 1, 2)
-            variance = (centred**2).nanmean(over, keepdim=True) * group / (group - 1)
-            centred = centred / (variance.sqrt() + 1e-4)
-        return centred.flatten(0, 1)[first : first + own].nan_to_num(0.0).gather(1, step_of)
 
 
 class LeanDistillationTrainer(Rollout, DistillationTrainer):

@@ -8,7 +8,6 @@ meta holds what the instruction asked for: {"form": "五言绝句", "themes": ["
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -110,10 +109,13 @@ def _line_ends(text: str) -> list[int]:
 @per_text
 def form_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
     """Each line of the asked form earns its part; the first one that breaks it loses all of them."""
-    count, _ = prosody.FORMS[meta["form"]] if meta.get("form") else (0, 0)
-    broken, ends = _form_breaks(text, meta), _line_ends(text) if count else []
-    good = ends if broken is None else ends[: ends.index(broken)]
-    return [(end, 1 / count) for end in good] + ([(broken, -len(good) / count)] if broken is not None else [])
+    count, width = prosody.FORMS[meta["form"]] if meta.get("form") else (0, 0)
+    earned = []
+    for number, line in enumerate(prosody.LINE.finditer(text) if count else (), start=1):
+        if number > count or len(line.group()) != width or not prosody.HAN.fullmatch(line.group()):
+            return [*earned, (line.end(), -(number - 1) / count)]
+        earned.append((line.end(), 1 / count))
+    return earned
 
 
 @per_text
@@ -134,59 +136,6 @@ def meter_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
     ends, fixed = _line_ends(text), len(prosody.split_lines(text)[0]) // 2
     wrong = [sum(line == number for line, _ in found.misfits) for number in range(1, len(ends) + 1)]
     return [(end, (1 - bad / fixed) / len(ends)) for end, bad in zip(ends, wrong, strict=True)]
-
-
-def _form_breaks(text: str, meta: dict) -> int | None:
-    """Where the first line ends that the asked form does not have; None where lines are only missing."""
-    count, width = prosody.FORMS[meta["form"]] if meta.get("form") else (0, 0)
-    for number, line in enumerate(prosody.LINE.finditer(text) if count else (), start=1):
-        if number > count or len(line.group()) != width or not prosody.HAN.fullmatch(line.group()):
-            return line.end()
-    return None
-
-
-def _fails_at(part: str, text: str, meta: dict) -> int | None:
-    """Where the first line ends in which `part` is known to fail, the text's end where no line is at fault; None where
-    it passes."""
-    verdict = getattr(_check(text, meta.get("form"), meta.get("book")), part)
-    if verdict.status == "pass":
-        return None
-    faults = [end for _, end, label in mark(text, meta) if label == "rhyme_fault"] if part == "rhyme" else []
-    if faults:  # the verdict names a repeated word before one of another group
-        return faults[0]
-    lines = _line_ends(text)
-    return lines[verdict.position[0] - 1] if verdict.position else _form_breaks(text, meta) or len(text)
-
-
-def lost_where_it_fails(*parts: str) -> Callable:
-    """A reward of all or nothing by line: lost as a whole in the first line in which one of the parts fails. What is
-    written behind it cannot win it back, so it has no share in the loss."""
-
-    def by_line(text: str, meta: dict) -> list[tuple[int, float]]:
-        ends = [end for part in parts if (end := _fails_at(part, text, meta)) is not None]
-        return [(min(ends), -1.0)] if ends else []
-
-    return per_text(by_line)
-
-
-@per_text
-def no_repeat_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
-    """Each line loses its repeated characters."""
-    seen, lost, count = set(), [], len(han_only(text))
-    for line in prosody.LINE.finditer(text):
-        chars = han_only(line.group())
-        fresh = set(chars) - seen
-        seen |= fresh
-        lost.append((line.end(), (len(fresh) - len(chars)) / max(1, count)))
-    return lost
-
-
-@per_text
-def fluency_by_line(text: str, meta: dict) -> list[tuple[int, float]]:
-    """Each line earns its attested character pairs."""
-    lines = [(line.end(), _pairs(prosody.to_simplified(line.group()))) for line in prosody.LINE.finditer(text)]
-    count = sum(len(pairs) for _, pairs in lines)
-    return [(end, sum(pair in _training_bigrams() for pair in pairs) / count) for end, pairs in lines if pairs]
 
 
 @per_text
@@ -309,9 +258,6 @@ REWARDS = named(form, rhyme, meter) | {"rhyme_pass": rhyme_pass, "meter_pass": m
 REWARDS |= named(all_three, zero_for_none(rhyme_group), zero_for_none(fluency), zero_for_none(no_repeat))
 REWARDS |= named(theme, overall)
 STEP_REWARDS = {"form": form_by_line, "rhyme": rhyme_by_line, "meter": meter_by_line}
-STEP_REWARDS |= {"rhyme_pass": lost_where_it_fails("rhyme"), "meter_pass": lost_where_it_fails("meter")}
-STEP_REWARDS |= {"all_three": lost_where_it_fails("form", "rhyme", "meter")}
-STEP_REWARDS |= {"no_repeat": no_repeat_by_line, "fluency": fluency_by_line}
 DEFAULT_REWARDS = ("form", "rhyme", "meter", "theme", "fluency:0.5")
 WATCHED_REWARDS = ("all_three", "no_repeat")
 METRICS = {
