@@ -25,8 +25,8 @@ case "$profile" in
     ppo="--max-steps 42 --epochs 2 --kl-coef 0.003" ;;
   small)
     gemma_base
-    rows=12000 prompts=128 seeds=2 ranked=96 samples=8 tokens=96 short=true
-    sft="--lora-r 32 --lora-alpha 64 --lr 5e-4 --batch-size 16 --accumulation 1 --eval-steps 375 --eval-rows 64
+    rows=8000 prompts=128 seeds=2 ranked=96 samples=8 tokens=96 short=true
+    sft="--lora-r 32 --lora-alpha 64 --lr 5e-4 --batch-size 16 --accumulation 1 --eval-steps 250 --eval-rows 64
       --probe-count 16"
     lora="--lora-r 16 --lora-alpha 32" probe="--probe-rows 16" reward="" ppo=""
     dpo="$lora --lr 5e-5 --batch-size 8 --accumulation 1 --epochs 1 --eval-steps 10 --probe-count 16"
