@@ -126,7 +126,7 @@ def command(number: str, *more: str) -> list[str]:
 
 
 def environment() -> dict:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(number: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
@@ -186,7 +186,7 @@ def make_input(name: str, folder: Path) -> None:
 
 
 def run_whole(number: str, folder: Path, *more: str) -> Path:
-    process = Forked(number, folder, *more)
+    process = Forked(command(number, *more), folder)
     if process.wait():
         raise RuntimeError(f"stage {number} does not run undisturbed:\n{process.text()}")
     return folder / "out"
@@ -238,14 +238,16 @@ def kill_when(process: subprocess.Popen, moment: Callable[[], bool], how: int = 
 
 
 class Forked:
-    """A stage in a process forked from one that has imported the libraries; used as a Popen is."""
+    """A stage in a process forked from one that has imported the libraries; used as a Popen is.
 
-    def __init__(self, number: str, folder: Path, *more: str):
+    words: an interpreter, a script and its flags. It runs in `folder`, and what it prints goes to said.txt there."""
+
+    def __init__(self, words: list[str], folder: Path):
         self.said = folder / "said.txt"
         os.environ.update(environment())
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=run_in_this_process, args=(command(number, *more)[1:], folder))
+        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder))
         self.process.start()
 
     def poll(self) -> int | None:
@@ -294,7 +296,7 @@ def undisturbed(number: str, work: Path) -> dict:
         inputs = work / "inputs"
         make_inputs(number, inputs)
         folder = fresh(inputs, work / "place")  # outputs name their inputs
-        Forked("10", fresh(inputs, work / "first"), "--help").wait()  # the libraries are imported now
+        Forked(command("10", "--help"), fresh(inputs, work / "first")).wait()  # the libraries are imported now
         started = time.monotonic()
         whole = run_whole(number, folder)
         write_json(path, {"seconds": time.monotonic() - started, "outcome": outcome(whole)})
@@ -320,8 +322,8 @@ def main() -> None:
                     continue
                 folder = fresh(work / "inputs", work / "place")
                 moment = time.monotonic() + rng.random() * expected["seconds"]
-                killed = kill_when(Forked(number, folder), lambda moment=moment: time.monotonic() >= moment)
-                again = Forked(number, folder)
+                killed = kill_when(Forked(command(number), folder), lambda moment=moment: time.monotonic() >= moment)
+                again = Forked(command(number), folder)
                 code = again.wait()
                 # through JSON, as the undisturbed outcome went
                 equal = not code and json.loads(json.dumps(outcome(folder / "out"))) == expected["outcome"]

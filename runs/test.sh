@@ -6,22 +6,27 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install requirements-dev.txt
 
-tests=(tests/unit tests/stages) words=()
+get_chromium() {
+  if command -v chromium >/dev/null; then return; fi
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -y -qq chromium fonts-noto-cjk; } >/dev/null ||
+    echo "notice: Chromium could not be installed here, the test that needs it is skipped"
+}
+
+tests=(tests/stages tests/unit) words=()
 for word in "$@"; do
   words+=("$word")
   if [ "$word" != --all ]; then continue; fi
-  tests=(tests)
-  if ! command -v chromium >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    { apt-get update -qq && apt-get install -y -qq chromium fonts-noto-cjk; } >/dev/null ||
-      echo "notice: Chromium could not be installed here, the test that needs it is skipped"
-  fi
+  tests=(tests/slow "${tests[@]}")
+  get_chromium &
   install requirements-gguf.txt
   bash runs/setup_vllm.sh || echo "notice: vLLM could not be installed here, the tests that need it are skipped"
 done
+wait
 ruff check .
 ruff format --check .
-# two files of tests at once, each on half of the cores: the tests start more processes than they use threads
+# Two files of tests at once, each on half of the cores: the tests start more processes than they use threads. In the
+# order named, the long ones first, so that neither half waits long for the other at the end.
 cores="$(getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( cores > 1 ? cores / 2 : 1 ))}"
-python -m pytest -q -n 2 --dist loadfile --durations 25 "${tests[@]}" ${words[@]+"${words[@]}"}
+python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 25 "${tests[@]}" ${words[@]+"${words[@]}"}

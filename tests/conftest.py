@@ -13,9 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums do not depend on how a stage is started
 sys.path[:0] = [
     str(SCRIPTS),
     *(str(ROOT / "tests" / tier) for tier in ("", "unit", "stages", "slow")),
+    str(ROOT / "benchmarks"),
 ]  # the stages' modules, and what several tests share
 
 import warm  # noqa: E402
@@ -39,6 +41,13 @@ def stage_command(script: str | Path, *words) -> list[str]:
     has_dtype = '    dtype: str = "auto"' in (SCRIPTS / script).read_text(encoding="utf-8")
     named = any(word.split("=")[0] in ("--dtype", "--help", "-h") for word in command)
     return [*command, "--dtype", "float32"] if has_dtype and not named else command
+
+
+def kill_when(command: list, folder: Path, moment) -> None:
+    """Start a stage in `folder`, and kill -9 it as soon as `moment()` is true."""
+    import kills
+
+    assert kills.kill_when(kills.Forked(list(map(str, command)), folder), moment), "ended before it could be killed"
 
 
 def load_script(number: str):

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import warm
 from conftest import ROOT, SCRIPTS
 
 CONFIGS = ROOT / "configs" / "accelerate"
@@ -59,7 +60,9 @@ def run(command: list[str], check: bool = True, env: dict | None = None) -> subp
 
 
 def alone(script: str, *words, check: bool = True) -> subprocess.CompletedProcess:
-    return run([sys.executable, str(SCRIPTS / script), *map(str, words)], check)
+    done = warm.run([sys.executable, str(SCRIPTS / script), *map(str, words)], env=ENVIRONMENT)
+    assert not check or done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 def read_json(path: Path):

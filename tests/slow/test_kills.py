@@ -11,13 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import kills
 import pytest
 
 from common.jsonl import read_json, sha256_file
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-import kills  # noqa: E402
 
 DATA = ("10", "13", "17", "70", "73")  # quick, and write in several ways: a folder, one file, files beside each other
 # Once each, in processes forked from one that has imported the libraries.
@@ -83,10 +80,10 @@ def test_a_stage_killed_behind_its_first_output_ends_as_if_nothing_had_happened(
     out = place / "out"
     is_training = "--max-steps" in kills.STAGES[number] or number == "31"
     pattern = "checkpoint-*/trainer_state.json" if is_training else "[!.]*"
-    process = kills.Forked(number, place)
+    process = kills.Forked(kills.command(number), place)
     killed = kills.kill_when(process, lambda: something(out, pattern))
     assert killed or not is_training, process.text()  # a quick one may have ended: then it is run again
-    again = kills.Forked(number, place)
+    again = kills.Forked(kills.command(number), place)
     assert again.wait() == 0, again.text()
     assert not is_training or "resuming" in again.text()
     assert kills.outcome(out) == whole(number)
@@ -121,10 +118,10 @@ TRAINING_MOMENTS = {
 
 @pytest.mark.parametrize("moment", TRAINING_MOMENTS)
 def test_training_killed_at_any_moment_ends_with_the_same_weights_and_figures(moment, place, whole):
-    process = kills.start("20", place)
+    process = kills.Forked(kills.command("20"), place)
     assert kills.kill_when(process, lambda: TRAINING_MOMENTS[moment](place / "out")), "it had ended by then"
-    again = kills.run("20", place)
-    assert again.returncode == 0, again.stderr
+    again = kills.Forked(kills.command("20"), place)
+    assert again.wait() == 0, again.text()
     assert kills.outcome(place / "out") == whole("20")
 
 
@@ -133,11 +130,11 @@ def test_a_training_that_was_to_replace_a_finished_one_and_is_stopped_early_leav
     expected = whole("20")
     kills.run_whole("20", place)
     before = hashes(place / "out")
-    process = kills.start("20", place, "--overwrite", "--lr", "0.001")
+    process = kills.Forked(kills.command("20", "--overwrite", "--lr", "0.001"), place)
     assert kills.kill_when(process, lambda: something(place / "out", ".run.json.earlier/run.json"), how)
     if how == signal.SIGKILL:  # the next start brings it back
-        done = kills.run("20", place)
-        assert done.returncode == 0 and "already done" in done.stdout, done.stderr
+        again = kills.Forked(kills.command("20"), place)
+        assert again.wait() == 0 and "already done" in again.text()
     assert hashes(place / "out") == before
     assert kills.outcome(place / "out") == expected
 

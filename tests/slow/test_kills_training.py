@@ -2,17 +2,14 @@
 figure."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+import kills
 import pytest
 
 from common.jsonl import sha256_file
-from conftest import ROOT, SCRIPTS, moved_base
+from conftest import ROOT, SCRIPTS, kill_when, moved_base
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT = ["--model", BASE, "--lora-r", 4, "--lora-alpha", 8, "--lora-dropout", 0.1, "--report-to", "none", "--seed", 7]
@@ -98,21 +95,10 @@ def results(output: Path) -> tuple:
     return log, figures, sha256_file(output / "adapter_model.safetensors")
 
 
-def run(words: list[str]) -> str:
-    done = subprocess.run(words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def kill_when(words: list[str], moment: Path) -> None:
-    process = subprocess.Popen(
-        words, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not moment.exists():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def run(words: list[str], folder: Path) -> str:
+    process = kills.Forked(words, folder)
+    assert process.wait() == 0, process.text()
+    return process.text()
 
 
 @pytest.fixture(scope="session")
@@ -121,8 +107,9 @@ def undisturbed(rows, tmp_path_factory):
 
     def get(name: str, dtype: str) -> Path:
         if (name, dtype) not in done:
-            done[name, dtype] = tmp_path_factory.mktemp("whole") / "out"
-            run(command(name, rows, done[name, dtype], dtype))
+            folder = tmp_path_factory.mktemp("whole")
+            done[name, dtype] = folder / "out"
+            run(command(name, rows, done[name, dtype], dtype), folder)
         return done[name, dtype]
 
     return get
@@ -138,8 +125,9 @@ def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, 
         "second checkpoint being written": output / f"checkpoint-{min(2 * every, steps[-1])}" / "adapter_config.json",
         "closing minute": output / "adapter_model.safetensors",
     }
-    kill_when(command(name, rows, output, dtype), moments[moment])
-    assert "resuming" in run(command(name, rows, output, dtype))
+    words = command(name, rows, output, dtype)
+    kill_when(words, tmp_path, moments[moment].exists)
+    assert "resuming" in run(words, tmp_path)
     for ours, theirs in zip(results(output), results(whole), strict=True):
         assert ours == theirs
     evaluated = [entry["step"] for entry in results(output)[0] if "eval_loss" in entry]

@@ -4,15 +4,13 @@ import json
 import lzma
 import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 import warm
-from conftest import ROOT, page_texts, stage_command
+from conftest import ROOT, kill_when, page_texts, stage_command
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -226,12 +224,7 @@ def test_sft_refuses_other_settings_without_overwrite(trained, prepared):
 def test_sft_killed_in_the_middle_ends_at_the_same_loss(trained, prepared, tmp_path):
     output = tmp_path / "sft"
     command = stage_command("20_train_sft.py", *sft_words(prepared, output))
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (output / "checkpoint-8" / "trainer_state.json").exists():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
     assert record_of(output)["status"] == "running"
     torn = shutil.copytree(
         output / "checkpoint-8", output / "checkpoint-9"
@@ -366,12 +359,7 @@ def test_generation_killed_in_the_middle_has_every_row_once(generations, trained
         prepared, output, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300
     )
     command = stage_command("60_generate.py", *words)
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not output.exists() or output.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(command, tmp_path, lambda: output.exists() and output.read_bytes().count(b"\n") >= 4)
     with output.open("ab") as file:  # a torn line, as a full disk or a power cut leaves it
         file.write(b'{"id": "torn')
     stage("60_generate.py", *words)

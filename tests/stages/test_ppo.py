@@ -4,13 +4,9 @@ formulas."""
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +21,7 @@ from common.ppo import update
 from common.ppo.actor_critic import ActorCritic, draw_prompts
 from common.settings import UserError, read_settings
 from common.training.probes import DriftProbe
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, kill_when
 from tasks import poems
 from tasks.base import load_task
 
@@ -354,15 +350,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(value_body, dtype, trai
     whole, changed = trained[0], {"value_body": value_body, "dtype": dtype}
     if value_body == "own":
         whole = tmp_path / "whole"
-        subprocess.run([sys.executable, script, *words(tmp_path, whole, **changed)], check=True)
+        assert warm.run([sys.executable, script, *words(tmp_path, whole, **changed)]).returncode == 0
     output = tmp_path / "killed"
     command = [sys.executable, script, *words(tmp_path, output, **changed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
-    while not (output / "checkpoint-2").exists():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(command, tmp_path, (output / "checkpoint-2").exists)
     assert not (output / "log_history.json").exists()
     done = warm.run(command)
     assert done.returncode == 0 and "resumed at step" in done.stdout, done.stderr

@@ -3,16 +3,14 @@ poems."""
 
 import json
 import random
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import warm
-from conftest import ROOT, stage_command
+from conftest import ROOT, kill_when, stage_command
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT_LORA = ["--lora-r", 8, "--lora-alpha", 16, "--report-to", "none", "--dtype", "float32"]
@@ -449,16 +447,7 @@ def test_dpo_warns_where_both_sides_fall(data, tmp_path):
 def test_dpo_goes_on_after_a_kill_to_the_same_loss(dpo, data, tmp_path):
     output = tmp_path / "dpo"
     command = stage_command("40_train_dpo.py", *dpo_words(data, output))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 300
-    while (
-        not (output / "checkpoint-8" / "trainer_state.json").exists()
-        and time.time() < deadline
-        and process.poll() is None
-    ):
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
     assert record_of(output)["status"] == "running"
     stage("40_train_dpo.py", *dpo_words(data, output))
     assert record_of(output)["figures"]["eval_loss"] == pytest.approx(record_of(dpo)["figures"]["eval_loss"], abs=1e-4)

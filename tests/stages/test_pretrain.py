@@ -2,13 +2,9 @@
 
 import json
 import lzma
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,12 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import test_sft_ways as sft_ways
+import warm
 from common.batching import length_batches
 from common.pretraining import checkpoints
 from common.pretraining.loss import head_loss
 from common.pretraining.muon import Muon, orthogonalise
 from common.settings import UserError, read_settings
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, kill_when
 from tasks import poems as task
 from tasks.poems import corpus as verse_corpus
 from tasks.poems.reading import is_strict, request_for
@@ -83,18 +80,14 @@ def stage00():
 def finished(corpus, stage00, tmp_path_factory):
     """The folder of a run that was killed after its first checkpoint, and went on."""
     output = tmp_path_factory.mktemp("finished")
-    process = subprocess.Popen([sys.executable, *words(corpus, output)], stdout=subprocess.DEVNULL, env={**os.environ})
-    while not checkpoints.checkpoints_in(output / "model/checkpoints"):
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, *words(corpus, output)]
+    kill_when(command, output, lambda: checkpoints.checkpoints_in(output / "model/checkpoints"))
     saved = int(checkpoints.checkpoints_in(output / "model/checkpoints")[-1].name.removeprefix("step-"))
     with (output / "model/checkpoints/log.jsonl").open(
         "a", encoding="utf-8"
     ) as file:  # as a kill while saving leaves it
         file.write(json.dumps({"step": saved + 6}) + "\n" + '{"step": 1')
-    done = subprocess.run([sys.executable, *words(corpus, output)], capture_output=True, text=True, encoding="utf-8")
+    done = warm.run(command)
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {saved}," in done.stdout
     return output / "model"
