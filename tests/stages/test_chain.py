@@ -50,17 +50,19 @@ def sft_words(prepared: Path, output: Path) -> list:
     files = ["--train-file", prepared / "sft_train.jsonl", "--val-file", prepared / "sft_val.jsonl"]
     short = [
         "--epochs",
-        3,
+        2,
         "--batch-size",
         16,
         "--accumulation",
         2,
         "--eval-steps",
-        4,
+        8,
         "--eval-rows",
         16,
         "--probe-count",
         8,
+        "--probe-tokens",
+        72,
     ]
     # the base has read verse: 240 rows at the default rate would only be learned by heart
     short += ["--lr", 2e-4, "--lora-dropout", 0.05, "--report-to", "none", "--dtype", "float32"]

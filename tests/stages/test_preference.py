@@ -390,7 +390,7 @@ def dpo_words(data: Path, output: Path) -> list:
         "--accumulation",
         2,
         "--eval-steps",
-        4,
+        8,
         "--probe-count",
         4,
         "--probe-tokens",
@@ -437,8 +437,10 @@ def test_dpo_warns_where_both_sides_fall(data, tmp_path):
         16,
         "--probe-count",
         4,
+        "--probe-tokens",
+        24,
     ]
-    done = stage("40_train_dpo.py", *words, "--eval-steps", 6, "--epochs", 4, "--output-dir", tmp_path / "dpo")
+    done = stage("40_train_dpo.py", *words, "--eval-steps", 12, "--epochs", 4, "--output-dir", tmp_path / "dpo")
     figures = record_of(tmp_path / "dpo")["figures"]
     assert figures["chosen_logps_change"] < 0 and figures["rejected_logps_change"] < 0
     assert "both became less likely" in done.stdout
