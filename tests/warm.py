@@ -8,8 +8,11 @@ variables that libraries read while they are loaded.
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 LIBRARIES = ("datasets", "sklearn.metrics", "transformers.models.qwen3.modeling_qwen3", "transformers.trainer")
 LIBRARIES += ("peft", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer")
@@ -96,11 +100,28 @@ def serve() -> list[str] | None:
     return None
 
 
-if __name__ == "__main__":
-    import importlib
-    import runpy
+def finish(script: str) -> NoReturn:
+    """Run the script, then what is registered for an interpreter's end, and no more: to take the libraries apart takes
+    two seconds, and the system does it anyway."""
+    code = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 255)
 
+
+if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
     if chosen := serve():
-        runpy.run_path(chosen[0], run_name="__main__")
+        finish(chosen[0])
