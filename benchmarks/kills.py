@@ -240,15 +240,19 @@ def kill_when(process: subprocess.Popen, moment: Callable[[], bool], how: int = 
 class Forked:
     """A stage in a process forked from one that has imported the libraries; used as a Popen is.
 
-    words: an interpreter, a script and its flags. It runs in `folder`, and what it prints goes to said.txt there."""
+    words: an interpreter, a script and its flags. It runs in `folder`, and what it prints goes to the file `said`."""
 
-    def __init__(self, words: list[str], folder: Path):
-        self.said = folder / "said.txt"
+    def __init__(self, words: list[str], folder: Path, said: str = "said.txt"):
+        self.said = folder / said
         os.environ.update(environment())
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder))
+        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder, said))
         self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -267,9 +271,9 @@ class Forked:
         return self.said.read_text(encoding="utf-8", errors="replace")
 
 
-def run_in_this_process(words: list[str], folder: Path) -> None:
-    """The command of a stage; what it prints goes to said.txt."""
-    said = open(folder / "said.txt", "w", encoding="utf-8")  # noqa: SIM115 (the process ends with it)
+def run_in_this_process(words: list[str], folder: Path, said_file: str) -> None:
+    """The command of a stage; what it prints goes to said_file."""
+    said = open(folder / said_file, "w", encoding="utf-8")  # noqa: SIM115 (the process ends with it)
     for number in (1, 2):
         os.dup2(said.fileno(), number)
     sys.stdout = sys.stderr = sys.__stderr__ = said

@@ -66,10 +66,10 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", DATA)
 def test_a_data_stage_killed_at_any_moment_ends_as_if_nothing_had_happened(number, moment, place, whole):
-    process = kills.start(number, place)
+    process = kills.Forked(kills.command(number), place)
     kills.kill_when(process, lambda: MOMENTS[moment](place / "out"))  # a quick one may have ended: then it is run again
-    again = kills.run(number, place)
-    assert again.returncode == 0, again.stderr
+    again = kills.Forked(kills.command(number), place)
+    assert again.wait() == 0, again.text()
     assert kills.outcome(place / "out") == whole(number)
     assert not [path for path in (place / "out").rglob(".*")], "hidden files are left"
 
@@ -141,20 +141,17 @@ def test_a_training_that_was_to_replace_a_finished_one_and_is_stopped_early_leav
 
 @pytest.mark.parametrize("number", ["13", "60", "20"])
 def test_of_four_started_at_once_one_runs_and_three_say_who_does(number, place, whole):
-    commands = [kills.command(number) for _ in range(4)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # The first holds the output while the others begin: stopped by a signal, as in a debugger.
-    first = subprocess.Popen(commands[0], cwd=place, env=kills.environment(), **pipes)
+    first = kills.Forked(kills.command(number), place)
     while not something(place / "out", "*run.json"):
-        assert first.poll() is None, first.communicate()
+        assert first.poll() is None, first.text()
         time.sleep(0.002)
     first.send_signal(signal.SIGSTOP)
-    others = [subprocess.Popen(words, cwd=place, env=kills.environment(), **pipes) for words in commands[1:]]
-    said = [process.communicate()[1] for process in others]
+    others = [kills.Forked(kills.command(number), place, said=f"said_{k}.txt") for k in range(3)]
+    codes = [process.wait() for process in others]
     first.send_signal(signal.SIGCONT)
-    first.communicate()
-    assert [first.returncode, *(process.returncode for process in others)] == [0, 2, 2, 2]
-    for text in said:
+    assert [first.wait(), *codes] == [0, 2, 2, 2], first.text()
+    for text in (process.text() for process in others):
         line = [line for line in text.splitlines() if line.startswith("error: ")]
         assert len(line) == 1 and f"process {first.pid} is writing" in line[0] and "Traceback" not in text
     assert kills.outcome(place / "out") == whole(number)
@@ -179,20 +176,22 @@ def small_disk(place):
 @pytest.mark.parametrize("number, size", [("10", "24k"), ("13", "12k"), ("60", "8k"), ("70", "12k"), ("20", "400k")])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(number, size, place, whole, small_disk):
     out = small_disk(f"size={size}")
-    done = kills.run(number, place)
-    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(line) == 1 and "no space is left on the disk; fix: " in line[0], done.stderr
-    assert "Traceback" not in done.stderr
+    done = kills.Forked(kills.command(number), place)
+    code, text = done.wait(), done.text()
+    line = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(line) == 1 and "no space is left on the disk; fix: " in line[0], text
+    assert "Traceback" not in text
     assert not [path for path in out.rglob(".*")], "half of a file is left"
     subprocess.run(["mount", "-o", "remount,size=200m", str(out)], check=True)
-    assert kills.run(number, place).returncode == 0
+    assert kills.Forked(kills.command(number), place).wait() == 0
     assert kills.outcome(out) == whole(number)
 
 
 @pytest.mark.parametrize("number", ["10", "13", "20", "60", "70", "72", "73"])
 def test_a_read_only_folder_is_one_line(number, place, small_disk):
     small_disk("ro")
-    done = kills.run(number, place)
-    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(line) == 1 and "the file system is read-only; fix: " in line[0], done.stderr
-    assert "Traceback" not in done.stderr
+    done = kills.Forked(kills.command(number), place)
+    code, text = done.wait(), done.text()
+    line = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(line) == 1 and "the file system is read-only; fix: " in line[0], text
+    assert "Traceback" not in text
