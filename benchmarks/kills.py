@@ -126,6 +126,7 @@ def command(number: str, *more: str) -> list[str]:
 
 
 def environment() -> dict:
+    """Of a stage: one thread, where no other number is set."""
     return {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def stage_command(script: str | Path, *words) -> list[str]:
     return [*command, "--dtype", "float32"] if has_dtype and not named else command
 
 
-def kill_when(command: list, folder: Path, moment) -> None:
+def start_and_kill(command: list, folder: Path, moment: Callable[[], bool]) -> None:
     """Start a stage in `folder`, and kill -9 it as soon as `moment()` is true."""
     import kills
 

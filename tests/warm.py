@@ -103,20 +103,23 @@ def serve() -> list[str] | None:
 def finish(script: str) -> NoReturn:
     """Run the script, then what is registered for an interpreter's end, and no more: to take the libraries apart takes
     two seconds, and the system does it anyway."""
-    code = 0
+    code, is_interrupted = 0, False
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if not isinstance(end.code, int | None):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        code = 1
+        code, is_interrupted = 1, isinstance(error, KeyboardInterrupt)
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_interrupted:  # an interpreter ends by the signal itself, so that a shell knows of it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code & 255)
 
 

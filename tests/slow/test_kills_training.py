@@ -9,7 +9,7 @@ import kills
 import pytest
 
 from common.jsonl import sha256_file
-from conftest import ROOT, SCRIPTS, kill_when, moved_base
+from conftest import ROOT, SCRIPTS, moved_base, start_and_kill
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT = ["--model", BASE, "--lora-r", 4, "--lora-alpha", 8, "--lora-dropout", 0.1, "--report-to", "none", "--seed", 7]
@@ -126,7 +126,7 @@ def test_killed_and_started_again_equals_undisturbed(name, moment, dtype, rows, 
         "closing minute": output / "adapter_model.safetensors",
     }
     words = command(name, rows, output, dtype)
-    kill_when(words, tmp_path, moments[moment].exists)
+    start_and_kill(words, tmp_path, moments[moment].exists)
     assert "resuming" in run(words, tmp_path)
     for ours, theirs in zip(results(output), results(whole), strict=True):
         assert ours == theirs

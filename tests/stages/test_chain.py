@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import warm
-from conftest import ROOT, kill_when, page_texts, stage_command
+from conftest import ROOT, page_texts, stage_command, start_and_kill
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -226,7 +226,7 @@ def test_sft_refuses_other_settings_without_overwrite(trained, prepared):
 def test_sft_killed_in_the_middle_ends_at_the_same_loss(trained, prepared, tmp_path):
     output = tmp_path / "sft"
     command = stage_command("20_train_sft.py", *sft_words(prepared, output))
-    kill_when(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
+    start_and_kill(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
     assert record_of(output)["status"] == "running"
     torn = shutil.copytree(
         output / "checkpoint-8", output / "checkpoint-9"
@@ -361,7 +361,7 @@ def test_generation_killed_in_the_middle_has_every_row_once(generations, trained
         prepared, output, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300
     )
     command = stage_command("60_generate.py", *words)
-    kill_when(command, tmp_path, lambda: output.exists() and output.read_bytes().count(b"\n") >= 4)
+    start_and_kill(command, tmp_path, lambda: output.exists() and output.read_bytes().count(b"\n") >= 4)
     with output.open("ab") as file:  # a torn line, as a full disk or a power cut leaves it
         file.write(b'{"id": "torn')
     stage("60_generate.py", *words)

@@ -21,7 +21,7 @@ from common.ppo import update
 from common.ppo.actor_critic import ActorCritic, draw_prompts
 from common.settings import UserError, read_settings
 from common.training.probes import DriftProbe
-from conftest import ROOT, SCRIPTS, kill_when
+from conftest import ROOT, SCRIPTS, start_and_kill
 from tasks import poems
 from tasks.base import load_task
 
@@ -353,7 +353,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(value_body, dtype, trai
         assert warm.run([sys.executable, script, *words(tmp_path, whole, **changed)]).returncode == 0
     output = tmp_path / "killed"
     command = [sys.executable, script, *words(tmp_path, output, **changed)]
-    kill_when(command, tmp_path, (output / "checkpoint-2").exists)
+    start_and_kill(command, tmp_path, (output / "checkpoint-2").exists)
     assert not (output / "log_history.json").exists()
     done = warm.run(command)
     assert done.returncode == 0 and "resumed at step" in done.stdout, done.stderr

@@ -18,7 +18,7 @@ from common.pretraining import checkpoints
 from common.pretraining.loss import head_loss
 from common.pretraining.muon import Muon, orthogonalise
 from common.settings import UserError, read_settings
-from conftest import ROOT, SCRIPTS, kill_when
+from conftest import ROOT, SCRIPTS, start_and_kill
 from tasks import poems as task
 from tasks.poems import corpus as verse_corpus
 from tasks.poems.reading import is_strict, request_for
@@ -81,7 +81,7 @@ def finished(corpus, stage00, tmp_path_factory):
     """The folder of a run that was killed after its first checkpoint, and went on."""
     output = tmp_path_factory.mktemp("finished")
     command = [sys.executable, *words(corpus, output)]
-    kill_when(command, output, lambda: checkpoints.checkpoints_in(output / "model/checkpoints"))
+    start_and_kill(command, output, lambda: checkpoints.checkpoints_in(output / "model/checkpoints"))
     saved = int(checkpoints.checkpoints_in(output / "model/checkpoints")[-1].name.removeprefix("step-"))
     with (output / "model/checkpoints/log.jsonl").open(
         "a", encoding="utf-8"

@@ -9,16 +9,22 @@ import pytest
 import warm
 
 SCRIPT = """
-import os, sys
+import atexit, os, sys, threading, time
 assert "torch" in sys.modules or not os.environ["SHOULD_BE_WARM"], "not loaded before"
 print(sys.argv[1:], os.getcwd(), os.environ.get("COLOUR"), sys.path[0], __name__)
 print("to stderr", file=sys.stderr)
+if "late" in sys.argv:  # what an interpreter still does at its end
+    atexit.register(print, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("from a thread"))).start()
+if "interrupt" in sys.argv:
+    raise KeyboardInterrupt
+if "words" in sys.argv:
+    sys.exit("as said")
 if "fail" in sys.argv:
     raise ValueError("as asked")
 if "die" in sys.argv:
     os.kill(os.getpid(), 9)
 if "wait" in sys.argv:
-    import time
     time.sleep(60)
 sys.exit(3 if "three" in sys.argv else 0)
 """
@@ -32,7 +38,7 @@ def script(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("words", [[], ["three"], ["fail"], ["die"]])
+@pytest.mark.parametrize("words", [[], ["three"], ["fail"], ["die"], ["late"], ["interrupt"], ["words"]])
 def test_a_fork_says_and_returns_what_a_fresh_interpreter_does(script, tmp_path, words):
     command = [sys.executable, str(script), "押韵", *words]
     env = {**os.environ, "COLOUR": "red"}
