@@ -228,7 +228,7 @@ def main(settings: Settings) -> None:
     with begin_run(settings.output_dir, settings, inputs, "50_train_grpo") as run:
         from common.evaluation.plots import plot_overoptimisation
         from common.evaluation.tables import number
-        from common.training.probes import ProbeCallback, put_back
+        from common.training.probes import ProbeCallback, put_back, warn_of_drift
         from common.training.trl_cpu import LeanGRPOTrainer, prompt_rows
         from common.training.turn_tokens import train_token_rows
 
@@ -267,6 +267,7 @@ def main(settings: Settings) -> None:
             before, after = watch.first[f"probe/{name}"], watch.last[f"probe/{name}"]
             print(f"{name}: {number(before)} -> {number(after)}")
             run.figure(name, after)
+        warn_of_drift(watch.first, watch.last)
         run.figure("samples", watch.last["samples"])
         arguments.tell_trackers(trainer, run)
         folder = settings.output_dir

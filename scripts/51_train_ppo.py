@@ -145,7 +145,7 @@ def main(settings: Settings) -> None:
     from common.ppo.update import explained_variance, gae, kl_estimate, next_beta, token_rewards, update, whiten
     from common.runs import begin_run, set_seed
     from common.training import arguments
-    from common.training.probes import rl_inputs
+    from common.training.probes import rl_inputs, warn_of_drift
     from common.training.rewards import step_shares
     from tasks.base import load_task
 
@@ -268,6 +268,7 @@ def main(settings: Settings) -> None:
         for name in (name for name in before if name.startswith("probe/") and name in after):
             print(f"{name.removeprefix('probe/')}: {number(before[name])} -> {number(after[name])}")
             run.figure(name.removeprefix("probe/"), [before[name], after[name]])
+        warn_of_drift(before, after)
         run.figure("samples", after["samples"])
         run.figure("steps", taken)
         run.figure("stopped_by", over_budget or None)

@@ -26,6 +26,7 @@ from common.evaluation.comparison import (
     LOWER,
     Entry,
     change,
+    cost_records,
     falls,
     general_file,
     golden_entry,
@@ -221,8 +222,7 @@ def write_report(settings: Settings) -> str:
 
     report, page, bars, boxes = paths_of(settings.output)
     data = [plot.with_suffix(".csv") for plot in (bars, boxes)]
-    records = {name: settings.checkpoints / name / "run.json" for name in names}
-    records = {name: path for name, path in records.items() if path.is_file()}
+    records = cost_records(settings, names)
     inputs = {f"generations {name}": settings.generations / f"{name}.jsonl" for name in names}
     inputs |= {f"scores {name}": settings.scores / f"{name}.jsonl" for name in names}
     inputs |= {f"general {name}": path for name in names if (path := general_file(settings, name))}

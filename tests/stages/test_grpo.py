@@ -116,6 +116,12 @@ def test_a_run_whose_rewards_are_all_alike_is_told_that_nothing_was_learned(tmp_
     assert not (tmp_path / "grpo/adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize(("lr", "warned"), [(0.3, True), (1e-5, False)])
+def test_it_says_that_the_policy_has_unlearned_the_answers(lr, warned, tmp_path, capsys):
+    train(tmp_path, tmp_path / "grpo", lr=lr, max_steps=3)
+    assert ("has unlearned the rest; fix: a lower --lr" in capsys.readouterr().out) == warned
+
+
 BAD = {
     "answers that are no whole groups": ({"num_generations": 3}, "fix: --batch-size 9"),
     "fewer prompts than groups": ({"batch_size": 64}, "6 prompts, and 64 answers a round"),

@@ -372,6 +372,11 @@ def test_past_the_kl_budget_the_last_checkpoint_is_kept(run_stage, tmp_path):
     assert figures_of(tmp_path / "ppo")["steps"] == 2
 
 
+def test_it_says_that_the_policy_has_unlearned_the_answers(run_stage, tmp_path):
+    done = run_stage("51_train_ppo.py", *words(tmp_path, tmp_path / "ppo", lr=0.3, max_steps=3))
+    assert "has unlearned the rest; fix: a lower --lr" in done.stdout
+
+
 def test_prompts_without_room_and_answers_without_a_judgement_are_counted(run_stage, tmp_path):
     prompts = rows_of(20)
     prompts[3]["prompt"][0]["content"] = "诗" * 84  # between the two limits

@@ -426,6 +426,14 @@ def test_a_stage_shows_what_it_bought_and_cost(scored, compared):
     assert changes["sft"]["rhyme"][0] == pytest.approx(9 / 12 - 1 / 2)
 
 
+@pytest.mark.parametrize(("adapter", "shown"), [("checkpoints/sft", True), ("elsewhere/sft", False)])
+def test_the_cost_of_another_job_s_training_is_not_shown(adapter, shown, scored, tmp_path):
+    folder = shutil.copytree(scored[0], tmp_path / "runs")
+    record = {"settings": {"model": "base", "adapter": adapter}}
+    (folder / "generations" / "sft.run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert ("| 1234 MiB | cpu |" in compare(folder, "--runs", "base", "sft", "--overwrite").stdout) == shown
+
+
 class Page(HTMLParser):
     """Tags and attributes as a browser would see them, and what stands in script elements."""
 

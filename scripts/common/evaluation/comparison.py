@@ -70,6 +70,21 @@ def general_file(settings: Any, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def cost_records(settings: Any, names: list[str]) -> dict[str, Path]:
+    """run -> the record of the training behind its texts. A folder of the same name, but of another job than the
+    record of the texts names, is another training."""
+    from common.jsonl import read_json
+
+    found = {}
+    for name in names:
+        path, texts = settings.checkpoints / name / "run.json", settings.generations / f"{name}.run.json"
+        made_by = read_json(texts).get("settings", {}) if texts.is_file() else {}
+        folder = made_by.get("adapter") or made_by.get("model")
+        if path.is_file() and (not folder or Path(folder).parts[-2:] == path.parent.parts[-2:]):
+            found[name] = path
+    return found
+
+
 def keep_common(entries: list[Entry]) -> list[str]:
     """Cut every run down to the prompts that all have; what to tell the reader about it."""
     sets = [set(entry.prompts) for entry in entries]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from common.training.options import AdapterSettings
     from tasks.base import Task
 
+LARGE_RISE = 1.0  # nats per character: held-out answers have become 2.7 times less likely at every character
+
 
 def stop_rate(
     model: PreTrainedModel | PeftModel,
@@ -208,6 +210,17 @@ class DriftProbe:
         if self.settings.nll_budget and nll > first_nll + self.settings.nll_budget:
             return f"held-out NLL {nll:.3f} over {first_nll:.3f} + {self.settings.nll_budget}"
         return ""
+
+
+def warn_of_drift(first: dict, last: dict) -> None:
+    """Says so where the policy of the `last` probe has unlearned what held-out answers look like: rewards alone rise
+    on texts that are all alike, too."""
+    rise = last["probe/nll"] - first["probe/nll"]
+    if rise > LARGE_RISE:
+        print(
+            f"warning: the NLL of the held-out answers rose by {rise:.2f} nats per character: the policy writes what "
+            "the rewards pay for and has unlearned the rest; fix: a lower --lr, fewer --max-steps, or --nll-budget"
+        )
 
 
 @contextmanager
