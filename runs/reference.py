@@ -43,12 +43,13 @@ def as_cell(text: str) -> str:
 def opening(settings: Settings, record: dict, stages: list[dict], about: str, texts: str = "generations") -> list[str]:
     """The commits are those of all records: a chain that was taken up again may have run on more than one."""
     ordered = sorted([*stages, record], key=lambda one: one["started"])
-    commits = dict.fromkeys(str((one.get("git") or {}).get("commit", "unknown"))[:8] for one in ordered)
+    commits = dict.fromkeys(str((one.get("git") or {}).get("commit") or "unknown")[:8] for one in ordered)
+    devices = dict.fromkeys(one["device"] for one in ordered if one.get("device"))
     command = settings.command or f"bash runs/{settings.job}.sh"
     return [
         f"# {settings.job}: a reference run",
         "",
-        f"`{command}` at commit {', '.join(commits)}, {record['device']}, {record['started'][:10]}.",
+        f"`{command}` at commit {', '.join(commits)}, {', '.join(devices)}, {record['started'][:10]}.",
         f"`{texts}/` has every text (`xz -dc FILE`), `records/` what each stage was run with, took and reached, the",
         "reports all figures.",
         "",

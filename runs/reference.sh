@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Remakes results/reference/<job> from the recipes: runs each (a finished stage says "already done"), then keeps all
 # generations, records, report and plots. Commit before: the records name the commit.
-#   bash runs/reference.sh                  every job: poems on the embedded base, the others on Gemma 3 270M (hours)
+#   bash runs/reference.sh                  every job: poems on the embedded base, all on Gemma 3 270M (hours)
 #   bash runs/reference.sh poems weibo      these
 #   bash runs/reference.sh --quick poems    the short chains, kept as results/reference/poems_quick
 #   SEEDS="43 44" bash runs/reference.sh poems    two trainings more, for the spread between trainings
@@ -12,19 +12,20 @@ quick="" jobs=()
 for word in "$@"; do
   case "$word" in
     --quick) quick=--quick ;;
-    poems | weibo | copywriting | styles | chat) jobs+=("$word") ;;
-    *) echo "error: unknown word $word; fix: poems, weibo, copywriting, styles, chat or --quick" >&2; exit 2 ;;
+    poems | poems_small | weibo | copywriting | styles | chat) jobs+=("$word") ;;
+    *)
+      echo "error: unknown word $word; fix: poems, poems_small, weibo, copywriting, styles, chat or --quick" >&2
+      exit 2 ;;
   esac
 done
-if (( ${#jobs[@]} == 0 )); then jobs=(poems weibo copywriting styles chat); fi
+if (( ${#jobs[@]} == 0 )); then jobs=(poems poems_small weibo copywriting styles chat); fi
 
-for job in "${jobs[@]}"; do
-  profile=small
-  if [ "$job" = poems ]; then profile=tiny; fi
+for kept in "${jobs[@]}"; do
+  profile=small job=${kept%_small}
+  if [ "$kept" = poems ]; then profile=tiny; fi
   words=(); if [ "$profile" != tiny ]; then words=("$profile"); fi
   run=$job; if [ "$profile" != tiny ]; then run=${job}_$profile; fi
-  kept=$job
-  if [ -n "$quick" ]; then words+=("$quick") run=${run}_quick kept=${job}_quick; fi
+  if [ -n "$quick" ]; then words+=("$quick") run=${run}_quick kept+=_quick; fi
   command="bash runs/$job.sh${words[*]:+ ${words[*]}}"
   $command
   trainings=()
