@@ -241,14 +241,15 @@ def kill_when(process: subprocess.Popen, moment: Callable[[], bool], how: int = 
 class Forked:
     """A stage in a process forked from one that has imported the libraries; used as a Popen is.
 
-    words: an interpreter, a script and its flags. It runs in `folder`, and what it prints goes to the file `said`."""
+    words: an interpreter, a script and its flags. It runs in `folder`, and what it prints goes to the file `said`.
+    more: variables of its environment, beside those of the process that is forked."""
 
-    def __init__(self, words: list[str], folder: Path, said: str = "said.txt"):
+    def __init__(self, words: list[str], folder: Path, said: str = "said.txt", more: dict[str, str] | None = None):
         self.said = folder / said
         os.environ.update(environment())
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder, said))
+        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder, said, more or {}))
         self.process.start()
 
     @property
@@ -272,8 +273,9 @@ class Forked:
         return self.said.read_text(encoding="utf-8", errors="replace")
 
 
-def run_in_this_process(words: list[str], folder: Path, said_file: str) -> None:
+def run_in_this_process(words: list[str], folder: Path, said_file: str, more: dict[str, str]) -> None:
     """The command of a stage; what it prints goes to said_file."""
+    os.environ.update(more)
     said = open(folder / said_file, "w", encoding="utf-8")  # noqa: SIM115 (the process ends with it)
     for number in (1, 2):
         os.dup2(said.fileno(), number)

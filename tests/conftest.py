@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,25 @@ def start_and_kill(command: list, folder: Path, moment: Callable[[], bool]) -> N
     import kills
 
     assert kills.kill_when(kills.Forked(list(map(str, command)), folder), moment), "ended before it could be killed"
+
+
+def in_two_processes(folder: Path, script: str | Path, *words) -> str:
+    """What the two processes of a stage print, one after the other. They talk over gloo, with the variables that
+    `accelerate launch` sets for configs/accelerate/cpu_2.yaml, and are forked: a launch loads the libraries thrice."""
+    import kills
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    group |= {"CUDA_VISIBLE_DEVICES": "-1", "ACCELERATE_MIXED_PRECISION": "no", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    command, processes = stage_command(script, *words), []
+    for rank in ("0", "1"):
+        more = {**group, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(kills.Forked(command, folder, said=f"said_{rank}.txt", more=more))
+    codes, said = [process.wait(300) for process in processes], [process.text() for process in processes]
+    assert codes == [0, 0], "\n".join(said)
+    return "\n".join(said)
 
 
 def load_script(number: str):

@@ -1,5 +1,5 @@
-"""Training on several processes: `accelerate launch` with the repo's own launch files, two processes over gloo on this
-machine."""
+"""Training on several processes: two over gloo on this machine, forked, or by `accelerate launch` with the repo's own
+launch files where it matters who starts and ends them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import warm
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, in_two_processes
 
 CONFIGS = ROOT / "configs" / "accelerate"
 BASE = ROOT / "data" / "tiny_qwen3"
@@ -113,9 +113,10 @@ def one(data, tmp_path_factory):
 def both(request, data, one, tmp_path_factory):
     """(stage, output of one process with two micro-batches a step, output of two processes with one each, what those
     printed)."""
-    two = tmp_path_factory.mktemp(request.param[:2]) / "two"
-    done = run(launcher(request.param, *words_of(request.param, data, two, accumulation=1)))
-    return request.param, one(request.param), two, done.stdout
+    folder = tmp_path_factory.mktemp(request.param[:2])
+    two = folder / "two"
+    printed = in_two_processes(folder, request.param, *words_of(request.param, data, two, accumulation=1))
+    return request.param, one(request.param), two, printed
 
 
 def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(both):
@@ -151,8 +152,8 @@ def test_only_the_first_process_writes_and_prints(both):
 def test_plain_sft_trains_on_two_processes(data, tmp_path):
     files = ["--train-file", data / "sft_train.jsonl", "--val-file", data / "sft_val.jsonl"]
     words = [*files, *LORA, *SHORT, *PROBE, "--accumulation", 1, "--output-dir", tmp_path / "out"]
-    done = run(launcher("21_train_sft_plain.py", *words))
-    assert done.stdout.count("64 training rows") == done.stdout.count("next: ") == 1
+    printed = in_two_processes(tmp_path, "21_train_sft_plain.py", *words)
+    assert printed.count("64 training rows") == printed.count("next: ") == 1
     losses = [entry["eval_loss"] for entry in read_json(tmp_path / "out" / "log_history.json") if "eval_loss" in entry]
     assert read_json(tmp_path / "out" / "run.json")["status"] == "done" and losses[1] < losses[0] < 10
 
@@ -162,9 +163,9 @@ def test_the_style_classifier_trains_on_two_processes(tmp_path):
     show."""
     few = read_json(ROOT / "data" / "styles" / "training_data.json")[:80]
     (tmp_path / "few.json").write_text(json.dumps(few, ensure_ascii=False), encoding="utf-8")
-    words = ["--train-file", tmp_path / "few.json", "--validation-file", "None", "--num-train-epochs", 1]
-    done = run(launcher("31_train_style_classifier.py", *words, "--lora-r", 4, "--output-dir", tmp_path / "out"))
-    assert done.stdout.count("training rows") == done.stdout.count("next: ") == 1
+    words = ["--train-file", tmp_path / "few.json", "--validation-file", "None", "--num-train-epochs", 1, "--lora-r", 4]
+    printed = in_two_processes(tmp_path, "31_train_style_classifier.py", *words, "--output-dir", tmp_path / "out")
+    assert printed.count("training rows") == printed.count("next: ") == 1
     record = read_json(tmp_path / "out" / "run.json")
     assert record["status"] == "done" and record["figures"]["eval_accuracy"] > 0
     first = next(entry for entry in read_json(tmp_path / "out" / "log_history.json") if "eval_loss" in entry)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, in_two_processes
 from test_ppo import figures_of, log_of, rows_of, words
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "configs/accelerate/cpu_2.yaml"]
@@ -91,16 +91,16 @@ def test_what_is_logged_counts_the_answers_of_all_processes(learner, learned):
 # --- through the command lines
 
 
-def ppo_command(folder, output) -> list:
+def ppo_words(folder, output) -> list:
     """One prompt for all answers: processes that drew alike would write each of them twice."""
-    changed = {"batch_size": 4, "report_to": "tensorboard"}
-    return [*LAUNCH, SCRIPTS / "51_train_ppo.py", *words(folder, output, rows_of(1), **changed)]
+    return words(folder, output, rows_of(1), batch_size=4, report_to="tensorboard")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ppo")
-    return folder / "out", end(start(*ppo_command(folder, folder / "out")))
+    said = in_two_processes(folder, "51_train_ppo.py", *ppo_words(folder, folder / "out"))
+    return folder / "out", said.splitlines()
 
 
 def count(lines: list[str], *words: str) -> list[int]:
@@ -121,7 +121,7 @@ def test_each_ppo_process_draws_its_own_answers(trained):
 
 
 def test_a_killed_process_ends_the_job_which_then_goes_on_as_if_nothing_had_happened(trained, tmp_path):
-    command = ppo_command(tmp_path, tmp_path / "out")
+    command = [*LAUNCH, SCRIPTS / "51_train_ppo.py", *ppo_words(tmp_path, tmp_path / "out")]
     job = start(*command)
     while not (tmp_path / "out/checkpoint-2").exists():
         assert job.poll() is None, "ended before it could be killed"
@@ -140,7 +140,7 @@ def test_a_killed_process_ends_the_job_which_then_goes_on_as_if_nothing_had_happ
 def test_of_two_grpo_processes_one_writes_and_prints_and_both_stop_at_the_budget(tmp_path):
     flags = words(tmp_path, tmp_path / "out", batch_size=6, lr=0.02, report_to="tensorboard")
     more = ["--num-generations", 4, "--kl-budget", 1e-6]
-    lines = end(start(*LAUNCH, SCRIPTS / "50_train_grpo.py", *flags, *more))
+    lines = in_two_processes(tmp_path, "50_train_grpo.py", *flags, *more).splitlines()
     assert count(lines, "20 prompts", "step 0:", "step 2:", "stop: KL", "next:") == [1, 1, 1, 1, 1]
     folder = tmp_path / "out"
     # events.out.tfevents.TIME.HOST.PID.COUNT: the record's figures come in a file of their own behind the training's
