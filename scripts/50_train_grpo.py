@@ -270,8 +270,7 @@ def main(settings: Settings) -> None:
         warn_of_drift(watch.first, watch.last)
         run.figure("samples", watch.last["samples"])
         arguments.tell_trackers(trainer, run)
-        folder = settings.output_dir
-        trained = {"model": settings.model, "adapter": folder} if lora else {"model": folder}
+        trained = {"model": settings.model, "adapter": settings.output_dir} if lora else {"model": settings.output_dir}
         trained |= changed(settings, "enable_thinking")
         run.finish(generate_command(settings.task, settings.train_file, {}, **trained))
 

@@ -27,13 +27,16 @@ LIBRARIES += ("peft", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl
 # beginnings of variables that are read while a library is loaded
 READ_EARLY = ("ACCELERATE", "CUDA", "HF_", "LD_", "MKL", "OMP", "OPENBLAS", "PYTHON", "TORCH", "TRANSFORMERS")
 
+_at_start = {**os.environ, "HF_HUB_OFFLINE": "1"}  # before a library has added to it
 _server: subprocess.Popen | None = None
-_environment: dict[str, str] = {}
+_set_by_libraries: dict[str, str] = {}
 
 
 def read_early(environment: dict[str, str]) -> dict[str, str]:
+    """Without what libraries set themselves: a test that has loaded them hands that on."""
     offline = {**environment, "HF_HUB_OFFLINE": "1"}  # no test has a hub
-    return {name: value for name, value in offline.items() if name.startswith(READ_EARLY) and name != "PYTHONPATH"}
+    early = {name: value for name, value in offline.items() if name.startswith(READ_EARLY) and name != "PYTHONPATH"}
+    return {name: value for name, value in early.items() if _set_by_libraries.get(name) != value}
 
 
 def run(
@@ -43,15 +46,11 @@ def run(
     global _server
     command, env = list(map(str, command)), dict(os.environ if env is None else env)
     if _server is None:
-        _environment.update(read_early(env))
-        _server = subprocess.Popen(
-            [sys.executable, __file__],
-            env={**os.environ, **_environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    if command[0] != sys.executable or not command[1].endswith(".py") or read_early(env) != _environment:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        _server = subprocess.Popen([sys.executable, __file__], env=_at_start, **pipes)
+        told = next(line for line in _server.stdout if line.startswith("{"))  # a library may print while it is loaded
+        _set_by_libraries.update(json.loads(told))
+    if command[0] != sys.executable or not command[1].endswith(".py") or read_early(env) != read_early(_at_start):
         return subprocess.run(
             command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=timeout
         )
@@ -124,7 +123,9 @@ def finish(script: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    before = dict(os.environ)
     for library in LIBRARIES:
         importlib.import_module(library)
+    print(json.dumps(dict(os.environ.items() - before.items())), flush=True)
     if chosen := serve():
         finish(chosen[0])

@@ -104,7 +104,8 @@ def test_generation_stopped_in_the_middle_has_every_row_once(how, code, place, w
     assert kills.kill_when(process, lambda: rows_of(place / "out" / "a.jsonl") >= 3, how), "it had ended by then"
     assert process.returncode == code
     assert read_json(place / "out" / "a.run.json")["status"] == ("running" if how == signal.SIGKILL else "failed")
-    assert kills.run("60", place).returncode == 0
+    again = kills.Forked(kills.command("60"), place)
+    assert again.wait() == 0, again.text()
     assert kills.outcome(place / "out") == whole("60")
 
 

@@ -4,12 +4,12 @@ the page."""
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import warm
 from common.jsonl import read_json, read_jsonl, write_jsonl
 from conftest import ROOT
 
@@ -39,7 +39,7 @@ def with_the_job(root: Path) -> Path:
 
 def run(root: Path, stage: str) -> str:
     words = [sys.executable, *shlex.split(COMMANDS[stage])[1:]]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = warm.run(words, cwd=root, timeout=300)
     assert done.returncode == 0, f"{COMMANDS[stage]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

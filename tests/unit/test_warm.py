@@ -56,6 +56,15 @@ def test_a_variable_that_libraries_read_early_starts_a_fresh_interpreter(script)
     assert "not loaded before" in warm.run([sys.executable, str(script)], env=env).stderr
 
 
+def test_what_libraries_add_to_the_environment_starts_no_fresh_interpreter(script, monkeypatch):
+    """vLLM names a cache for torch as soon as it is loaded, and a test that loads trl loads it."""
+    monkeypatch.setitem(warm._set_by_libraries, "TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    env = {**os.environ, "SHOULD_BE_WARM": "1", "TORCHINDUCTOR_CACHE_DIR": "/somewhere"}
+    assert warm.run([sys.executable, str(script)], env=env).returncode == 0
+    env["TORCHINDUCTOR_CACHE_DIR"] = "/elsewhere"
+    assert "not loaded before" in warm.run([sys.executable, str(script)], env=env).stderr
+
+
 def test_a_command_that_does_not_end_is_killed(script):
     with pytest.raises(subprocess.TimeoutExpired):
         warm.run([sys.executable, str(script), "wait"], env={**os.environ, "SHOULD_BE_WARM": "1"}, timeout=1)
