@@ -4,6 +4,7 @@
 #   bash benchmarks/all.sh cold_start generate    these parts
 #   bash benchmarks/all.sh --skip tools prepare   all but these
 # Parts: cold_start  --help of every stage                     1 minute
+#        chain       the verse chain by stage: what it cost    as long as runs/poems.sh takes, unless it has run
 #        generate    backends of stage 60, a pipeline          10 minutes; vLLM where runs/setup_vllm.sh has put it
 #        sft         stage 20 against trl sft                  15 minutes
 #        tools       the same against LLaMA-Factory, ms-swift  40 minutes, and two environments of 3 GB each
@@ -11,12 +12,11 @@
 #        dpo         stage 40 against trl dpo                  15 minutes
 #        grpo        a step of stage 50 against trl's trainer  10 minutes
 #        prepare     stage 11 at full size and three times it  15 minutes, 7 GB of disk
-#        chain       the verse chain by stage: what it cost    as long as runs/poems.sh takes, unless it has run
 # Nothing else should run beside it. ROUNDS=1 is quicker and says less. QUICK=--quick takes the short chain.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../runs/setup.sh"
 
-parts=(cold_start generate sft tools real_base dpo grpo prepare chain) chosen=() skipped=" "
+parts=(cold_start chain generate sft tools real_base dpo grpo prepare) chosen=() skipped=" "
 skipping=false
 for word in "$@"; do
   if [ "$word" = --skip ]; then skipping=true; continue; fi
@@ -35,7 +35,7 @@ merged=checkpoints/$run/sft_merged
 verse() {  # the rows that most parts read
   [ -f processed_data/poems/sft_train.jsonl ] || python scripts/10_prepare_poems.py
 }
-model() {  # what generates: the merged model of the chain, else the base
+model() {  # what generates: the merged model of the chain, so that part comes first; else the base
   if [ -d "$merged" ]; then echo "$merged"; else echo data/tiny_qwen3; fi
 }
 environment() {  # environment NAME PACKAGE: pins of its own, so a place of its own; our torch first, else CUDA's comes
@@ -45,6 +45,7 @@ environment() {  # environment NAME PACKAGE: pins of its own, so a place of its 
     "${pip[@]}" "$2"
 }
 cold_start() { python benchmarks/cold_start.py --rounds "$rounds"; }
+chain() { bash runs/poems.sh $quick && python benchmarks/chain.py --run "$run"; }
 generate() {
   local ways=(pipeline hf)
   if python -c 'import vllm' 2>/dev/null; then ways+=("vllm bare" vllm); fi
@@ -64,7 +65,6 @@ real_base() {
 dpo() { verse && python benchmarks/dpo_throughput.py --rounds "$rounds"; }
 grpo() { verse && python benchmarks/grpo_step.py --model "$(model)" --rounds "$rounds"; }
 prepare() { python benchmarks/prepare_weibo.py --sizes 1 3; }
-chain() { bash runs/poems.sh $quick && python benchmarks/chain.py --run "$run"; }
 
 python benchmarks/machine.py | tee "$into/machine.md"
 failed=()
