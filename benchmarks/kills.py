@@ -24,6 +24,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +112,6 @@ MADE = {
     "scores": ("70",),
 }
 TIMES = ("seconds", "runtime", "per_second", "wall", "time")
-LIBRARIES = ["torch", "trl", "peft", "accelerate", "datasets", "transformers", "trl.trainer.sft_trainer"]
-LIBRARIES += [
-    "trl.trainer.dpo_trainer",
-    "trl.trainer.grpo_trainer",
-    "trl.trainer.reward_trainer",
-    "trl.experimental.kto",
-]
-LIBRARIES += ["transformers.models.qwen3.modeling_qwen3", "numpy", "scipy.stats"]
 
 
 def command(number: str, *more: str) -> list[str]:
@@ -238,6 +232,19 @@ def kill_when(process: subprocess.Popen, moment: Callable[[], bool], how: int = 
     return False
 
 
+def forking() -> BaseContext:
+    """Starts processes that are forked from one that has imported preload.py."""
+    context, path = multiprocessing.get_context("forkserver"), os.environ.get("PYTHONPATH")
+    context.set_forkserver_preload(["preload"])
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Python 3.11 does not hand sys.path on to that process
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ.update({"PYTHONPATH": path} if path else {})
+    return context
+
+
 class Forked:
     """A stage in a process forked from one that has imported the libraries; used as a Popen is.
 
@@ -247,9 +254,7 @@ class Forked:
     def __init__(self, words: list[str], folder: Path, said: str = "said.txt", more: dict[str, str] | None = None):
         self.said = folder / said
         os.environ.update(environment())
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LIBRARIES)
-        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder, said, more or {}))
+        self.process = forking().Process(target=run_in_this_process, args=(words[1:], folder, said, more or {}))
         self.process.start()
 
     @property

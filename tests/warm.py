@@ -9,7 +9,6 @@ variables that libraries read while they are loaded.
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import os
 import runpy
@@ -22,10 +21,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-LIBRARIES = ("datasets", "sklearn.metrics", "transformers.models.qwen3.modeling_qwen3", "transformers.trainer")
-LIBRARIES += ("peft", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "trl.trainer.grpo_trainer")
+PRELOAD = Path(__file__).resolve().parents[1] / "benchmarks" / "preload.py"
 # beginnings of variables that are read while a library is loaded
-READ_EARLY = ("ACCELERATE", "CUDA", "HF_", "LD_", "MKL", "OMP", "OPENBLAS", "PYTHON", "TORCH", "TRANSFORMERS")
+READ_EARLY = ("ACCELERATE", "CUDA", "HF_", "LD_", "MKL", "MPL", "OMP", "OPENBLAS", "PYTHON", "TORCH", "TRANSFORMERS")
 
 _at_start = {**os.environ, "HF_HUB_OFFLINE": "1"}  # before a library has added to it
 _server: subprocess.Popen | None = None
@@ -40,9 +38,14 @@ def read_early(environment: dict[str, str]) -> dict[str, str]:
 
 
 def run(
-    command: list[str], cwd: Path | str | None = None, env: dict[str, str] | None = None, timeout: float = 600
+    command: list[str],
+    cwd: Path | str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 600,
+    typed: str = "",
 ) -> subprocess.CompletedProcess:
-    """`command` is the interpreter, a script and its words. Raises subprocess.TimeoutExpired."""
+    """`command` is the interpreter, a script and its words; `typed` stands on its standard input. Raises
+    subprocess.TimeoutExpired."""
     global _server
     command, env = list(map(str, command)), dict(os.environ if env is None else env)
     if _server is None:
@@ -51,15 +54,15 @@ def run(
         told = next(line for line in _server.stdout if line.startswith("{"))  # a library may print while it is loaded
         _set_by_libraries.update(json.loads(told))
     if command[0] != sys.executable or not command[1].endswith(".py") or read_early(env) != read_early(_at_start):
-        return subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=timeout
-        )
+        words = {"input": typed, "capture_output": True, "text": True, "encoding": "utf-8"}
+        return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, **words)
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder) / name for name in ("stdout", "stderr")]
+        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_text(typed, encoding="utf-8")
         request = {"words": command[1:], "cwd": str(cwd or os.getcwd()), "env": env, "streams": list(map(str, streams))}
         print(json.dumps([timeout, request]), file=_server.stdin, flush=True)
         code, was_late = json.loads(_server.stdout.readline())
-        texts = [path.read_text(encoding="utf-8") for path in streams]
+        texts = [path.read_text(encoding="utf-8") for path in streams[1:]]
     if was_late:
         raise subprocess.TimeoutExpired(command, timeout, *texts)
     return subprocess.CompletedProcess(command, code, *texts)
@@ -67,10 +70,11 @@ def run(
 
 def become(words: list[str], cwd: str, env: dict[str, str], streams: list[str]) -> None:
     """Make of this process what a fresh interpreter with these words would be."""
-    for number, path in enumerate((os.devnull, *streams)):
+    for number, path in enumerate(streams):
         target = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(target, number)
         os.close(target)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)  # without what was read ahead of the requests
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -124,8 +128,7 @@ def finish(script: str) -> NoReturn:
 
 if __name__ == "__main__":
     before = dict(os.environ)
-    for library in LIBRARIES:
-        importlib.import_module(library)
+    runpy.run_path(str(PRELOAD))
     print(json.dumps(dict(os.environ.items() - before.items())), flush=True)
     if chosen := serve():
         finish(chosen[0])

@@ -8,8 +8,10 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+import warm
 from common.evaluation.compare_page import card, write_page
 from common.jsonl import write_jsonl
+from conftest import stage_command
 from test_chat_browser import chromium  # noqa: F401 (a fixture)
 
 PAYLOAD = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>白日依山尽"
@@ -29,10 +31,6 @@ def opened(chromium, path, width=1400, scheme="light"):  # noqa: F811
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """Two runs over three prompts, as stages 70 and 72 write them."""
-    import subprocess
-
-    from conftest import stage_command
-
     folder = tmp_path_factory.mktemp("report")
     texts = {"base": (PAYLOAD, POEM[:-2], "山"), "sft": (POEM, POEM, PAYLOAD)}
     for name, answers in texts.items():
@@ -46,9 +44,9 @@ def report(tmp_path_factory):
             rows.append(row | {"meta": {"form": "五言绝句", "themes": ["登临"]}})
         write_jsonl(folder / "generations" / f"{name}.jsonl", rows)
     words = ("--generations", folder / "generations", "--output-dir", folder / "scores", "--nll-model", "")
-    subprocess.run(stage_command("70_score.py", *words), check=True)
+    warm.run(stage_command("70_score.py", *words)).check_returncode()
     words = ("--generations", folder / "generations", "--scores", folder / "scores", "--checkpoints", folder)
-    subprocess.run(stage_command("72_compare.py", *words, "--output", folder / "compare"), check=True)
+    warm.run(stage_command("72_compare.py", *words, "--output", folder / "compare")).check_returncode()
     return (folder / "compare.html").as_uri()
 
 

@@ -43,6 +43,7 @@ class Server:
             found = re.search(r"listening on (http://\S+)", self.output)
             assert found or self.process.poll() is None, self.output
             self.url = found[1] if found else ""
+            time.sleep(0.05)
         self.port = int(self.url.rpartition(":")[2])
 
     @property

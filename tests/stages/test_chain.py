@@ -391,9 +391,7 @@ def test_one_prompt_and_typed_prompts(merged):
     )
     assert done.stdout.count("[stop, ") + done.stdout.count("[length, ") == 2
     command = stage_command("60_generate.py", "--model", merged, "--interactive")
-    typed = subprocess.run(
-        command, input="写一首七言绝句\n\n", env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8"
-    )
+    typed = warm.run(command, env=ENVIRONMENT, typed="写一首七言绝句\n\n")
     assert typed.returncode == 0 and "tokens]" in typed.stdout
 
 

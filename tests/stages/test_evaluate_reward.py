@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
 
+import warm
 from common.evaluation.baselines import bag_of_characters_baseline, correctness, length_baseline, tfidf_classifier
 from common.evaluation.calibration import calibration_error, chance_error, reliability
 from common.evaluation.reward_card import group_items, headline, name_groups, rank_correlation, ranking, verdict
@@ -313,10 +314,7 @@ GIVEN = (
 def evaluate(folder, *words, check: bool = True) -> subprocess.CompletedProcess:
     """The real command line, from a folder outside the repo."""
     command = [sys.executable, str(SCRIPTS / "32_evaluate_reward.py"), *GIVEN, *map(str, words)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+    done = warm.run(command, cwd=folder, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
     assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
 

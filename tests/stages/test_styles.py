@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import test_sft_ways as sft_ways
+import warm
 from common.settings import UserError
 from conftest import ROOT, SCRIPTS
 from test_chain import record_of, rows_of, stage
@@ -438,7 +439,6 @@ def test_predictions_depend_on_neither_batch_nor_padding_side(classifier, prepar
 
 def test_text_file_and_standard_input_give_the_same_answer(classifier, few, tmp_path):
     import os
-    import subprocess
     import sys
 
     rows = rows_of(few[1])[:3]
@@ -453,8 +453,8 @@ def test_text_file_and_standard_input_give_the_same_answer(classifier, few, tmp_
 
     lines = "".join(row["input"].replace("\n", "\\n") + "\n" for row in rows)
     command = [sys.executable, str(SCRIPTS / "61_classify_style.py"), *map(str, words)]
-    done = subprocess.run(command, input=lines.encode(), capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    typed = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    done = warm.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, typed=lines)
+    typed = [json.loads(line) for line in done.stdout.splitlines()]
     one = json.loads(stage("61_classify_style.py", *words, "--text", rows[0]["input"]).stdout)
     for row, other in [*zip(results, typed, strict=True), (results[0], one)]:
         assert other["predicted_label"] == row["predicted_label"]

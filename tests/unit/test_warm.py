@@ -13,6 +13,8 @@ import atexit, os, sys, threading, time
 assert "torch" in sys.modules or not os.environ["SHOULD_BE_WARM"], "not loaded before"
 print(sys.argv[1:], os.getcwd(), os.environ.get("COLOUR"), sys.path[0], __name__)
 print("to stderr", file=sys.stderr)
+if "type" in sys.argv:
+    print(sys.stdin.readline(), input(), sys.stdin.read())
 if "late" in sys.argv:  # what an interpreter still does at its end
     atexit.register(print, "registered")
     threading.Thread(target=lambda: (time.sleep(0.2), print("from a thread"))).start()
@@ -38,14 +40,13 @@ def script(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("words", [[], ["three"], ["fail"], ["die"], ["late"], ["interrupt"], ["words"]])
+@pytest.mark.parametrize("words", [[], ["three"], ["fail"], ["die"], ["late"], ["interrupt"], ["words"], ["type"]])
 def test_a_fork_says_and_returns_what_a_fresh_interpreter_does(script, tmp_path, words):
     command = [sys.executable, str(script), "押韵", *words]
     env = {**os.environ, "COLOUR": "red"}
-    forked = warm.run(command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": "1"})
-    fresh = subprocess.run(
-        command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": ""}, capture_output=True, text=True, encoding="utf-8"
-    )
+    forked = warm.run(command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": "1"}, typed="山\n水\n月")
+    words = {"input": "山\n水\n月", "capture_output": True, "text": True, "encoding": "utf-8"}
+    fresh = subprocess.run(command, cwd=tmp_path, env=env | {"SHOULD_BE_WARM": ""}, **words)
     assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
     assert forked.stderr.splitlines()[:1] == fresh.stderr.splitlines()[:1]
     assert forked.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
