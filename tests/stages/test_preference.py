@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import warm
-from conftest import ROOT, stage_command, start_and_kill
+from conftest import ROOT, stage_command
 
 BASE = ROOT / "data" / "tiny_qwen3"
 SHORT_LORA = ["--lora-r", 8, "--lora-alpha", 16, "--report-to", "none", "--dtype", "float32"]
@@ -444,15 +444,6 @@ def test_dpo_warns_where_both_sides_fall(data, tmp_path):
     figures = record_of(tmp_path / "dpo")["figures"]
     assert figures["chosen_logps_change"] < 0 and figures["rejected_logps_change"] < 0
     assert "both became less likely" in done.stdout
-
-
-def test_dpo_goes_on_after_a_kill_to_the_same_loss(dpo, data, tmp_path):
-    output = tmp_path / "dpo"
-    command = stage_command("40_train_dpo.py", *dpo_words(data, output))
-    start_and_kill(command, tmp_path, (output / "checkpoint-8" / "trainer_state.json").exists)
-    assert record_of(output)["status"] == "running"
-    stage("40_train_dpo.py", *dpo_words(data, output))
-    assert record_of(output)["figures"]["eval_loss"] == pytest.approx(record_of(dpo)["figures"]["eval_loss"], abs=1e-4)
 
 
 def test_a_pair_with_equal_sides_is_named_with_its_line(data, tmp_path):

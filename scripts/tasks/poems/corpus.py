@@ -11,17 +11,16 @@ import lzma
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
-from common.jsonl import DataError, read_array, read_bytes
+from common.jsonl import SURROGATE, DataError, read_array, read_bytes
 from common.preflight.finding import Finding
 from common.settings import UserError
 from tasks import text_metrics
 from tasks.poems.prosody import FORM_OF_SHAPE, split_lines, to_simplified
 from tasks.text_metrics import NOT_HAN, han_only, runs
 
-SURROGATE = re.compile("[\ud800-\udfff]")
 SHARED_RUN = 10  # two poems that share this many consecutive characters are near-copies of each other
 
 
@@ -38,7 +37,7 @@ class Poem:
     form: str  # a key of prosody.FORMS; below full cleaning the nearest one by line count and length
     source: str  # "<file or folder>#<index>", for messages
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The characters alone: identity for duplicates, splits and near-copies."""
         return han_only(self.text)
@@ -86,7 +85,7 @@ def _record_fault(record: dict) -> str:
     texts = [*paragraphs, *(record.get(name) or "" for name in ("title", "author"))]
     if not all(isinstance(text, str) for text in texts):
         return "title or author is not a string"
-    return "a lone surrogate, half of a character" if any(map(SURROGATE.search, texts)) else ""
+    return "a lone surrogate, half of a character" if SURROGATE.search("".join(texts)) else ""
 
 
 # what basic cleaning removes from inside a text, and what it cannot fix and so drops, each with the reason reported
