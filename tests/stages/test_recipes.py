@@ -80,6 +80,13 @@ def test_a_ctrl_c_that_a_stage_did_not_see_ends_the_recipe():
     assert done.returncode == 130 and "next" not in done.stdout
 
 
+def test_what_stages_import_is_kept_compiled_where_the_machine_says_not_to():
+    lines = "source runs/setup.sh; python -c 'import sys; print(sys.dont_write_bytecode)'"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["bash", "-c", lines], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_no_line_of_a_recipe_is_longer_than_120_characters():
     for path in sorted((ROOT / "runs").iterdir()):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
