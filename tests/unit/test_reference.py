@@ -89,3 +89,16 @@ def test_a_classifier_is_kept_with_its_tables_and_first_labels(tmp_path, referen
     page = (tmp_path / "results/reference/styles/README.md").read_text(encoding="utf-8")
     assert "| accuracy | .9 |" in page and page.count("| 能退吗？ 能\\|行 | 售后 | 0.750 |") == 2
     assert "`classified/` has every text" in page
+
+
+def test_every_commit_and_device_of_a_run_is_named(tmp_path, reference):
+    """A chain that was taken up again, and a stage that ran outside a clone."""
+    finished_run(tmp_path, "poems", 0.5)
+    sources = {"early": ("2026-11-25", "an H200", {"commit": "fedcba9876"}), "late": ("2026-11-27", "cpu", None)}
+    for name, (day, device, git) in sources.items():
+        record = {"started": f"{day}T10:00:00+00:00", "device": device, "git": git}
+        (tmp_path / "checkpoints/poems" / name).mkdir()
+        write_json(tmp_path / "checkpoints/poems" / name / "run.json", record)
+    reference.main(reference.Settings(job="poems"))
+    page = (tmp_path / "results/reference/poems/README.md").read_text(encoding="utf-8")
+    assert "`bash runs/poems.sh` at commit fedcba98, 01234567, unknown, an H200, cpu, 2026-11-26." in page
