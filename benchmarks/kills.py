@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -232,19 +232,6 @@ def kill_when(process: subprocess.Popen, moment: Callable[[], bool], how: int = 
     return False
 
 
-def forking() -> BaseContext:
-    """Starts processes that are forked from one that has imported preload.py."""
-    context, path = multiprocessing.get_context("forkserver"), os.environ.get("PYTHONPATH")
-    context.set_forkserver_preload(["preload"])
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Python 3.11 does not hand sys.path on to that process
-    try:
-        forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        os.environ.update({"PYTHONPATH": path} if path else {})
-    return context
-
-
 class Forked:
     """A stage in a process forked from one that has imported the libraries; used as a Popen is.
 
@@ -254,7 +241,11 @@ class Forked:
     def __init__(self, words: list[str], folder: Path, said: str = "said.txt", more: dict[str, str] | None = None):
         self.said = folder / said
         os.environ.update(environment())
-        self.process = forking().Process(target=run_in_this_process, args=(words[1:], folder, said, more or {}))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["preload"])
+        with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # Python 3.11 does not hand sys.path on
+            forkserver.ensure_running()
+        self.process = context.Process(target=run_in_this_process, args=(words[1:], folder, said, more or {}))
         self.process.start()
 
     @property

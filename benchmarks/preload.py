@@ -16,4 +16,4 @@ for library in LIBRARIES:
     importlib.import_module(library)
 importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen3")
 gc.collect()
-gc.freeze()  # a fork does not look through all of it at each collection
+gc.freeze()  # the garbage collector of a fork then leaves the libraries out

@@ -28,5 +28,5 @@ if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
 fi
 install requirements.txt
 export TOKENIZERS_PARALLELISM=false
-# Images set it. As pip compiles nothing here, every start of a stage would compile all that it imports: ten seconds.
+# Many container images set it. As pip compiles nothing above, each start of a stage would compile all that it imports.
 unset PYTHONDONTWRITEBYTECODE

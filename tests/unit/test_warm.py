@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import kills
 import pytest
 
 import warm
@@ -50,6 +51,12 @@ def test_a_fork_says_and_returns_what_a_fresh_interpreter_does(script, tmp_path,
     assert (forked.returncode, forked.stdout) == (fresh.returncode, fresh.stdout)
     assert forked.stderr.splitlines()[:1] == fresh.stderr.splitlines()[:1]
     assert forked.stderr.splitlines()[-1:] == fresh.stderr.splitlines()[-1:]
+
+
+def test_a_fork_of_the_kills_is_warm_too(script, tmp_path):
+    """multiprocessing says nothing where preload.py is not found."""
+    process = kills.Forked([sys.executable, str(script), "three"], tmp_path, more={"SHOULD_BE_WARM": "1"})
+    assert process.wait() == 3, process.text()
 
 
 def test_a_variable_that_libraries_read_early_starts_a_fresh_interpreter(script):
